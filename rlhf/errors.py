@@ -1,0 +1,56 @@
+"""Errors a user or an operator can meet. Every one says what was found, what was expected and what to do.
+
+Each child is also the standard library's error of its kind, and pickles, because it crosses processes.
+"""
+
+
+class RlhfError(Exception):
+    """The root of every error this package raises on purpose; the CLI prints it without a traceback."""
+
+
+class ConfigError(RlhfError, ValueError):
+    """A recipe, an override or a combination of keys that cannot be run."""
+
+
+class DataError(RlhfError, ValueError):
+    """A prompt source, a row or a template that cannot be used."""
+
+
+class ModelError(RlhfError, ValueError):
+    """A model folder, tokenizer or architecture that cannot be used."""
+
+
+class LoadError(RlhfError, ImportError):
+    """A `module:attribute` that does not exist or has the wrong shape."""
+
+
+class RewardError(RlhfError, RuntimeError):
+    """Rewards failed (were not gradable) more often than the recipe allows."""
+
+
+class SyncError(RlhfError, RuntimeError):
+    """The engine does not hold the weights the learner published; training on would be silently off-policy."""
+
+
+class EngineError(RlhfError, RuntimeError):
+    """A rollout engine died or answered with something impossible."""
+
+
+class LearnerError(RlhfError, RuntimeError):
+    """A learner rank died or produced a non-finite update."""
+
+
+class DeadlineError(RlhfError, TimeoutError):
+    """A call across processes missed its deadline; names the actor, the call and how long it waited."""
+
+
+class CheckpointError(RlhfError, RuntimeError):
+    """A checkpoint that is incomplete or belongs to another model or recipe."""
+
+
+class PlacementError(RlhfError, RuntimeError):
+    """The machine or cluster cannot hold what the recipe asks for."""
+
+
+class DependencyError(RlhfError, ImportError):
+    """An optional package that the recipe needs is not installed; says which extra brings it."""

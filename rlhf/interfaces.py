@@ -1,0 +1,163 @@
+"""What the parts promise each other. Protocols, not base classes; the contract suites enforce them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlhf.types import Completion, Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlhf.batch import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """`len(seeds)` samples of one prompt; they share its prefill. Sample i is drawn with seeds[i]."""
+
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    seeds: tuple[int, ...]
+
+
+class RolloutEngine(Protocol):
+    """All engines of a run behind one door: tokens in, tokens out. Calls made in one tick are submitted together."""
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """One Completion per seed, in seed order."""
+
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+        """[engine][sequence][T-1]: log-probability (temperature 1, full vocabulary) of each token after the first."""
+
+    async def pause(self) -> None:
+        """Stop decoding; requests in flight keep their place."""
+
+    async def resume(self) -> None:
+        """Go on decoding."""
+
+    async def sleep(self) -> None:
+        """Free the device (colocated placement)."""
+
+    async def wake(self) -> None:
+        """Take the device back."""
+
+    async def close(self) -> None:
+        """End every process of the engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, dtype name ('float32') and shape of one published tensor, in Hugging Face naming."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateMetrics:
+    """What one learner update reports, already reduced over ranks and micro-batches."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    forward_backward_s: float = 0.0
+    optimizer_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """A micro-batch's share of the optimizer batch's loss, and sums for metrics (name -> (numerator, denominator)).
+
+    Numerators and denominators are added over micro-batches, ranks and mini-batches, then divided. An entry whose
+    name ends in `_max` is reduced by max instead and not divided (its quantity is >= 0; no token gives 0). An entry
+    whose denominators add up to 0 saw no token and is left out. Every call gives the same names in the same order.
+    """
+
+    loss: "Tensor"
+    sums: Mapping[str, "tuple[Tensor, Tensor]"] = field(default_factory=dict)
+
+
+LossFunction = Callable[["Tensor", "Tensor | None", "Batch"], LossOutput]
+"""(logprobs [N] with grad, 0 where not trained; entropy [N] or None; batch) -> LossOutput. Sums, never means."""
+
+
+class Learner(Protocol):
+    """All learner ranks behind one door. It does not know the algorithm."""
+
+    @property
+    def version(self) -> int:
+        """Number of optimizer batches (loop steps) this learner's weights have seen."""
+
+    async def update(self, minibatches: Sequence["Batch"], loss: LossFunction) -> UpdateMetrics:
+        """One optimizer step per mini-batch, in order. Advantages and loss_weights must be filled in."""
+
+    async def logprobs(self, batch: "Batch", *, reference: bool = False) -> "Tensor":
+        """[N] log-probabilities under the current (or the frozen reference) weights; 0 where not trained."""
+
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """[sequence][T-1], as RolloutEngine.probe."""
+
+    async def save(self, folder: str) -> None:
+        """Model, optimizer, schedule and RNG into `folder` (torch DCP)."""
+
+    async def load(self, folder: str) -> None:
+        """Restore what `save` wrote, at any number of ranks."""
+
+    async def export(self, folder: str) -> None:
+        """A Hugging Face folder that vLLM and transformers load."""
+
+    async def close(self) -> None:
+        """End every rank."""
+
+
+class WeightSender(Protocol):
+    """The learner side of a transfer. One object per rank, made there, kept for the run."""
+
+    def send(self, weights: Iterable["tuple[str, Tensor]"], version: int) -> Mapping[str, Any] | None:
+        """Every rank iterates `weights` (a collective); rank 0 returns the engines' update info, others None."""
+
+    def release(self) -> None:
+        """Free what `send` made. Called when every engine has finished, or has failed."""
+
+
+SenderFactory = Callable[[int, Sequence[TensorSpec]], WeightSender]
+"""(rank, what will be sent) -> that rank's sender. Pickled to the ranks."""
+
+
+class WeightSync(Protocol):
+    """Moves the learner's weights into every engine, and proves it."""
+
+    async def publish(self, version: int) -> Mapping[str, float]:
+        """Put version `version` live in every engine, verified; returns metrics. Raises SyncError with the cause."""
+
+
+class Reward(Protocol):
+    """The composed rewards of a recipe, run in killable workers."""
+
+    async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
+        """One result per trajectory, in order."""
+
+    async def close(self) -> None:
+        """End every worker."""
+
+
+class Scorer(Protocol):
+    """A served reward model."""
+
+    async def score(self, messages: Sequence[Mapping[str, str]], images: Sequence[str] = ()) -> float:
+        """A scalar preference score."""
+
+
+class Placement(Protocol):
+    """Who holds the device when."""
+
+    def training(self) -> AbstractAsyncContextManager[None]:
+        """Entered around packing and the update. Colocated: the engine sleeps inside. Split: nothing happens."""
+
+
+class RolloutFunction(Protocol):
+    """Makes the trajectories of one prompt (single turn now; an environment's episode later)."""
+
+    async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
+        """One Trajectory per seed, in order, not yet scored."""

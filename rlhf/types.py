@@ -1,0 +1,169 @@
+"""The vocabulary: what a prompt, a completion, a trajectory and a group are. No torch here.
+
+Index convention: element t of a per-token field speaks about token t itself
+(its log-probability was computed from tokens before t). The shift happens once, in `learner/forward.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length"]
+Outcome = Literal["ok", "wrong", "unparsable", "limit", "not_applicable", "timeout", "error"]
+NOT_SAMPLED = -1
+"""Weight version of a token that no engine sampled (prompt, tool output)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One chat message."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One task to be solved: where it came from, what is asked, what is right.
+
+    `id` is unique within its source and stable across runs. `reference` is the gold answer,
+    `columns` every other field of the row (rewards and environments ask for them by name).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError(f"prompt {self.id!r} has no messages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the engine draws tokens. Log-probabilities are always those of this processed distribution."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine returned for one sample: exactly the ids it sampled.
+
+    token_ids, logprobs (nats, of the processed sampling distribution) and versions
+    (weight version that sampled each token) all have length [T]. The stop token, if any, is included.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        _same_length(token_ids=self.token_ids, logprobs=self.logprobs, versions=self.versions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One contiguous token sequence as an engine saw it = one training row.
+
+    All fields have length [T]. `loss_mask` is True only where an engine sampled the token;
+    elsewhere rollout_logprobs is 0.0 and versions is NOT_SAMPLED.
+    """
+
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    rollout_logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _same_length(
+            token_ids=self.token_ids,
+            loss_mask=self.loss_mask,
+            rollout_logprobs=self.rollout_logprobs,
+            versions=self.versions,
+        )
+        if any(m != (v != NOT_SAMPLED) for m, v in zip(self.loss_mask, self.versions, strict=True)):
+            raise ValueError("segment: loss_mask and versions disagree about which tokens were sampled")
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of tokens that an engine sampled."""
+        return sum(self.loss_mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A message and where its tokens lie: `segments[segment].token_ids[start:stop]`."""
+
+    message: Message
+    segment: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardResult:
+    """The verdict on one trajectory. `value` None means: not gradable, left out of the baseline; never a silent 0."""
+
+    value: float | None
+    outcome: Outcome = "ok"
+    parts: Mapping[str, float] = field(default_factory=dict)
+    detail: Mapping[str, str | float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One attempt at a prompt: token-exact segments, readable turns, how it ended, its reward once scored."""
+
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+    stop: FinishReason
+    sample_index: int
+    seed: int
+    reward: RewardResult | None = None
+
+    @property
+    def completion(self) -> str:
+        """Text of the last assistant turn: what rewards grade."""
+        return next((t.message.content for t in reversed(self.turns) if t.message.role == "assistant"), "")
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of tokens sampled over all segments."""
+        return sum(segment.num_sampled for segment in self.segments)
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest weight version that sampled any token of this trajectory."""
+        return min((v for s in self.segments for v in s.versions if v != NOT_SAMPLED), default=NOT_SAMPLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryGroup:
+    """All attempts at one prompt that share a baseline. `index` is its place in admission order."""
+
+    index: int
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest weight version that sampled any token of the group."""
+        versions = [t.oldest_version for t in self.trajectories if t.oldest_version != NOT_SAMPLED]
+        return min(versions, default=NOT_SAMPLED)
+
+
+def _same_length(**fields: tuple[Any, ...]) -> None:
+    lengths = {name: len(value) for name, value in fields.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"per-token fields must have one length, found {lengths}")

@@ -1,0 +1,62 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlhf.batch import Batch
+from tests.unit.algorithms.ragged import ragged
+
+
+def rows_of(batch: Batch, row: int) -> dict[str, list]:
+    """Everything a batch says about one row, by a loop."""
+    places = [t for t in range(batch.num_tokens) if batch.segment_ids[t] == row]
+    said = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor) and item.name != "segment_ids":
+            per_row = item.name in ("rewards", "group_ids", "truncated", "trajectory_ids")
+            said[item.name] = [str(value[i].item()) for i in ([row] if per_row else places)]
+    return said
+
+
+@given(seed=st.integers(0, 10_000), picks=st.lists(st.integers(0, 8), max_size=12))
+def test_select_rows_carries_every_field_of_every_picked_row(seed, picks):
+    batch = ragged(seed)
+    chosen = batch.select_rows(torch.tensor(picks, dtype=torch.int64))
+    assert chosen.num_rows == len(picks)
+    assert [rows_of(chosen, i) for i in range(len(picks))] == [rows_of(batch, row) for row in picks]
+    assert chosen.temperature == batch.temperature
+
+
+@given(seed=st.integers(0, 10_000))
+def test_token_index_says_where_the_selected_tokens_came_from(seed):
+    batch = ragged(seed)
+    rows = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(batch.tokens[batch.token_index(rows)], batch.select_rows(rows).tokens)
+
+
+def test_row_lengths_and_row_sampled_count_empty_rows():
+    batch = ragged(3)
+    ids, mask = batch.segment_ids.tolist(), batch.loss_mask.tolist()
+    assert batch.row_lengths().tolist() == [ids.count(row) for row in range(batch.num_rows)]
+    sampled = [sum(m for i, m in zip(ids, mask, strict=True) if i == row) for row in range(batch.num_rows)]
+    assert batch.row_sampled().tolist() == sampled
+    assert 0 in sampled
+
+
+def test_to_moves_every_tensor():
+    moved = ragged(3).to("meta")
+    tensors = [v for f in fields(moved) if isinstance(v := getattr(moved, f.name), Tensor)]
+    assert all(t.device.type == "meta" for t in tensors)
+    assert len(tensors) == 14
+
+
+def test_shapes_and_dtypes_are_checked_under_pytest():
+    batch = ragged(3)
+    with pytest.raises(Exception, match="loss_mask"):
+        replace(batch, loss_mask=batch.loss_mask[:-1])
+    with pytest.raises(Exception, match="rewards"):
+        replace(batch, rewards=batch.rewards.long())
