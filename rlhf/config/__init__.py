@@ -1,0 +1,1 @@
+"""Recipes: the schema and how a YAML becomes it. Loads without torch."""

@@ -1,0 +1,341 @@
+"""Every key of a recipe, with its default and its meaning. A recipe holds only what differs from here.
+
+Units are in the names: `_s` seconds, `num_` counts, `max_tokens` tokens, staleness in weight versions.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters through peft; the base stays frozen and serves as the reference."""
+
+    rank: PositiveInt = 16
+    alpha: Positive = 32.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class ModelConfig(Section):
+    """What is trained."""
+
+    path: str | None = None
+    """A Hugging Face folder or hub name."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face config (with `model_type`) to initialise at random instead of loading."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: the model's. `characters` makes one of single characters,
+    `characters+tags` one that also has <think>, </think>, <answer> and </answer>."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute type of learner and engine. Master weights and optimizer state are always float32."""
+    lora: LoraConfig | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if (self.path is None) == (self.config is None):
+            raise ValueError(
+                "model: give exactly one of model.path (load) and model.config (random initialisation)"
+            )
+        return self
+
+
+class SourceConfig(Section):
+    """Where prompts come from. Exactly one of file, dataset, generator."""
+
+    file: str | None = None
+    """A .jsonl or .parquet file, or a folder of them, or a `datasets` folder written by save_to_disk."""
+    dataset: str | None = None
+    """A hub data set, `name` or `name:config`."""
+    generator: str | None = None
+    """`module:attribute`: a function (seed=, size=, **kwargs) -> rows."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the generator."""
+    split: str = "train"
+    """Split of a `datasets` source."""
+    mapper: str | None = None
+    """`module:attribute`: row -> row, before the columns are read (returns None to leave a row out)."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Rename columns: {prompt: question, reference: answer}."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+    seed: int = 0
+    """Seed of a generator."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SourceConfig":
+        given = [name for name in ("file", "dataset", "generator") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of file, dataset, generator; found {given or 'none'}")
+        return self
+
+
+class RewardConfig(Section):
+    """One reward function and how it counts."""
+
+    use: str
+    """`module:attribute` or `file.py:attribute`."""
+    weight: float = 1.0
+    limit_s: Positive = 5.0
+    """Deadline per sample; the worker's process group is killed when it passes."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    when: dict[str, Any] = Field(default_factory=dict)
+    """Apply only to prompts whose columns have these values."""
+    gate: bool = False
+    """Multiply the total by (value > 0) instead of adding."""
+    optional: bool = False
+    """A failure leaves this part out for the whole group instead of voiding the sample."""
+
+
+class TaskConfig(Section):
+    """What is asked and how it is judged."""
+
+    train: SourceConfig
+    heldout: SourceConfig | None = None
+    """Prompts for evaluation; never trained on."""
+    template: str = "chat"
+    """`chat` (the tokenizer's chat template) or a plain template with {prompt}, for example 'Q: {prompt}\\nA: '."""
+    system_prompt: str | None = None
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    needs_reference: bool = True
+    """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
+    reward_workers: PositiveInt = 2
+    max_ungradable: Fraction = 0.05
+    """Stop the run when a larger share of the last 200 samples was not gradable."""
+
+
+class AlgorithmConfig(Section):
+    """A named bundle from the catalogue and what is overridden in it (None: the bundle's value)."""
+
+    name: str = "grpo"
+    clip_low: Positive | None = None
+    clip_high: Positive | None = None
+    aggregation: str | None = None
+    loss_normaliser: Positive | None = None
+    """The constant C of `seq_mean_token_sum_norm`."""
+    kl_coef: NonNegative | None = None
+    """Weight of the KL term to the frozen reference; above 0 the reference is held and evaluated."""
+    kl_estimator: str | None = None
+    entropy_coef: float | None = None
+    correction: Literal["none", "token_tis"] | None = None
+    """Importance weight for learner/engine mismatch and staleness."""
+    correction_cap: Positive | None = None
+    mask_truncated: bool | None = None
+    """Leave truncated rows out of the loss (they stay in the baseline)."""
+
+
+class SamplingConfig(Section):
+    """How training trajectories are drawn."""
+
+    max_prompt_tokens: PositiveInt = 512
+    """A longer prompt is refused at load (counted, named)."""
+    max_tokens: PositiveInt = 1024
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    """0: off."""
+
+
+class ScheduleConfig(Section):
+    """How much, and how far generation may run ahead."""
+
+    num_steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 32
+    samples_per_prompt: PositiveInt = 8
+    minibatches: PositiveInt = 1
+    """Optimizer steps per loop step."""
+    max_staleness: Count = 0
+    """0 synchronous, 1 one-step-off, k asynchronous: no token is trained more than k weight versions late."""
+    drop_zero_variance: bool = False
+    """Discard groups whose rewards are all equal and roll out another prompt (DAPO's dynamic sampling)."""
+    max_discarded: Fraction = 0.9
+    """Stop when a larger share of the last groups was discarded."""
+
+
+class LearnerConfig(Section):
+    """The FSDP2 ranks and the optimizer."""
+
+    num_ranks: PositiveInt = 1
+    lr: Positive = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive | None = 1.0
+    warmup_steps: Count = 0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_ratio: Fraction = 0.0
+    """Final learning rate as a share of `lr` (linear, cosine)."""
+    microbatch_tokens: PositiveInt = 8192
+    """Most tokens a rank holds in one forward pass; a longer single row is refused at load."""
+    logprob_chunk: PositiveInt = 2048
+    """Tokens whose logits exist at one time."""
+    activation_checkpointing: bool = False
+    threads: PositiveInt = 1
+    """CPU threads per rank."""
+
+
+class EngineConfig(Section):
+    """The rollout engines."""
+
+    kind: Literal["auto", "vllm", "hf", "scripted"] = "auto"
+    """auto: vllm where it is installed, else hf (one line says so)."""
+    num_engines: PositiveInt = 1
+    tensor_parallel: PositiveInt = 1
+    max_sequences: PositiveInt = 256
+    """Sequences decoded at the same time in one engine."""
+    kv_cache_mb: PositiveInt | None = None
+    """KV cache of one engine; default on a GPU: what `gpu_memory_fraction` leaves, on a CPU: 512."""
+    gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    compile: bool = False
+    """False: vLLM's eager mode."""
+    threads: PositiveInt = 1
+    """CPU threads per engine."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of vLLM's AsyncEngineArgs."""
+
+
+class SyncConfig(Section):
+    """How weights reach the engines."""
+
+    kind: Literal["auto", "cpu", "nccl", "ipc", "disk"] = "auto"
+    """auto: cpu without a GPU, ipc when colocated, else nccl."""
+    probe_every: PositiveInt = 1
+    """Verify every n-th sync by log-probabilities (the first always)."""
+    tolerance: Positive | None = None
+    """Largest log-probability gap of a good sync; default 1e-3 in float32, 0.3 in bfloat16."""
+
+
+class PlacementConfig(Section):
+    """Where things run."""
+
+    kind: Literal["split", "colocated"] = "split"
+    """split: learner and engines side by side. colocated: they take turns on the same devices or cores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: str | None = None
+    """A running Ray cluster ('auto' or host:port); default: start a local one."""
+    num_cpus: PositiveInt | None = None
+    """Cores of a local Ray; default: what the process may use."""
+
+
+class EvalConfig(Section):
+    """Evaluation on `task.heldout`."""
+
+    every: Count = 10
+    """Steps between evaluations (also before the first and after the last step); 0: never."""
+    num_prompts: PositiveInt = 256
+    num_samples: PositiveInt = 1
+    temperature: NonNegative = 0.0
+    max_tokens: PositiveInt | None = None
+    """Default: sampling.max_tokens."""
+
+
+class CheckpointConfig(Section):
+    """What a crash costs."""
+
+    every: Count = 50
+    """Steps between checkpoints (always one at the end); 0: only at the end."""
+    keep: PositiveInt = 2
+    """Checkpoints kept, newest first."""
+    export: bool = True
+    """Write a Hugging Face folder at the end."""
+
+
+class TelemetryConfig(Section):
+    """What is written down."""
+
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Beside metrics.jsonl, which is always written."""
+    project: str = "rlhf"
+    """Project name for trackers."""
+    samples_per_step: Count = 16
+    """Trajectories per step kept for the report."""
+    live: bool = True
+    """Draw a live view when the terminal can show one."""
+
+
+class TimeoutConfig(Section):
+    """Deadlines of the waits across processes, in seconds."""
+
+    start_s: Positive = 600.0
+    """Start of an actor (loading a large model takes minutes)."""
+    generate_s: Positive = 1800.0
+    """One group, from submission to its last token."""
+    update_s: Positive = 1800.0
+    """One learner call."""
+    sync_s: Positive = 300.0
+    """One weight transfer with its probe."""
+
+
+class SftConfig(Section):
+    """A cold start before RL: supervised fine-tuning through TRL in a process of its own."""
+
+    source: SourceConfig
+    """Rows with a prompt and a `completion`."""
+    num_steps: PositiveInt = 100
+    batch_size: PositiveInt = 64
+    lr: Positive = 1e-4
+    warmup_steps: Count = 0
+    max_length: PositiveInt = 1024
+    """Longer rows are refused, never cut."""
+    packing: bool = False
+    threads: PositiveInt | None = None
+    """Default: every core the process may use."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str
+    seed: int = 0
+    run_dir: str | None = None
+    """Default: runs/<name>."""
+    model: ModelConfig
+    sft: SftConfig | None = None
+    task: TaskConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    learner: LearnerConfig = LearnerConfig()
+    engine: EngineConfig = EngineConfig()
+    sync: SyncConfig = SyncConfig()
+    placement: PlacementConfig = PlacementConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "Recipe":
+        if self.placement.kind == "colocated" and self.schedule.max_staleness > 0:
+            raise ValueError(
+                f"schedule.max_staleness is {self.schedule.max_staleness} but placement.kind is colocated: "
+                "colocated runs are synchronous. Set schedule.max_staleness: 0, or give the engine its own cores "
+                "or GPUs (placement.kind: split)."
+            )
+        longest = self.sampling.max_prompt_tokens + self.sampling.max_tokens
+        if longest > self.learner.microbatch_tokens:
+            raise ValueError(
+                f"sampling.max_prompt_tokens + sampling.max_tokens is {longest} but learner.microbatch_tokens is "
+                f"{self.learner.microbatch_tokens}: one row must fit in a micro-batch. Raise the last or lower "
+                "the first two."
+            )
+        if self.schedule.prompts_per_step % self.schedule.minibatches:
+            raise ValueError(
+                f"schedule.prompts_per_step ({self.schedule.prompts_per_step}) is not a multiple of "
+                f"schedule.minibatches ({self.schedule.minibatches})."
+            )
+        return self

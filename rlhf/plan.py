@@ -1,0 +1,159 @@
+"""What a recipe amounts to: derived sizes and a memory estimate, before anything starts."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.algorithms.catalogue import resolve
+from rlhf.config.schema import Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """What an estimate needs to know of a model."""
+
+    parameters: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    source: str
+    """Where the numbers come from, for the reader."""
+
+
+def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
+    """(what, how much) lines: the arithmetic that batch sizes, slots and memory follow from."""
+    s, learner, sampling = recipe.schedule, recipe.learner, recipe.sampling
+    sequences = s.prompts_per_step * s.samples_per_prompt
+    row = sampling.max_prompt_tokens + sampling.max_tokens
+    per_minibatch = sequences // s.minibatches
+    at_most = -(-per_minibatch * row // (learner.microbatch_tokens * learner.num_ranks))
+    algorithm = resolve(recipe.algorithm, max_tokens=sampling.max_tokens)
+    lines = [
+        ("steps", f"{s.num_steps}"),
+        (
+            "sequences per step",
+            f"{s.prompts_per_step} prompts x {s.samples_per_prompt} samples = {sequences}",
+        ),
+        ("optimizer steps per step", f"{s.minibatches} mini-batches of {per_minibatch} sequences"),
+        (
+            "micro-batches per rank",
+            f"at most {at_most} per mini-batch ({learner.num_ranks} ranks, {learner.microbatch_tokens} tokens each, "
+            f"rows up to {row} tokens)",
+        ),
+        (
+            "admission slots",
+            f"({s.max_staleness} + 1) x {s.prompts_per_step} = {(s.max_staleness + 1) * s.prompts_per_step} groups",
+        ),
+        ("staleness bound", f"no token is trained more than {s.max_staleness} weight versions late"),
+        ("algorithm", f"{algorithm}"),
+        ("rewards", ", ".join(f"{r.weight:g} x {r.use}" for r in recipe.task.rewards)),
+        ("learner", f"{learner.num_ranks} FSDP2 ranks, {recipe.model.dtype} compute, float32 master weights"),
+        (
+            "engines",
+            f"{recipe.engine.num_engines} x {recipe.engine.kind} (tensor parallel {recipe.engine.tensor_parallel}), "
+            f"{recipe.engine.max_sequences} sequences at a time, placement {recipe.placement.kind}",
+        ),
+    ]
+    return lines + _memory(recipe, needs_reference=algorithm.needs_reference)
+
+
+def model_size(recipe: Recipe) -> ModelSize | None:
+    """The size of the recipe's model, from its config or, failing that, its name; None if neither tells."""
+    config = recipe.model.config
+    if config is None:
+        assert recipe.model.path is not None
+        file = Path(recipe.model.path) / "config.json"
+        if not file.is_file():
+            return _from_name(recipe.model.path)
+        config = json.loads(file.read_text())
+    return _from_config(config)
+
+
+def _from_config(config: dict[str, Any]) -> ModelSize:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
+    built = AutoConfig.for_model(config["model_type"], **settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(built)
+    return ModelSize(
+        parameters=sum(p.numel() for p in model.parameters()),
+        hidden=int(built.hidden_size),
+        layers=int(built.num_hidden_layers),
+        vocabulary=int(built.vocab_size),
+        source="the model's config",
+    )
+
+
+def _from_name(name: str) -> ModelSize | None:
+    """Sizes of a dense model of the named class, from its parameter count: 12 h^2 parameters a layer, h/128 layers."""
+    found = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
+    if found is None:
+        return None
+    parameters = int(float(found[1]) * (1e9 if found[2] == "b" else 1e6))
+    hidden = round((parameters / 12 * 128) ** (1 / 3) / 64) * 64
+    return ModelSize(
+        parameters=parameters,
+        hidden=hidden,
+        layers=max(hidden // 128, 1),
+        vocabulary=151_936,
+        source="the model's name (its config is not on this machine)",
+    )
+
+
+def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
+    size = model_size(recipe)
+    if size is None:
+        return [
+            (
+                "memory estimate",
+                "unknown: the model's config is not on this machine and its name gives no size",
+            )
+        ]
+    width = _BYTES[recipe.model.dtype]
+    ranks = recipe.learner.num_ranks
+    trained = size.parameters if recipe.model.lora is None else _lora_parameters(recipe, size)
+    state = (4 * size.parameters + 12 * trained) / ranks
+    reference = width * size.parameters / ranks if needs_reference and recipe.model.lora is None else 0
+    tokens = recipe.learner.microbatch_tokens
+    per_layer = 2 if recipe.learner.activation_checkpointing else 34
+    activations = tokens * size.hidden * width * (per_layer / 2 * size.layers + 17)
+    logits = recipe.learner.logprob_chunk * size.vocabulary * 4 * 3
+    weights = width * size.parameters / recipe.engine.tensor_parallel
+    cache = recipe.engine.kv_cache_mb
+    rank_total = state + reference + activations + logits
+    return [
+        (
+            "parameters",
+            f"{size.parameters / 1e6:,.1f} M ({trained / 1e6:,.1f} M trained), from {size.source}",
+        ),
+        (
+            "memory per learner rank",
+            f"about {_gib(rank_total)} (weights, gradients, AdamW {_gib(state)}; reference {_gib(reference)}; "
+            f"activations up to {_gib(activations)}; logits {_gib(logits)})",
+        ),
+        (
+            "memory per engine GPU",
+            f"about {_gib(weights)} of weights + KV cache "
+            + (
+                f"{cache} MB"
+                if cache
+                else f"(what engine.gpu_memory_fraction = {recipe.engine.gpu_memory_fraction} leaves)"
+            ),
+        ),
+    ]
+
+
+def _lora_parameters(recipe: Recipe, size: ModelSize) -> int:
+    assert recipe.model.lora is not None
+    # Seven linear layers of a decoder block: about 18 x hidden in + out features together.
+    return recipe.model.lora.rank * size.layers * 18 * size.hidden
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes < 10 * 2**30 else f"{num_bytes / 2**30:.0f} GiB"
