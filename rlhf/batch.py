@@ -1,0 +1,92 @@
+"""Packed tensors: rows laid end to end, no padding. Made by data/packing, read by algorithms and learner.
+
+N tokens, B rows (segments). Element t of a per-token field speaks about token t.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The rows of one optimizer step (or of a slice of it: a micro-batch is a Batch, too).
+
+    A field that is None has not been filled in by its annotator yet.
+    """
+
+    tokens: Int[Tensor, " N"]
+    positions: Int[Tensor, " N"]
+    """Place of each token in its row, from 0."""
+    segment_ids: Int[Tensor, " N"]
+    """Row of each token, 0..B-1, non-decreasing."""
+    loss_mask: Bool[Tensor, " N"]
+    rollout_logprobs: Float[Tensor, " N"]
+    versions: Int[Tensor, " N"]
+    """Weight version that sampled each token; -1 where none did."""
+    rewards: Float[Tensor, " B"]
+    """NaN where the reward was not gradable."""
+    group_ids: Int[Tensor, " B"]
+    truncated: Bool[Tensor, " B"]
+    """True where the engine stopped at the token limit."""
+    trajectory_ids: Int[Tensor, " B"] | None = None
+    """Trajectory of each row; None: every row is one. Its rows share reward, group and truncation."""
+    temperature: float = 1.0
+    """Logits are divided by this before every log-probability, as the engine did."""
+    advantages: Float[Tensor, " N"] | None = None
+    loss_weights: Float[Tensor, " N"] | None = None
+    """W of the aggregation, computed once on the whole optimizer batch; loss = sum(W * token loss)."""
+    old_logprobs: Float[Tensor, " N"] | None = None
+    """Learner, before the update. None while one update follows each batch: then old = current, detached."""
+    ref_logprobs: Float[Tensor, " N"] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return int(self.tokens.numel())
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return int(self.rewards.numel())
+
+    def row_lengths(self) -> Int[Tensor, " B"]:
+        """Tokens in each row."""
+        return torch.bincount(self.segment_ids, minlength=self.num_rows)
+
+    def row_sampled(self) -> Int[Tensor, " B"]:
+        """Trained tokens in each row: L_i."""
+        return torch.bincount(self.segment_ids[self.loss_mask], minlength=self.num_rows)
+
+    def token_index(self, rows: Int[Tensor, " R"]) -> Int[Tensor, " M"]:
+        """Places in [0, N) of the tokens of `rows`, row after row in that order."""
+        lengths = self.row_lengths()
+        starts = torch.cumsum(lengths, 0) - lengths
+        picked = lengths[rows]
+        offsets = torch.cumsum(picked, 0) - picked
+        places = torch.arange(int(picked.sum()), device=rows.device)
+        return places + torch.repeat_interleave(starts[rows] - offsets, picked)
+
+    def select_rows(self, rows: Int[Tensor, " R"]) -> "Batch":
+        """The batch made of `rows` in that order. Weights and advantages travel with their tokens."""
+        index = self.token_index(rows)
+        changed = {n: t[rows] if n in _PER_ROW else t[index] for n, t in self._tensors()}
+        order = torch.arange(rows.numel(), device=rows.device)
+        changed["segment_ids"] = torch.repeat_interleave(order, self.row_lengths()[rows])
+        return replace(self, **changed)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        moved = {name: value.to(device) for name, value in self._tensors()}
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                yield item.name, value

@@ -1,0 +1,1 @@
+"""Prompts: where they come from, how rows become them, in which order they are handed out."""

@@ -1,0 +1,45 @@
+"""A tokenizer of single characters, for tiny models that learn on a laptop."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf.errors import ModelError
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
+"""Printable ASCII and the newline, in id order after the three special tokens."""
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+KINDS: Mapping[str, tuple[str, ...]] = {"characters": (), "characters+tags": TAGS}
+"""What `model.tokenizer` may say instead of a folder -> tags that are one token each (half the tokens)."""
+
+
+def write_character_tokenizer(folder: str | Path, *, tags: Sequence[str] = (), vocabulary_size: int) -> None:
+    """Write a Hugging Face tokenizer folder: <pad> 0, <eos> 1, <unk> 2, then the characters, then the tags.
+
+    decode(encode(text)) == text for every text over CHARACTERS; any other character becomes <unk>,
+    which the renderer refuses. Raises ModelError when the model's vocabulary is too small.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = [PAD, EOS, UNKNOWN, *CHARACTERS, *tags]
+    if vocabulary_size < len(names):
+        raise ModelError(
+            f"model.config.vocab_size is {vocabulary_size}, but this model.tokenizer "
+            f"needs {len(names)} or more."
+        )
+    core = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in (PAD, EOS, UNKNOWN)]
+    )
+    core.add_tokens([AddedToken(name, special=False, normalized=False) for name in tags])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(str(folder))

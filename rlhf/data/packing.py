@@ -1,0 +1,158 @@
+"""Groups to tensors, a step to optimizer batches, an optimizer batch to ranks and micro-batches.
+
+Everything here is deterministic and moves whole rows: every row lands in exactly one place.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlhf.batch import Batch
+from rlhf.errors import DataError, RewardError
+from rlhf.types import Trajectory, TrajectoryGroup
+
+ATTENTION_TOKENS = 16_384
+"""Row length at which attention costs about as much as everything else (12 hidden sizes of a 1.5 B model)."""
+
+
+def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
+    """One row per segment, in group order, token for token as the engine saw them.
+
+    `group_ids` are places in `groups`. Raises RewardError for a trajectory without a score or with one that
+    is not finite, DataError for images, which are not packed yet.
+    """
+    trajectories = [t for group in groups for t in group.trajectories]
+    num_samples = [len(group.trajectories) for group in groups]
+    num_segments = [len(t.segments) for t in trajectories]
+    segments = [segment for t in trajectories for segment in t.segments]
+    if any(segment.images for segment in segments):
+        raise DataError("a segment holds images, which are not packed yet: use text-only prompts")
+    lengths = np.fromiter((len(s.token_ids) for s in segments), np.int64, len(segments))
+    num_tokens = int(lengths.sum())
+    starts = np.cumsum(lengths) - lengths
+
+    def per_token(values: Iterable[Sequence[Any]], dtype: type) -> Tensor:
+        return torch.from_numpy(np.fromiter(chain.from_iterable(values), dtype, num_tokens))
+
+    def per_row(values: Sequence[Any], dtype: type) -> Tensor:
+        return torch.from_numpy(np.repeat(np.asarray(values, dtype), num_segments))
+
+    return Batch(
+        tokens=per_token((s.token_ids for s in segments), np.int64),
+        positions=torch.from_numpy(np.arange(num_tokens) - np.repeat(starts, lengths)),
+        segment_ids=torch.from_numpy(np.repeat(np.arange(len(segments)), lengths)),
+        loss_mask=per_token((s.loss_mask for s in segments), np.bool_),
+        rollout_logprobs=per_token((s.rollout_logprobs for s in segments), np.float32),
+        versions=per_token((s.versions for s in segments), np.int64),
+        rewards=per_row([_reward(t) for t in trajectories], np.float32),
+        group_ids=per_row(np.repeat(np.arange(len(groups)), num_samples).tolist(), np.int64),
+        truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
+        trajectory_ids=per_row(range(len(trajectories)), np.int64),
+        temperature=temperature,
+    )
+
+
+def split_minibatches(batch: Batch, num_minibatches: int, *, seed: int | None = None) -> list[Batch]:
+    """Optimizer batches of equally many whole groups, in the step's order, or shuffled by `seed`.
+
+    Raises DataError when the groups cannot be shared out equally.
+    """
+    if num_minibatches == 1:
+        return [batch]
+    group_ids = batch.group_ids.numpy()
+    _, first, group = np.unique(group_ids, return_index=True, return_inverse=True)
+    num_groups = len(first)
+    if num_groups == 0 or num_groups % num_minibatches:
+        raise DataError(
+            f"{num_groups} groups cannot be split into {num_minibatches} equal mini-batches: make "
+            "schedule.prompts_per_step a multiple of schedule.minibatches."
+        )
+    order = np.argsort(first)
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+    place = np.empty(num_groups, dtype=np.int64)
+    place[order] = np.arange(num_groups)
+    minibatch_of_row = (place // (num_groups // num_minibatches))[group]
+    rows_of = [np.flatnonzero(minibatch_of_row == i) for i in range(num_minibatches)]
+    if seed is not None:
+        rows_of = [rows[np.argsort(place[group[rows]], kind="stable")] for rows in rows_of]
+    return [batch.select_rows(torch.from_numpy(rows)) for rows in rows_of]
+
+
+def split_microbatches(batch: Batch, *, ranks: int, budget_tokens: int) -> list[list[Batch]]:
+    """[rank][micro]: the batches of `plan_microbatches`; some may be empty."""
+    plan = plan_microbatches(batch, ranks=ranks, budget_tokens=budget_tokens)
+    return [[batch.select_rows(rows) for rows in share] for share in plan]
+
+
+def plan_microbatches(batch: Batch, *, ranks: int, budget_tokens: int) -> list[list[Tensor]]:
+    """[rank][micro]: the rows of each micro-batch, longest first; every row once.
+
+    Every rank gets equally many micro-batches (empty ones if need be), of like cost at the same place, each
+    of at most `budget_tokens` tokens: the fewest into which the longest-first greedy fits. Raises DataError
+    for a row that exceeds the budget.
+    """
+    lengths = batch.row_lengths().numpy()
+    bins = _balanced_bins(lengths, multiple=ranks, budget_tokens=budget_tokens)
+    bins.sort(key=lambda rows: -_cost(lengths[rows]).sum())
+    # Bins of like cost run at the same time; the order turns, so that no rank always gets the largest.
+    rounds = [bins[i : i + ranks] for i in range(0, len(bins), ranks)]
+    turned = [r if i % 2 == 0 else r[::-1] for i, r in enumerate(rounds)]
+    return [[torch.tensor(r[rank], dtype=torch.int64) for r in turned] for rank in range(ranks)]
+
+
+def _balanced_bins(lengths: NDArray[np.int64], *, multiple: int, budget_tokens: int) -> list[list[int]]:
+    """Rows of each bin: a multiple of `multiple` bins, each within the budget, of nearly equal cost."""
+    longest = int(lengths.max(initial=0))
+    if longest > budget_tokens:
+        raise DataError(
+            f"a row has {longest} tokens but learner.microbatch_tokens is {budget_tokens}: raise it, "
+            "or lower sampling.max_tokens."
+        )
+    # So many rows are longer than 1 / (j + 1) of the budget, and at most j of those fit into one bin.
+    crowded = [float((lengths > budget_tokens / (j + 1)).sum()) / j for j in range(1, 9)]
+    least = max([float(lengths.sum()) / budget_tokens, *crowded])
+    num_bins = multiple * max(1, math.ceil(least / multiple))
+    while (bins := _fill(lengths, num_bins, budget_tokens=budget_tokens)) is None:
+        num_bins += multiple
+    return bins
+
+
+def _fill(lengths: NDArray[np.int64], num_bins: int, *, budget_tokens: int) -> list[list[int]] | None:
+    """Longest row first into the bin of least cost; None where that breaks the budget."""
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    tokens = [0] * num_bins
+    loads = [(0.0, chosen) for chosen in range(num_bins)]
+    length_of, cost_of = lengths.tolist(), _cost(lengths).tolist()
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        load, chosen = loads[0]
+        tokens[chosen] += length_of[row]
+        if tokens[chosen] > budget_tokens:
+            return None
+        bins[chosen].append(row)
+        heapq.heapreplace(loads, (load + cost_of[row], chosen))
+    return bins
+
+
+def _cost(lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Work of a row: linear in its tokens, plus attention over itself."""
+    return lengths * (1 + lengths / ATTENTION_TOKENS)
+
+
+def _reward(trajectory: Trajectory) -> float:
+    if trajectory.reward is None:
+        raise RewardError(f"sample {trajectory.sample_index} was not scored: score its group before packing")
+    value = trajectory.reward.value
+    if value is not None and not math.isfinite(value):
+        raise RewardError(
+            f"sample {trajectory.sample_index} has reward {value}: a reward is a finite number, "
+            "or None where it could not be graded."
+        )
+    return math.nan if value is None else value

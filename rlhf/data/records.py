@@ -1,0 +1,97 @@
+"""Turn a row of any accepted style (plain, TRL, verl) into a Prompt."""
+
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from rlhf.errors import DataError
+from rlhf.types import Message, Prompt, Role
+
+REFERENCE_COLUMNS = ("reference", "answer", "solution", "ground_truth")
+"""Where the gold answer is looked for, in this order; then in verl's `reward_model.ground_truth`."""
+CONSUMED_COLUMNS = frozenset({"prompt", "id", "images"})
+
+
+def parse_row(row: Mapping[str, Any], *, location: str, columns: Mapping[str, str], key: str) -> Prompt:
+    """The Prompt of a row; `columns` renames first (ours -> the row's).
+
+    Every column but prompt, id and images stays readable in `Prompt.columns`.
+    Raises DataError naming the row, the column, what was found and what was expected.
+    """
+    where = f"{key}: row {location}"
+    row = _rename(row, columns, where=where, key=key)
+    if row.get("prompt") is None:
+        raise DataError(
+            f"{where} has no `prompt`; its columns are {sorted(row)}. "
+            f"Name the right one with {key}.columns: {{prompt: ...}}."
+        )
+    return Prompt(
+        id=_identity(row, default=location),
+        messages=_messages(row["prompt"], where=where),
+        reference=_reference(row),
+        columns={name: value for name, value in row.items() if name not in CONSUMED_COLUMNS},
+        images=_images(row.get("images"), where=where),
+    )
+
+
+def _rename(row: Mapping[str, Any], columns: Mapping[str, str], *, where: str, key: str) -> Mapping[str, Any]:
+    renamed = {name: value for name, value in row.items() if name not in columns.values()}
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            near = get_close_matches(theirs, row, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(
+                f"{where} has no column {theirs!r} ({key}.columns.{ours}); it has {sorted(row)}.{hint}"
+            )
+        renamed[ours] = row[theirs]
+    return renamed
+
+
+def _identity(row: Mapping[str, Any], *, default: str) -> str:
+    extra = row.get("extra_info")
+    found = row.get("id", extra.get("id") if isinstance(extra, Mapping) else None)
+    return default if found is None else str(found)
+
+
+def _messages(prompt: Any, *, where: str) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError(f"{where}: `prompt` is empty, expected text.")
+        return (Message(role="user", content=prompt),)
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise DataError(f"{where}: `prompt` is {prompt!r:.80}, expected text or a list of messages.")
+    messages = tuple(_message(item, where=f"{where}, prompt[{index}]") for index, item in enumerate(prompt))
+    if messages[-1].role == "assistant":
+        raise DataError(
+            f"{where}: the last message of `prompt` is the assistant's, expected the user's or a tool's."
+        )
+    return messages
+
+
+def _message(item: Any, *, where: str) -> Message:
+    if not isinstance(item, Mapping) or not isinstance(item.get("content"), str):
+        raise DataError(f"{where} is {item!r:.80}, expected {{role: ..., content: text}}.")
+    if item.get("role") not in get_args(Role):
+        raise DataError(
+            f"{where} has role {item.get('role')!r}, expected one of {', '.join(get_args(Role))}."
+        )
+    return Message(role=item["role"], content=item["content"])
+
+
+def _reference(row: Mapping[str, Any]) -> str | None:
+    candidates = [row.get(name) for name in REFERENCE_COLUMNS]
+    model = row.get("reward_model")
+    candidates.append(model.get("ground_truth") if isinstance(model, Mapping) else None)
+    found = next((value for value in candidates if value is not None), None)
+    if found is None or isinstance(found, str):
+        return found or None
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _images(images: Any, *, where: str) -> tuple[str, ...]:
+    if images is None:
+        return ()
+    if isinstance(images, str) or not all(isinstance(image, str) for image in images):
+        raise DataError(f"{where}: `images` is {images!r:.80}, expected a list of paths or addresses.")
+    return tuple(images)

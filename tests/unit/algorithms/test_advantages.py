@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.algorithms.advantages import group_advantages, group_relative
+from tests.unit.algorithms import reference
+from tests.unit.algorithms.ragged import ragged
+
+NAN = float("nan")
+seeds = st.integers(0, 10_000)
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@given(seed=seeds, normalise=st.booleans())
+def test_group_relative_agrees_with_the_slow_reference(seed, normalise):
+    batch = ragged(seed)
+    expected = torch.tensor(reference.token_advantages(batch, normalise=normalise), dtype=torch.float64)
+    torch.testing.assert_close(group_relative(batch, normalise=normalise), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_group_advantages_of_a_hand_worked_group():
+    rewards, groups = f64(1, 0, 0, 0), torch.tensor([4, 4, 4, 4])
+    by_std = group_advantages(rewards, groups, normalise=True)
+    assert by_std.tolist() == pytest.approx([0.75 / 0.500001] + [-0.25 / 0.500001] * 3, abs=1e-12)
+    assert group_advantages(rewards, groups, normalise=False).tolist() == [0.75, -0.25, -0.25, -0.25]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rewards", [[0.1, 0.1, 0.1], [0.1 + 0.2, 0.3, 0.3], [1e6, 1e6], [0.0, 0.0]])
+def test_group_advantages_of_equal_rewards_are_exact_zeros(dtype, rewards):
+    ids = torch.zeros(len(rewards), dtype=torch.int64)
+    for normalise in (True, False):
+        result = group_advantages(torch.tensor(rewards, dtype=dtype), ids, normalise=normalise)
+        assert result.tolist() == [0.0] * len(rewards)
+
+
+def test_group_advantages_of_a_group_of_one_are_zero():
+    result = group_advantages(f64(5, 1, 0), torch.tensor([0, 1, 1]), normalise=False)
+    assert result.tolist() == [0.0, 0.5, -0.5]
+
+
+def test_group_advantages_leave_unscorable_rewards_out_of_the_baseline():
+    result = group_advantages(f64(1, NAN, 0, NAN, 3), torch.tensor([0, 0, 0, 1, 1]), normalise=False)
+    assert result.tolist() == [0.5, 0.0, -0.5, 0.0, 0.0]
+
+
+def test_group_advantages_of_nothing_are_nothing():
+    assert group_advantages(f64(), torch.zeros(0, dtype=torch.int64), normalise=True).tolist() == []
+
+
+@given(seed=seeds)
+def test_group_advantages_go_by_id_not_by_position(seed):
+    g = torch.Generator().manual_seed(seed)
+    rewards, groups = torch.rand(12, generator=g).double(), torch.randint(0, 4, (12,), generator=g)
+    order = torch.randperm(12, generator=g)
+    straight = group_advantages(rewards, groups, normalise=True)[order]
+    torch.testing.assert_close(group_advantages(rewards[order], groups[order] * -5, normalise=True), straight)
+
+
+@given(seed=seeds)
+def test_group_advantages_sum_to_zero_with_unit_std(seed):
+    g = torch.Generator().manual_seed(seed)
+    result = group_advantages(torch.rand(8, generator=g), torch.zeros(8, dtype=torch.int64), normalise=True)
+    assert result.sum().item() == pytest.approx(0, abs=1e-9)
+    assert math.sqrt(sum(a * a for a in result.tolist()) / 7) == pytest.approx(1, abs=1e-4)
+
+
+@given(seed=seeds, normalise=st.booleans())
+def test_group_relative_is_unchanged_by_the_order_of_rows(seed, normalise):
+    batch = ragged(seed)
+    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    permuted = group_relative(batch.select_rows(order), normalise=normalise)
+    torch.testing.assert_close(permuted, group_relative(batch, normalise=normalise)[batch.token_index(order)])

@@ -1,0 +1,119 @@
+import json
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rlhf.config.schema import SourceConfig
+from rlhf.data.sources import read_rows
+from rlhf.errors import DataError
+
+ROWS = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(5)]
+
+
+def count_up(seed, size=3, step=1):
+    return [{"prompt": str(seed + step * i)} for i in range(size)]
+
+
+def only_even(row):
+    return row if int(row["answer"]) % 2 == 0 else None
+
+
+def misspelt(row):
+    return {"prompt": row["question"]}
+
+
+def read(**source):
+    return list(read_rows(SourceConfig(**source), key="task.train"))
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    return file
+
+
+def test_jsonl_rows_carry_their_place(jsonl):
+    assert read(file=str(jsonl)) == [(f"train.jsonl:{i}", row) for i, row in enumerate(ROWS)]
+
+
+def test_parquet_rows_equal_the_jsonl_rows(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    assert [row for _, row in read(file=str(tmp_path / "a.parquet"))] == ROWS
+
+
+def test_folder_reads_its_files_in_name_order(tmp_path, jsonl):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    assert [place for place, _ in read(file=str(tmp_path))][4:6] == ["a.parquet:4", "train.jsonl:0"]
+
+
+@pytest.mark.parametrize("with_splits", [False, True])
+def test_saved_data_set_is_read(tmp_path, with_splits):
+    data = datasets.Dataset.from_list(ROWS)
+    (datasets.DatasetDict(train=data) if with_splits else data).save_to_disk(str(tmp_path / "saved"))
+    assert read(file=str(tmp_path / "saved"))[2] == ("saved:2", ROWS[2])
+
+
+def test_saved_data_set_names_its_splits(tmp_path):
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"task\.train\.split: .* has no split 'test', it has \['train'\]"):
+        read(file=str(tmp_path / "saved"), split="test")
+
+
+def test_generator_gets_seed_size_and_kwargs():
+    source = {"generator": f"{__file__}:count_up", "seed": 10, "kwargs": {"step": 2}}
+    assert [row["prompt"] for _, row in read(**source)] == ["10", "12", "14"]
+    assert len(read(**source, limit=2)) == 2
+
+
+def test_mapper_leaves_rows_out_and_places_stay(jsonl):
+    assert [place for place, _ in read(file=str(jsonl), mapper=f"{__file__}:only_even")] == [
+        "train.jsonl:1",
+        "train.jsonl:3",
+    ]
+
+
+def test_limit_counts_mapped_rows(jsonl):
+    assert len(read(file=str(jsonl), mapper=f"{__file__}:only_even", limit=1)) == 1
+
+
+def test_failing_mapper_names_the_row(jsonl):
+    with pytest.raises(DataError, match=r"misspelt on row train\.jsonl:0 raised KeyError: 'question'"):
+        read(file=str(jsonl), mapper=f"{__file__}:misspelt")
+
+
+def test_malformed_line_is_named(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "1"}\n{"prompt": \n')
+    with pytest.raises(DataError, match=r"task\.train\.file: .*bad\.jsonl line 2 is not JSON"):
+        read(file=str(tmp_path / "bad.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.jsonl", "", r"empty\.jsonl' ?is empty|empty\.jsonl is empty"),
+        ("list.jsonl", "[1, 2]\n", r"row list\.jsonl:0 is a list, expected a mapping"),
+        ("data.csv", "a,b", r"ends in '\.csv', expected one of \.jsonl, \.parquet"),
+        ("bad.parquet", "nothing", "not a readable Parquet file"),
+    ],
+)
+def test_unusable_file_is_named(tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=says):
+        read(file=str(tmp_path / name))
+
+
+def test_missing_file_and_empty_folder_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"task\.train\.file: there is no file or folder 'nowhere\.jsonl'"):
+        read(file="nowhere.jsonl")
+    with pytest.raises(DataError, match=r"holds no \.jsonl or \.parquet"):
+        read(file=str(tmp_path))
+
+
+def test_generator_with_wrong_arguments_is_named():
+    with pytest.raises(
+        DataError, match=r"task\.train\.generator: .*count_up.*unexpected keyword argument 'stride'"
+    ):
+        read(generator=f"{__file__}:count_up", kwargs={"stride": 2})
