@@ -1,0 +1,1 @@
+"""The FSDP2 learner: one object per rank, real collectives on any device, blind to the algorithm."""

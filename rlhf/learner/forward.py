@@ -1,0 +1,176 @@
+"""From packed tokens to log-probabilities. The one place where targets are shifted against inputs."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from rlhf.batch import Batch
+from rlhf.learner.attention import Packing, build_packing
+
+EntropyMode = Literal["none", "metric", "gradient"]
+"""Whether entropy is computed, and whether gradients flow through it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What one forward pass needs, on the device. M trained tokens out of N."""
+
+    tokens: Tensor
+    positions: Tensor
+    packing: Packing
+    trained: Tensor
+    """[M]: index of each trained token; it is predicted at the index before."""
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """Per-token results [N], zero where not trained; entropy None when it was not asked for."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+class PackedPolicy(nn.Module):
+    """A causal language model whose forward ends in log-probabilities of the trained tokens.
+
+    The root FSDP module: head and embeddings are gathered while its forward runs.
+    """
+
+    def __init__(self, model: PreTrainedModel, chunk: int) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+
+    def forward(self, inputs: Inputs, entropy: EntropyMode) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [M] and entropies [M] of the trained tokens, in float32 nats."""
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        hidden = decoder(
+            input_ids=inputs.tokens[None],
+            position_ids=inputs.positions[None],
+            use_cache=False,
+            packing=inputs.packing,
+        ).last_hidden_state[0]
+        before = hidden.index_select(0, inputs.trained - 1)
+        settings = _HeadSettings(inputs.tokens[inputs.trained], inputs.temperature, self.chunk, entropy)
+        return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def prepare(batch: Batch) -> Inputs:
+    """The inputs of a batch, which may be empty: then one token stands in, so that collectives still run."""
+    device = batch.tokens.device
+    if batch.num_tokens == 0:
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        packing, tokens, positions, trained = build_packing([1], device), zero, zero, zero[:0]
+    else:
+        packing = build_packing(batch.row_lengths().tolist(), device)
+        tokens, positions = batch.tokens, batch.positions
+        # The first token of a row has nothing before it that could predict it.
+        trained = torch.nonzero(batch.loss_mask & (positions > 0)).flatten()
+    return Inputs(
+        tokens=tokens, positions=positions, packing=packing, trained=trained, temperature=batch.temperature
+    )
+
+
+def score_tokens(policy: nn.Module, batch: Batch, entropy: EntropyMode) -> TokenScores:
+    """Run the policy on a batch already on its device; element t is about token t itself."""
+    inputs = prepare(batch)
+    logprobs, entropies = policy(inputs, entropy)
+    size = batch.num_tokens
+    return TokenScores(
+        logprobs=_spread(logprobs, inputs.trained, size),
+        entropy=None if entropies is None else _spread(entropies, inputs.trained, size),
+    )
+
+
+def _spread(values: Tensor, index: Tensor, size: int) -> Tensor:
+    return values.new_zeros(size).index_copy(0, index, values)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadSettings:
+    targets: Tensor
+    temperature: float
+    chunk: int
+    entropy: EntropyMode
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """The output head, `chunk` rows at a time; backward computes the logits again instead of keeping them.
+
+    With z the logits over temperature, p their softmax and H = -sum p log p:
+    d logprob / dz = onehot - p, and dH / dz = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: _HeadSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        entropy = None if settings.entropy == "none" else torch.empty_like(logprobs)
+        for part in _parts(hidden.shape[0], settings.chunk):
+            log_p = _log_softmax(hidden[part], weight, bias, settings.temperature)
+            logprobs[part] = log_p.gather(1, settings.targets[part, None])[:, 0]
+            if entropy is not None:
+                entropy[part] = -(log_p.exp() * log_p).sum(1)
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        if settings.entropy == "metric":
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        settings: _HeadSettings = ctx.settings
+        d_hidden = torch.empty_like(hidden)
+        trains_weight, trains_bias = ctx.needs_input_grad[1:3]
+        # fp32: many chunks are added up.
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if trains_bias else None
+        for part in _parts(hidden.shape[0], settings.chunk):
+            log_p = _log_softmax(hidden[part], weight, bias, settings.temperature)
+            d_logits = _d_logits(
+                log_p, settings.targets[part], _take(d_logprobs, part), _take(d_entropy, part)
+            )
+            d_logits = d_logits.div_(settings.temperature).to(weight.dtype)
+            torch.mm(d_logits, weight, out=d_hidden[part])
+            if d_weight is not None:
+                d_weight += d_logits.T @ hidden[part]
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+        return (
+            d_hidden,
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None if d_bias is None else d_bias.to(bias.dtype),
+            None,
+        )
+
+
+def _parts(size: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, size)) for start in range(0, size, chunk)]
+
+
+def _take(values: Tensor | None, part: slice) -> Tensor | None:
+    return None if values is None else values[part, None]
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = linear(hidden, weight, bias).float()
+    return torch.log_softmax(logits.div_(temperature) if temperature != 1.0 else logits, dim=-1)
+
+
+def _d_logits(log_p: Tensor, targets: Tensor, d_logprobs: Tensor | None, d_entropy: Tensor | None) -> Tensor:
+    p = log_p.exp()
+    gradient = torch.zeros_like(p) if d_logprobs is None else p * -d_logprobs
+    if d_logprobs is not None:
+        gradient.scatter_add_(1, targets[:, None], d_logprobs)
+    if d_entropy is not None:
+        entropy = -(p * log_p).sum(1, keepdim=True)
+        gradient -= d_entropy * p * (log_p + entropy)
+    return gradient

@@ -1,0 +1,206 @@
+"""The policy network: loaded or made at random, checked, adapted by LoRA, sharded by FSDP2."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rlhf.config.schema import LoraConfig, ModelConfig
+from rlhf.errors import ModelError
+from rlhf.learner.attention import PACKED
+from rlhf.learner.forward import PackedPolicy
+from rlhf.learner.optimizer import local
+
+_MIXERS = re.compile(r"mamba|deltanet|shortconv|recurrent|linearattention|rwkv|ssm", re.IGNORECASE)
+_UNIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def read_config(model: ModelConfig) -> PretrainedConfig:
+    """The Hugging Face config of the model.
+
+    Raises ModelError when it cannot be read or cannot be trained here.
+    """
+    try:
+        if model.path is not None:
+            config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        else:
+            assert model.config is not None
+            config = AutoConfig.for_model(**model.config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        key = f"model.path: {model.path!r}" if model.path is not None else "model.config"
+        raise ModelError(
+            f"{key} is not a model that transformers can read ({error}). "
+            "Expected a folder with config.json, a hub name, or a config with model_type."
+        ) from error
+    _refuse_config(config)
+    return config
+
+
+def _refuse_config(config: PretrainedConfig) -> None:
+    found = config.to_dict()
+    mixers = sorted(set(found.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
+    experts = [name for name in _EXPERTS if (found.get(name) or 0) > 1]
+    scaled = [name for name in _UNIT_SCALES if found.get(name) not in (None, 1, 1.0)]
+    reason = ""
+    if mixers:
+        reason = f"layers of type {', '.join(mixers)}, which cannot be packed"
+    elif experts:
+        reason = f"a mixture of experts ({experts[0]}), which the learner does not shard yet"
+    elif scaled or found.get("final_logit_softcapping") is not None:
+        reason = (
+            f"rescaled logits ({(*scaled, 'final_logit_softcapping')[0]}), which the learner does not compute"
+        )
+    if reason:
+        raise ModelError(
+            f"model type {config.model_type!r} has {reason}. Choose a dense full-attention model."
+        )
+
+
+def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedModel:
+    """The model in float32 on the CPU (weights of the folder, or random by `seed`), or without storage."""
+    config = read_config(model)
+    options = {
+        "dtype": torch.float32,
+        "attn_implementation": PACKED,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
+        torch.manual_seed(seed)
+        if model.path is None or on_meta:
+            network = AutoModelForCausalLM.from_config(config, **options)
+        else:
+            network = AutoModelForCausalLM.from_pretrained(model.path, config=config, **options)
+        _refuse_modules(network)
+        if model.lora is not None:
+            _add_lora(network, model.lora)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
+
+
+def _refuse_modules(network: PreTrainedModel) -> None:
+    kind = type(network).__name__
+    if not network._supports_attention_backend:
+        raise ModelError(
+            f"{kind} does not support attention backends in transformers, so rows cannot be packed."
+        )
+    mixer = next((type(m).__name__ for m in network.modules() if _MIXERS.search(type(m).__name__)), None)
+    if mixer is not None:
+        raise ModelError(
+            f"{kind} mixes tokens through {mixer}, which carries state from row to row when packed."
+        )
+
+
+def _add_lora(network: PreTrainedModel, lora: LoraConfig) -> None:
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    adapter = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
+    try:
+        inject_adapter_in_model(adapter, network)
+    except ValueError as error:
+        raise ModelError(f"model.lora.targets: {error}") from error
+    adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    if network.get_output_embeddings() in adapted or network.get_input_embeddings() in adapted:
+        raise ModelError("model.lora.targets names the embeddings or the output head. Leave them out.")
+
+
+def shard(policy: PackedPolicy, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Shard every decoder layer, then the root; gradients are summed over ranks, not averaged."""
+    precision = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    spread = mesh.size() > 1
+    for layer in policy.model.get_decoder().layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=spread)
+    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def scatter_from_first(policy: PackedPolicy, full: dict[str, Tensor], device: torch.device) -> None:
+    """Give every rank its shard of rank 0's parameters (`full` there, empty elsewhere). A collective."""
+    for name, parameter in policy.named_parameters():
+        assert isinstance(parameter, DTensor)
+        whole = full[name].to(device) if full else torch.empty(parameter.shape, device=device)
+        shards = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=0)
+        local(parameter.data).copy_(shards.to_local())
+    for buffer in policy.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def adapters_off(network: nn.Module) -> Iterator[None]:
+    """Run the frozen base of a LoRA model: the reference policy."""
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    kept = [dict(layer.scaling) for layer in layers]
+    # peft's own switch also freezes the adapters, and FSDP would remember that.
+    for layer in layers:
+        layer.scaling = dict.fromkeys(layer.scaling, 0.0)
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, kept, strict=True):
+            layer.scaling = scaling
+
+
+def full_weights(policy: PackedPolicy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter whole, under its Hugging Face name, LoRA merged, a tied head left out. A collective."""
+    adapters = {
+        name: module for name, module in policy.model.named_modules() if isinstance(module, LoraLayer)
+    }
+    for name, parameter in policy.model.named_parameters():
+        if ".lora_" in name:
+            continue
+        weight = whole(parameter)
+        if name.endswith(".base_layer.weight") and (
+            layer := adapters.get(name.removesuffix(".base_layer.weight"))
+        ):
+            weight = weight + layer.scaling["default"] * (
+                whole(layer.lora_B["default"].weight) @ whole(layer.lora_A["default"].weight)
+            )
+        yield name.replace(".base_layer.", "."), weight.to(dtype)
+
+
+def weight_shapes(policy: PackedPolicy) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and full shape of what `full_weights` yields, in its order, without gathering anything."""
+    return [
+        (name.replace(".base_layer.", "."), tuple(parameter.shape))
+        for name, parameter in policy.model.named_parameters()
+        if ".lora_" not in name
+    ]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor behind a shard; with one rank it may be the shard itself. A collective."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja",
+    "chat_template*", "generation_config.json",
+)  # fmt: skip
+
+
+def tokenizer_files(source: str) -> list[Path]:
+    """Tokenizer and generation files of a model folder or hub name."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=list(_TOKENIZER_FILES)))
+    return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})

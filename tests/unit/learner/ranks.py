@@ -1,0 +1,212 @@
+"""Real learner ranks in processes of their own, the batches they train on, and what the tests ask of them."""
+
+import pickle
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Batch
+from rlhf.config.schema import LearnerConfig, ModelConfig
+from rlhf.interfaces import LossOutput
+from rlhf.learner.fsdp import FsdpLearner, LearnerPlan, RankPlace
+from rlhf.learner.model import whole
+from tests.tiny import tiny_config
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Ranks:
+    """`world_size` idle processes; `run` hands the same work to all of them."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        # Plain processes: those of multiprocessing would leave its resource tracker behind.
+        with Listener(("127.0.0.1", 0)) as listener:
+            program = f"from tests.unit.learner.ranks import serve; serve({listener.address[1]})"
+            self._processes = [
+                subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for _ in range(world_size)
+            ]
+            self._pipes = [listener.accept() for _ in range(world_size)]
+
+    def run(self, work: Callable[..., Any], *args: Any) -> list[Any]:
+        """Results of `work(place, *args)`, by rank. The first failure is raised here."""
+        port = free_port()
+        for rank, pipe in enumerate(self._pipes):
+            place = RankPlace(rank=rank, world_size=self.world_size, port=port, timeout_s=60)
+            _send(pipe, (work, place, args))
+        answers = [_receive(pipe) for pipe in self._pipes]
+        for is_ok, answer in answers:
+            if not is_ok:
+                raise AssertionError(answer)
+        return [answer for _, answer in answers]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:  # in the order of connecting, not that of the processes
+            _send(pipe, None)
+            pipe.close()
+        for process in self._processes:
+            process.wait(10)
+
+
+def serve(port: int) -> None:
+    """Do what `Ranks` at `port` sends, until it sends None."""
+    torch.set_num_threads(1)
+    pipe = Client(("127.0.0.1", port))
+    while (task := _receive(pipe)) is not None:
+        work, place, args = task
+        try:
+            _send(pipe, (True, work(place, *args)))
+        except Exception:  # noqa: BLE001  # the test sees it
+            _send(pipe, (False, traceback.format_exc()))
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+def _send(pipe: Connection, message: Any) -> None:
+    # Not pipe.send: torch would share the tensors' memory through file descriptors.
+    pipe.send_bytes(pickle.dumps(message))
+
+
+def _receive(pipe: Connection) -> Any:
+    return pickle.loads(pipe.recv_bytes())
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def plan(model: ModelConfig | None = None, needs_reference: bool = False, **learner: Any) -> LearnerPlan:
+    """A plan for the tiny model in float32."""
+    return LearnerPlan(
+        model=model or ModelConfig(config=tiny_config(), dtype="float32"),
+        learner=LearnerConfig(**({"lr": 1e-2, "weight_decay": 0.1, "logprob_chunk": 7} | learner)),
+        total_steps=20,
+        seed=3,
+        needs_reference=needs_reference,
+    )
+
+
+def example_batch(rows: int = 9, seed: int = 0, vocabulary: int = 96) -> Batch:
+    """Rows of 2 to 30 tokens, a prompt of 1 to 5 of them, with advantages and global loss weights."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 31, (rows,), generator=generator)
+    segment_ids = torch.repeat_interleave(torch.arange(rows), lengths)
+    starts = torch.cumsum(lengths, 0) - lengths
+    size = int(lengths.sum())
+    positions = torch.arange(size) - starts[segment_ids]
+    prompts = torch.randint(1, 6, (rows,), generator=generator)
+    loss_mask = positions >= prompts[segment_ids]
+    return Batch(
+        tokens=torch.randint(0, vocabulary, (size,), generator=generator),
+        positions=positions,
+        segment_ids=segment_ids,
+        loss_mask=loss_mask,
+        rollout_logprobs=torch.zeros(size),
+        versions=torch.where(loss_mask, 0, -1),
+        rewards=torch.zeros(rows),
+        group_ids=torch.zeros(rows, dtype=torch.long),
+        truncated=torch.zeros(rows, dtype=torch.bool),
+        advantages=torch.randn(size, generator=generator),
+        loss_weights=loss_mask / loss_mask.sum(),
+    )
+
+
+def share(batch: Batch, world_size: int, budget: int) -> list[list[Batch]]:
+    """Micro-batches of at most `budget` tokens for each rank, as many on every rank (empty ones fill up)."""
+    lengths = batch.row_lengths().tolist()
+    ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
+    for row in range(batch.num_rows):
+        mine = ranks[row % world_size]
+        if not mine or sum(lengths[r] for r in mine[-1]) + lengths[row] > budget:
+            mine.append([])
+        mine[-1].append(row)
+    most = max(map(len, ranks))
+    return [
+        [batch.select_rows(torch.tensor(rows, dtype=torch.long)) for rows in mine + [[]] * (most - len(mine))]
+        for mine in ranks
+    ]
+
+
+def policy_gradient(logprobs: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
+    """A loss whose gradient depends on every field the learner hands over."""
+    assert batch.loss_weights is not None
+    assert batch.advantages is not None
+    loss = -(batch.loss_weights * batch.advantages * logprobs).sum()
+    if entropy is not None and entropy.requires_grad:
+        loss = loss - 0.1 * (batch.loss_weights * entropy).sum()
+    trained = batch.loss_mask.sum()
+    return LossOutput(
+        loss=loss, sums={"logprob": (logprobs.sum(), trained), "never": (trained * 0, trained * 0)}
+    )
+
+
+def gradients(place: RankPlace, what: LearnerPlan, batch: Batch, budget: int) -> dict[str, Tensor]:
+    """The summed gradient of one mini-batch."""
+    learner = FsdpLearner(what, place)
+    learner.accumulate(share(batch, place.world_size, budget)[place.rank], policy_gradient, {})
+    found = {name: whole(p.grad) for name, p in learner.parameters.items() if p.grad is not None}
+    learner.close()
+    return found
+
+
+def train(
+    place: RankPlace,
+    what: LearnerPlan,
+    updates: Sequence[int],
+    load: str | None = None,
+    save: str | None = None,
+) -> dict[str, Any]:
+    """Load, one update per seed in `updates`, save; weights and metrics afterwards."""
+    learner = FsdpLearner(what, place)
+    if load is not None:
+        learner.load(load)
+    metrics = [
+        learner.update([share(example_batch(seed=seed), place.world_size, 60)[place.rank]], policy_gradient)
+        for seed in updates
+    ]
+    if save is not None:
+        learner.save(save)
+    result = {
+        "weights": dict(learner.weights()),
+        "metrics": [dict(m.values) for m in metrics],
+        "step": learner.step,
+        "state": {name: whole(t).clone() for name, t in learner._state().items()},
+        "rng": torch.get_rng_state(),
+    }
+    learner.close()
+    return result
+
+
+def score(place: RankPlace, what: LearnerPlan, batch: Batch) -> dict[str, Any]:
+    """Log-probabilities before and after an update, under the policy and the reference."""
+    learner = FsdpLearner(what, place)
+    micro = share(batch, place.world_size, 60)[place.rank]
+    before = learner.logprobs(micro)
+    learner.update([micro], policy_gradient)
+    result = {
+        "before": before,
+        "after": learner.logprobs(micro),
+        "reference": learner.logprobs(micro, reference=True),
+        "probe": learner.probe([[5, 6, 7], [8, 9]]),
+    }
+    learner.close()
+    return result
+
+
+def without_old(batch: Batch) -> Batch:
+    """The batch with no trained token."""
+    return replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))

@@ -1,0 +1,113 @@
+"""A checkpoint continues the run bit for bit, at any number of ranks, and knows its model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf.config.schema import LoraConfig, ModelConfig
+from rlhf.errors import CheckpointError
+from rlhf.learner.fsdp import FsdpLearner, RankPlace
+from tests.tiny import save_tiny, tiny_config
+from tests.unit.learner.ranks import Ranks, example_batch, plan, policy_gradient, train
+
+LORA = ModelConfig(config=tiny_config(), dtype="float32", lora=LoraConfig(rank=4))
+
+
+@pytest.mark.parametrize("model", [None, LORA], ids=["full", "lora"])
+def test_resumed_run_equals_one_never_stopped_bit_for_bit(place: RankPlace, tmp_path: Path, model) -> None:
+    what = plan(model, lr_schedule="cosine", warmup_steps=2)
+    whole_run = train(place, what, [0, 1, 2, 3])
+    train(place, what, [0, 1], save=str(tmp_path / "half"))
+    resumed = train(place, what, [2, 3], load=str(tmp_path / "half"))
+    assert resumed["step"] == 4
+    assert resumed["metrics"] == whole_run["metrics"][2:]
+    for name, tensor in whole_run["state"].items():
+        assert torch.equal(resumed["state"][name], tensor), name
+    assert torch.equal(resumed["rng"], whole_run["rng"])
+
+
+def test_checkpoint_moves_between_two_ranks_and_one(
+    place: RankPlace, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    first, second = str(tmp_path / "by_two"), str(tmp_path / "by_one")
+    written = two_ranks.run(train, plan(), [0, 1], None, first)[0]["state"]
+    read = train(place, plan(), [], first, second)
+    back = two_ranks.run(train, plan(), [], second)
+    for state in (read["state"], back[0]["state"], back[1]["state"]):
+        assert state.keys() == written.keys()
+        assert all(torch.equal(state[name], written[name]) for name in written)
+    assert read["step"] == back[0]["step"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by_one", "by_two"]
+
+
+def test_load_after_scoring_is_not_hidden_by_gathered_copies(place: RankPlace, tmp_path: Path) -> None:
+    learner = FsdpLearner(plan(), place)
+    batch = example_batch()
+    (before,) = learner.logprobs([batch])
+    learner.save(str(tmp_path / "start"))
+    learner.update([[batch]], policy_gradient)
+    learner.logprobs([batch])
+    learner.load(str(tmp_path / "start"))
+    assert torch.equal(learner.logprobs([batch])[0], before)
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(place: RankPlace, tmp_path: Path) -> None:
+    learner = FsdpLearner(plan(), place)
+    learner.save(str(tmp_path / "small"))
+    learner.close()
+    other = ModelConfig(config=tiny_config(hidden_size=96, num_hidden_layers=3), dtype="float32")
+    with pytest.raises(
+        CheckpointError, match=r"another model: .*has shape \[96, 64\], this model has \[96, 96\]"
+    ):
+        FsdpLearner(plan(other), place).load(str(tmp_path / "small"))
+
+
+def test_unfinished_checkpoint_is_refused(place: RankPlace, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="never finished"):
+        FsdpLearner(plan(), place).load(str(tmp_path))
+
+
+def test_save_replaces_an_older_checkpoint_and_leaves_nothing_beside_it(
+    place: RankPlace, tmp_path: Path
+) -> None:
+    learner = FsdpLearner(plan(), place)
+    for _ in range(2):
+        learner.save(str(tmp_path / "last"))
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_save_into_a_file_raises_checkpoint_error(place: RankPlace, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        FsdpLearner(plan(), place).save(str(tmp_path / "taken" / "last"))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
+def test_export_loads_in_transformers_with_the_same_logprobs(place: RankPlace, tmp_path: Path, lora) -> None:
+    source = save_tiny(tmp_path / "source")
+    learner = FsdpLearner(plan(ModelConfig(path=str(source), dtype="float32", lora=lora)), place)
+    learner.update([[example_batch()]], policy_gradient)
+    learner.export(str(tmp_path / "out"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = list(range(5, 25))
+    log_p = torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0], -1)
+    expected = log_p[:-1].gather(1, torch.tensor(tokens)[1:, None])[:, 0]
+    assert learner.probe([tokens])[0] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("a b") == AutoTokenizer.from_pretrained(
+        source
+    ).encode("a b")
+
+
+def test_weights_carry_the_names_that_transformers_saves(place: RankPlace, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    source = save_tiny(tmp_path / "source")
+    saved = load_file(source / "model.safetensors")
+    for lora in (None, LoraConfig(rank=4)):
+        learner = FsdpLearner(plan(ModelConfig(path=str(source), dtype="float32", lora=lora)), place)
+        found = dict(learner.weights())
+        assert found.keys() == saved.keys()
+        assert all(torch.equal(found[name], saved[name]) for name in saved)
+        learner.close()
