@@ -1,0 +1,92 @@
+"""Chains of sums with visible reasoning: problems and verification from reasoning-gym, demonstrations by us.
+
+A problem reads `8+4+6-8=`, its demonstration `<think>12 18 10</think><answer>10</answer>`: running totals
+of two digits, so that every step is one small lookup that a model of under a million weights can learn.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from itertools import accumulate
+from typing import Any, Literal
+
+from rlhf.types import Prompt, RewardResult, Trajectory
+
+Split = Literal["train", "heldout"]
+SEED_STRIDE = 10**9
+"""reasoning-gym draws problem i of seed s from s + i: neighbouring seeds would share their problems."""
+ANSWER = re.compile(r"<answer>([^<]*)</answer>\s*\Z")
+
+
+def problems(
+    seed: int = 0, size: int = 1000, *, split: Split = "train", terms: int = 4, digits: int = 1
+) -> list[dict[str, str]]:
+    """Rows {id, prompt, reference} of `size` distinct problems whose running totals stay in 0..99.
+
+    A problem belongs to one split for ever, by the hash of its text: no seed can leak a held-out one.
+    Raises ValueError when there are fewer distinct problems.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for expression, answer in _draw(seed, 100 * size, terms=terms, digits=digits):
+        if _split(expression) == split and expression not in rows and _is_small(expression):
+            rows[expression] = {"id": expression, "prompt": f"{expression}=", "reference": answer}
+            if len(rows) == size:
+                return list(rows.values())
+    raise ValueError(
+        f"found only {len(rows)} distinct {split} problems of {terms} terms with {digits} digits, "
+        f"expected {size}: lower the size or raise terms or digits"
+    )
+
+
+def demonstrations(
+    seed: int = 0, size: int = 1000, *, split: Split = "train", terms: int = 4, digits: int = 1
+) -> list[dict[str, str]]:
+    """Rows of `problems` with a worked `completion`, for supervised fine-tuning."""
+    rows = problems(seed, size, split=split, terms=terms, digits=digits)
+    return [row | {"completion": _work(row["id"], row["reference"])} for row in rows]
+
+
+def verify(prompt: Prompt, trajectory: Trajectory) -> RewardResult:
+    """1 when reasoning-gym accepts the text in the closing <answer> tags as the reference, else 0.
+
+    Outcome `unparsable` when the completion does not end in <answer>...</answer>.
+    """
+    found = ANSWER.search(trajectory.completion)
+    if found is None:
+        return RewardResult(value=0.0, outcome="unparsable")
+    # Partial credit (reasoning-gym pays up to 0.01 for a wrong but well-formed answer) would reward guessing.
+    is_right = _chain_sum(0, 1, 2, 1).score_answer(found[1], {"answer": prompt.reference}) == 1.0
+    return RewardResult(
+        value=float(is_right), outcome="ok" if is_right else "wrong", detail={"answer": found[1]}
+    )
+
+
+def _draw(seed: int, size: int, *, terms: int, digits: int) -> Iterator[tuple[str, str]]:
+    for entry in _chain_sum(seed, size, terms, digits):
+        yield entry["metadata"]["expression"].replace(" ", ""), entry["answer"]
+
+
+@cache
+def _chain_sum(seed: int, size: int, terms: int, digits: int) -> Any:
+    import reasoning_gym
+
+    bounds = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
+    return reasoning_gym.create_dataset("chain_sum", seed=seed * SEED_STRIDE, size=size, **bounds)
+
+
+def _split(expression: str) -> Split:
+    return "heldout" if sha256(expression.encode()).digest()[0] < 32 else "train"
+
+
+def _totals(expression: str) -> list[int]:
+    return list(accumulate(int(term) for term in re.findall(r"[+-]?\d+", expression)))
+
+
+def _is_small(expression: str) -> bool:
+    return all(0 <= total <= 99 for total in _totals(expression))
+
+
+def _work(expression: str, answer: str) -> str:
+    steps = " ".join(f"{total:02d}" for total in _totals(expression)[1:])
+    return f"<think>{steps}</think><answer>{answer}</answer>"

@@ -1,0 +1,1 @@
+"""Making groups of trajectories and judging them. Importing this package loads nothing: reward workers live in it."""

@@ -1,0 +1,89 @@
+"""One prompt to one scored group, and the producer that keeps the buffer's slots filled."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from rlhf.data.prompts import PromptStream
+from rlhf.interfaces import Reward, RolloutFunction
+from rlhf.rollout.buffer import GroupBuffer
+from rlhf.types import Prompt, Sampling, TrajectoryGroup
+
+
+def sample_seed(run_seed: int, prompt_id: str, sample_index: int, version: int) -> int:
+    """The seed of one sample, in [0, 2**63): a function of what is drawn, never of when it completes."""
+    key = f"{run_seed}\x00{prompt_id}\x00{sample_index}\x00{version}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool) -> str | None:
+    """Why a group cannot or should not be trained, or None.
+
+    `ungradable`: fewer than two samples have a reward, so there is no baseline.
+    `zero_variance`: all rewards are equal, so every advantage is 0 (DAPO, eq. 11); only if asked for.
+    """
+    rewards = [
+        t.reward.value for t in group.trajectories if t.reward is not None and t.reward.value is not None
+    ]
+    if len(rewards) < 2:
+        return "ungradable"
+    if drop_zero_variance and max(rewards) - min(rewards) < 1e-9:
+        return "zero_variance"
+    return None
+
+
+@dataclass(kw_only=True)
+class Producer:
+    """Rolls out and scores prompts while slots are free; every failure reaches the consumer through the buffer."""
+
+    buffer: GroupBuffer
+    prompts: PromptStream
+    rollout: RolloutFunction
+    reward: Reward
+    sampling: Sampling
+    samples_per_prompt: int
+    seed: int
+    drop_zero_variance: bool
+    version: Callable[[], int]
+    """The weight version that is live now."""
+
+    async def run(self) -> None:
+        """Admit groups until cancelled."""
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                # One wave: groups admitted together are submitted together, in order.
+                for _ in range(await self.buffer.free_slots()):
+                    index, prompt = self.prompts.next()
+                    self.buffer.admit(index)
+                    task = asyncio.create_task(self._one(index, prompt), name=f"group {index}")
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+        except Exception as error:  # noqa: BLE001 -- the consumer raises it
+            self.buffer.fail(error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, index: int, prompt: Prompt) -> None:
+        try:
+            group = await self._roll_out(index, prompt)
+            reason = rejection(group, drop_zero_variance=self.drop_zero_variance)
+            if reason is None:
+                self.buffer.finish(group)
+            else:
+                self.prompts.discard(index, reason)
+                self.buffer.discard(index, reason)
+        except Exception as error:  # noqa: BLE001 -- the consumer raises it
+            self.buffer.fail(error)
+
+    async def _roll_out(self, index: int, prompt: Prompt) -> TrajectoryGroup:
+        version = self.version()
+        seeds = [sample_seed(self.seed, prompt.id, i, version) for i in range(self.samples_per_prompt)]
+        trajectories = await self.rollout(prompt, seeds=seeds, sampling=self.sampling)
+        group = TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(trajectories))
+        rewards = await self.reward.score(group)
+        scored = [replace(t, reward=r) for t, r in zip(trajectories, rewards, strict=True)]
+        return replace(group, trajectories=tuple(scored))

@@ -1,0 +1,109 @@
+"""The driver's end of one reward worker: start it, talk to it, kill its whole process group."""
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rlhf.rollout.reward_worker import OUTPUT_BYTES
+
+_MAIN = "from rlhf.rollout.reward_worker import main; main()"
+_REPLY_BYTES = 1 << 24
+_LATE_S = 0.25
+
+
+class RewardProcess:
+    """A running worker. Create with `start`; after `kill` the object is spent."""
+
+    def __init__(
+        self, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], worker: socket.socket
+    ) -> None:
+        self._reader, self._writer = streams
+        self._output = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115
+        read_end, write_end = os.pipe()
+        self._lifeline = os.fdopen(write_end, "wb")
+        source = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-u", "-c", _MAIN, str(worker.fileno()), str(read_end)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            pass_fds=(worker.fileno(), read_end),
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        os.close(read_end)
+
+    @classmethod
+    async def start(cls) -> "RewardProcess":
+        """A worker in its own session; all it shares with the driver is a socket, a lifeline and a file."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # Connected first: a cancelled await between starting and owning a process would leak it.
+            return cls(await asyncio.open_connection(sock=ours, limit=_REPLY_BYTES), theirs)
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of its process group."""
+        return self._process.pid
+
+    async def send(self, message: Any) -> None:
+        """Send a pickled message. ConnectionError when the worker is gone."""
+        self._writer.write(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+        await self._writer.drain()
+
+    async def receive(self, seconds: float) -> dict[str, Any]:
+        """The next reply. TimeoutError after `seconds`, ConnectionError when the worker is gone."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._line()
+        except TimeoutError:
+            # The driver's own loop may have been busy: an answer that is already here counts.
+            async with asyncio.timeout(_LATE_S):
+                return await self._line()
+
+    async def _line(self) -> dict[str, Any]:
+        try:
+            line = await self._reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError("the reward worker closed its connection") from error
+        return dict(json.loads(line))
+
+    def output(self) -> str:
+        """The first 2 kB of what the current call printed, readable also after a kill."""
+        return os.pread(self._output.fileno(), OUTPUT_BYTES, 0).decode(errors="replace")
+
+    async def ended(self) -> str:
+        """How the worker ended, after its connection closed."""
+        deadline = time.monotonic() + _LATE_S
+        while time.monotonic() < deadline:
+            status = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if status is None:
+                await asyncio.sleep(0.01)
+            elif status.si_code == os.CLD_EXITED:
+                return f"exited with code {status.si_status}"
+            else:
+                return f"was killed by {signal.Signals(status.si_status).name}"
+        return "closed its connection"
+
+    async def kill(self) -> None:
+        """SIGKILL the process group, reap the worker, close everything."""
+        # Reaped only after the kill: until then the group id cannot belong to anyone else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await asyncio.to_thread(self._process.wait)
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+        self._lifeline.close()
+        self._output.close()

@@ -1,0 +1,61 @@
+"""What a step's groups say about the policy: `rollout/`, `buffer/` and `reward/` metrics."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rlhf.types import NOT_SAMPLED, RewardResult, Trajectory, TrajectoryGroup
+
+
+def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[str, float]:
+    """Metrics of the groups that one update trains on; `version` is that of the weights before the update."""
+    trajectories = [t for group in groups for t in group.trajectories]
+    values = [v for t in trajectories if (v := _value(t)) is not None]
+    lengths = [t.num_sampled for t in trajectories]
+    ages = [version - v for t in trajectories for s in t.segments for v in s.versions if v != NOT_SAMPLED]
+    mean = _mean(values)
+    metrics = {
+        "rollout/reward_mean": mean,
+        "rollout/reward_std": math.sqrt(_mean([(v - mean) ** 2 for v in values])),
+        "rollout/accuracy": _mean([float(is_correct(t.reward)) for t in trajectories]),
+        "rollout/completion_tokens_mean": _mean(lengths),
+        "rollout/completion_tokens_max": float(max(lengths, default=0)),
+        "rollout/truncated_share": _mean([float(t.stop == "length") for t in trajectories]),
+        "rollout/num_tokens": float(sum(lengths)),
+        "rollout/num_trajectories": float(len(trajectories)),
+        "rollout/groups": float(len(groups)),
+        "rollout/zero_variance_share": _mean([float(_spread(g) < 1e-9) for g in groups]),
+        "rollout/ungradable_share": 1.0 - len(values) / max(len(trajectories), 1),
+        "buffer/staleness_max": float(max(ages, default=0)),
+        "buffer/staleness_mean": _mean(ages),
+    }
+    outcomes = Counter(t.reward.outcome for t in trajectories if t.reward is not None)
+    for outcome, count in outcomes.items():
+        metrics[f"rollout/outcome/{outcome}"] = count / len(trajectories)
+    return {**metrics, **_part_metrics([t.reward for t in trajectories if t.reward is not None])}
+
+
+def is_correct(result: RewardResult | None) -> bool:
+    """Whether the task was solved: graded, and the first reward of the recipe (the task's) is above 0.5."""
+    if result is None or result.value is None:
+        return False
+    main = next(iter(result.parts.values()), result.value)
+    return main > 0.5
+
+
+def _part_metrics(results: Sequence[RewardResult]) -> Mapping[str, float]:
+    names = dict.fromkeys(name for result in results for name in result.parts)
+    return {f"reward/{n}/mean": _mean([r.parts[n] for r in results if n in r.parts]) for n in names}
+
+
+def _value(trajectory: Trajectory) -> float | None:
+    return None if trajectory.reward is None else trajectory.reward.value
+
+
+def _spread(group: TrajectoryGroup) -> float:
+    values = [v for t in group.trajectories if (v := _value(t)) is not None]
+    return max(values) - min(values) if values else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0

@@ -1,0 +1,53 @@
+import re
+
+import pytest
+
+from rewards.reasoning_tasks import demonstrations, problems, verify
+from rlhf.types import Message, Prompt, Trajectory, Turn
+
+
+def answered(text, reference="10"):
+    prompt = Prompt(id="p", messages=(Message(role="user", content="8+4+6-8="),), reference=reference)
+    turn = Turn(message=Message(role="assistant", content=text), segment=0, start=0, stop=0)
+    return verify(prompt, Trajectory(segments=(), turns=(turn,), stop="stop", sample_index=0, seed=0))
+
+
+def test_same_seed_gives_the_same_problems_and_another_seed_others():
+    assert problems(1, 50) == problems(1, 50)
+    first, second = ({row["id"] for row in problems(seed, 50)} for seed in (1, 2))
+    assert len(first) == 50
+    assert len(first & second) < 5
+
+
+def test_heldout_problems_are_in_no_training_set():
+    heldout = {row["id"] for seed in range(3) for row in problems(seed, 300, split="heldout")}
+    train = {row["id"] for seed in range(3) for row in demonstrations(seed, 2000)}
+    assert not heldout & train
+
+
+def test_demonstrations_work_the_sum_step_by_step_and_verify():
+    for row in demonstrations(0, 200):
+        assert str(eval(row["id"])) == row["reference"]
+        steps = re.fullmatch(r"<think>(.*)</think><answer>(\d+)</answer>", row["completion"])
+        assert int(steps[1].split(" ")[-1]) == int(steps[2]) == int(row["reference"])
+        assert answered(row["completion"], row["reference"]).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "outcome"),
+    [
+        ("<think>12 18 10</think><answer>10</answer>", 1.0, "ok"),
+        ("<answer>11</answer>", 0.0, "wrong"),
+        ("<answer></answer>", 0.0, "wrong"),
+        ("10", 0.0, "unparsable"),
+        ("<answer>10</answer><answer>", 0.0, "unparsable"),
+    ],
+)
+def test_verify_grades_the_closing_answer(text, value, outcome):
+    result = answered(text)
+    assert (result.value, result.outcome) == (value, outcome)
+
+
+def test_more_problems_than_exist_is_an_error():
+    with pytest.raises(ValueError, match="distinct train problems of 2 terms"):
+        problems(0, 1000, terms=2)

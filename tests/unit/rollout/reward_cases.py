@@ -1,0 +1,121 @@
+"""Reward functions that misbehave on request; loaded by the workers of test_scoring.py through their path."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.types import Prompt, RewardResult, Trajectory, TrajectoryGroup
+
+
+def sample(completion: str, reference: str) -> object:
+    """Do what the completion says; any other completion is graded against the reference."""
+    return _act(completion, reference)
+
+
+def _act(completion: str, reference: str | None) -> object:
+    if completion == "hang":
+        print("about to hang")  # noqa: T201
+        time.sleep(1000)
+    elif completion.startswith("fork "):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        with open(completion.removeprefix("fork "), "w") as file:
+            file.write(str(child.pid))
+        time.sleep(1000)
+    elif completion == "exit":
+        print("last words")  # noqa: T201
+        os._exit(3)
+    elif completion == "sys.exit":
+        sys.exit(1)
+    elif completion == "raise":
+        print("seen in the detail")  # noqa: T201
+        raise ValueError("bad sample")
+    elif completion == "chatter":
+        os.write(2, b"x" * 100_000)
+        raise ValueError("after chatter")
+    elif completion == "child returns":
+        os.fork()
+        return 1.0
+    elif completion.startswith("slow "):
+        time.sleep(float(completion.removeprefix("slow ")))
+        return 1.0
+    elif completion == "modules":
+        return RewardResult(value=1.0, detail={"modules": " ".join(m for m in sys.modules if "." not in m)})
+    values: dict[str, object] = {
+        "nan": float("nan"),
+        "inf": float("inf"),
+        "text": "1.0",
+        "none": None,
+        "list": [1.0],
+        "true": True,
+        "dict": {"score": 0.5, "style": 0.25, "note": "x"},
+        "no score": {"reward": 1.0},
+        "bad outcome": RewardResult(value=1.0, outcome="fine"),  # type: ignore[arg-type]
+    }
+    return values.get(completion, completion == reference)
+
+
+def batch(prompts: Sequence[Prompt], trajectories: Sequence[Trajectory]) -> list[object]:
+    """`sample` over a batch."""
+    if any(t.completion == "short" for t in trajectories):
+        return []
+    return [_act(t.completion, p.reference) for p, t in zip(prompts, trajectories, strict=True)]
+
+
+def group(group: TrajectoryGroup) -> list[float]:
+    """The share of siblings with the same completion."""
+    texts = [t.completion for t in group.trajectories]
+    if "raise" in texts:
+        raise ValueError("bad group")
+    return [texts.count(text) / len(texts) for text in texts]
+
+
+def trl(completions: list[str], answer: list[str], **kwargs: Any) -> list[float | None]:
+    """TRL's signature; the column `answer` is required."""
+    assert len(kwargs["prompts"]) == len(completions)
+    return [None if c == "none" else float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def trl_chat(completions: list[list[dict[str, str]]], prompts: list[list[dict[str, str]]]) -> list[float]:
+    """TRL's conversational signature."""
+    return [float(c[0]["content"] == p[-1]["content"]) for c, p in zip(completions, prompts, strict=True)]
+
+
+def verl(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]
+) -> dict[str, Any]:
+    """verl's signature."""
+    return {"score": float(solution_str == ground_truth), "index": extra_info["index"], "source": data_source}
+
+
+async def judge(completion: str, reference: str) -> float:
+    """An asynchronous judge; `wait` never ends, `block` blocks the worker's loop."""
+    if completion == "wait":
+        await asyncio.sleep(1000)
+    if completion == "block":
+        time.sleep(1000)
+    await asyncio.sleep(0.2)
+    return float(completion == reference)
+
+
+class Judge:
+    """A class is instantiated with its kwargs."""
+
+    def __init__(self, bonus: float) -> None:
+        self._bonus = bonus
+
+    def __call__(self, completion: str) -> float:
+        return len(completion) * self._bonus
+
+
+def length(trajectory: Trajectory, scale: float = 1.0) -> float:
+    """A reward of the tokens."""
+    return trajectory.num_sampled * scale
+
+
+def unknown(text: str, gold: str) -> float:
+    """A signature nobody knows."""
+    return float(text == gold)
