@@ -1,0 +1,1 @@
+"""The token-exact middle: from a prompt to trajectories whose ids are exactly what an engine saw."""

@@ -1,0 +1,122 @@
+"""From `model` of a recipe to a Hugging Face folder on this machine."""
+
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.schema import ModelConfig
+from rlhf.data.characters import KINDS, write_character_tokenizer
+from rlhf.errors import ModelError
+
+SMALLEST_HEAD = 32
+"""vLLM's CPU attention refuses a smaller head_dim."""
+
+
+def prepare_model_folder(model: ModelConfig, folder: str | Path, *, seed: int) -> str:
+    """The folder of the model: `model.path` itself, its download, or a random model written to `folder`.
+
+    A random model is the same for the same config and seed, and is written again each time.
+    Raises ModelError naming the key when the model or its tokenizer cannot be had.
+    """
+    if model.config is not None:
+        return _initialise(model, Path(folder), seed=seed)
+    path = Path(str(model.path))
+    if path.exists():
+        return _check_folder(path)
+    if path.is_absolute() or str(model.path).startswith((".", "~")) or str(model.path).count("/") > 1:
+        raise ModelError(f"model.path: there is no folder {str(model.path)!r} (looked in {Path.cwd()}).")
+    return _download(str(model.path))
+
+
+def tokenizer_path(model: ModelConfig) -> str | None:
+    """The tokenizer to load beside the model folder; None: the one in it."""
+    return None if model.tokenizer in KINDS else model.tokenizer
+
+
+def _check_folder(path: Path) -> str:
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"model.path: {str(path)!r} holds no config.json; expected a Hugging Face model folder."
+        )
+    return str(path)
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.path: {name!r} is neither a folder here nor a model that could be downloaded: {error}. "
+            "Give a folder, or a hub name that this machine can reach."
+        ) from error
+
+
+def _initialise(model: ModelConfig, folder: Path, *, seed: int) -> str:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = _read_config(AutoConfig, model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _write_tokenizer(model, folder, vocabulary_size=config.vocab_size)
+    network.config.eos_token_id, network.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    network.config.bos_token_id = tokenizer.bos_token_id
+    network.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    network.save_pretrained(folder)
+    return str(folder)
+
+
+def _read_config(auto_config: Any, model: ModelConfig) -> Any:
+    values = dict(model.config or {})
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise ModelError(
+            "model.config has no model_type; expected one that transformers knows, for example 'qwen3'."
+        )
+    try:
+        config = auto_config.for_model(kind, **values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"model.config cannot be used: {error}") from error
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head < SMALLEST_HEAD:
+        raise ModelError(
+            f"model.config: head_dim is {head}, expected {SMALLEST_HEAD} or more "
+            f"(vLLM's CPU attention refuses less). "
+            f"Set model.config.head_dim: {SMALLEST_HEAD}, or use fewer heads."
+        )
+    return config
+
+
+def _write_tokenizer(model: ModelConfig, folder: Path, *, vocabulary_size: int) -> Any:
+    from transformers import AutoTokenizer
+
+    if model.tokenizer is None:
+        raise ModelError(
+            f"model.tokenizer is missing: with model.config give {', '.join(KINDS)}, a folder or a hub name."
+        )
+    if model.tokenizer in KINDS:
+        write_character_tokenizer(folder, tags=KINDS[model.tokenizer], vocabulary_size=vocabulary_size)
+        return AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.tokenizer: no tokenizer could be loaded from {model.tokenizer!r}: {error}"
+        ) from error
+    if len(tokenizer) > vocabulary_size:
+        raise ModelError(
+            f"model.config.vocab_size is {vocabulary_size}, but the tokenizer {model.tokenizer!r} has "
+            f"{len(tokenizer)} tokens."
+        )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
