@@ -1,0 +1,180 @@
+"""Every metric, declared once: meaning, unit, and how several observations of a step become one."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from rlhf.types import Outcome
+
+Reduction = Literal["mean", "sum", "max", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A declared metric. A `*` in the name stands for one free part of the path (`reward/*/mean`)."""
+
+    name: str
+    reduction: Reduction
+    unit: str
+    meaning: str
+
+
+_DECLARED = (
+    Metric("rollout/reward_mean", "mean", "", "Mean reward of the gradable trajectories trained on."),
+    Metric("rollout/reward_std", "mean", "", "Standard deviation of those rewards."),
+    Metric("rollout/accuracy", "mean", "share", "Share of training trajectories graded ok, reward above 0."),
+    Metric("rollout/completion_tokens_mean", "mean", "tokens", "Mean sampled tokens of a trajectory."),
+    Metric("rollout/completion_tokens_max", "max", "tokens", "Sampled tokens of the longest trajectory."),
+    Metric("rollout/truncated_share", "mean", "share", "Share of trajectories stopped by the token limit."),
+    Metric("rollout/tokens_per_s", "mean", "tokens/s", "Sampled tokens per second of wall time."),
+    Metric("rollout/num_tokens", "sum", "tokens", "Sampled tokens trained on."),
+    Metric("rollout/num_trajectories", "sum", "trajectories", "Trajectories trained on."),
+    Metric("rollout/groups", "sum", "groups", "Groups trained on."),
+    Metric(
+        "rollout/zero_variance_share",
+        "mean",
+        "share",
+        "Share of groups whose rewards are all equal.",
+    ),
+    Metric(
+        "rollout/ungradable_share",
+        "mean",
+        "share",
+        "Share of trajectories whose reward could not be computed.",
+    ),
+    Metric("rollout/discarded", "sum", "groups", "Groups rolled out and thrown away since the step before."),
+    Metric("rollout/discarded/*", "sum", "groups", "Groups thrown away for this reason."),
+    Metric("rollout/outcome/*", "mean", "share", "Share of trajectories with this verdict."),
+    Metric("reward/*/mean", "mean", "", "Mean of this part of the reward."),
+    Metric("reward/*/std", "mean", "", "Standard deviation of this part of the reward."),
+    Metric("reward/*/seconds_p50", "mean", "s", "Median time this reward took for one trajectory."),
+    Metric("reward/*/seconds_p99", "max", "s", "99th percentile of that time."),
+    Metric("reward/*/queue_s", "mean", "s", "Mean wait for a free reward worker."),
+    Metric("reward/*/kills", "sum", "", "Workers killed at the deadline of this reward."),
+    *(
+        Metric(f"reward/*/{outcome}", "mean", "share", f"Share of its verdicts that are {outcome!r}.")
+        for outcome in get_args(Outcome)
+    ),
+    Metric("update/loss", "mean", "", "The minimised loss; its level means little for policy gradients."),
+    Metric("update/grad_norm", "mean", "", "Gradient norm before clipping."),
+    Metric("update/lr", "last", "", "Learning rate of the step."),
+    Metric("update/entropy", "mean", "nats", "Mean entropy of the policy over trained tokens."),
+    Metric("update/clip_share", "mean", "share", "Share of tokens whose ratio was clipped."),
+    Metric("update/ratio_max", "max", "", "Largest probability ratio new/old over trained tokens."),
+    Metric("update/ratio_mean", "mean", "", "Mean probability ratio new/old over trained tokens."),
+    Metric("update/kl", "mean", "nats", "KL divergence to the frozen reference."),
+    Metric("update/kl_old", "mean", "nats", "KL divergence to the policy before this step's updates."),
+    Metric("update/advantages_std", "mean", "", "Standard deviation of the advantages."),
+    Metric("update/masked_share", "mean", "share", "Share of sampled tokens left out of the loss."),
+    Metric("update/num_tokens", "sum", "tokens", "Tokens the learner processed, prompts included."),
+    Metric(
+        "mismatch/logprob_gap_max",
+        "max",
+        "nats",
+        "Largest |learner - engine| log-probability gap of a token.",
+    ),
+    Metric(
+        "mismatch/logprob_gap_mean",
+        "mean",
+        "nats",
+        "Mean |learner - engine| log-probability gap of tokens.",
+    ),
+    Metric("mismatch/kl", "mean", "nats", "KL(engine || learner), k3 estimator over sampled tokens."),
+    Metric("mismatch/ess", "mean", "share", "Effective sample size of the importance weights, as a share."),
+    Metric("mismatch/weight_mean", "mean", "", "Mean importance weight learner/engine, before any cap."),
+    Metric("mismatch/weight_square_mean", "mean", "", "Mean of its square; becomes `mismatch/ess`."),
+    Metric("mismatch/capped_share", "mean", "share", "Share of tokens whose importance weight was capped."),
+    Metric("buffer/staleness_max", "max", "versions", "Age of the oldest token trained on."),
+    Metric("buffer/staleness_mean", "mean", "versions", "Mean age of the tokens trained on."),
+    Metric("buffer/head_wait_s", "sum", "s", "Wait for the oldest group while younger ones were finished."),
+    Metric("buffer/in_flight", "last", "groups", "Groups being rolled out when the step took its own."),
+    Metric("sync/seconds", "sum", "s", "Weight transfer to every engine, verification included."),
+    Metric("sync/probe_gap", "max", "nats", "Log-probability gap of the probe that verified this sync."),
+    Metric("sync/probe_s", "sum", "s", "Time of that probe."),
+    Metric("sync/bytes", "sum", "bytes", "Weight bytes sent."),
+    Metric("time/step_s", "sum", "s", "One loop step, evaluation and checkpoint left out."),
+    Metric("time/rollout_wait_s", "sum", "s", "The loop waited for trajectories."),
+    Metric("time/rollout_busy_s", "sum", "s", "Engines were generating (also while the learner worked)."),
+    Metric("time/pack_s", "sum", "s", "Packing trajectories into tensors."),
+    Metric("time/logprobs_s", "sum", "s", "Old and reference log-probabilities."),
+    Metric("time/update_s", "sum", "s", "Forward, backward and optimizer."),
+    Metric("time/sync_s", "sum", "s", "Publishing weights."),
+    Metric("time/eval_s", "sum", "s", "Evaluation on held-out prompts."),
+    Metric("time/checkpoint_s", "sum", "s", "Writing a checkpoint."),
+    Metric("time/overlap_share", "mean", "share", "Share of the step in which engine and learner both ran."),
+    Metric("eval/accuracy", "mean", "share", "Share of held-out completions that are right."),
+    Metric("eval/accuracy_low", "mean", "share", "Lower end of its Wilson 95 % interval."),
+    Metric("eval/accuracy_high", "mean", "share", "Upper end of its Wilson 95 % interval."),
+    Metric("eval/reward_mean", "mean", "", "Mean held-out reward."),
+    Metric("eval/completion_tokens_mean", "mean", "tokens", "Mean length of held-out completions."),
+    Metric("eval/truncated_share", "mean", "share", "Share of held-out completions cut by the token limit."),
+    Metric("eval/pass_at_k", "mean", "share", "Chance that one of k samples of a held-out prompt is right."),
+    Metric(
+        "eval/ungradable", "sum", "completions", "Held-out completions whose reward could not be computed."
+    ),
+    Metric("eval/num_prompts", "sum", "prompts", "Held-out prompts evaluated."),
+    Metric("eval/ungradable", "sum", "samples", "Held-out samples whose reward could not be computed."),
+    Metric("eval/pass_at_k", "mean", "share", "Unbiased pass@k, k being the samples drawn per prompt."),
+    Metric("memory/*", "max", "bytes", "Peak memory of this part."),
+)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _DECLARED}
+_FAMILIES = tuple(
+    (re.compile(re.escape(m.name).replace(r"\*", "[^/]+")), m) for m in _DECLARED if "*" in m.name
+)
+
+
+def find(name: str) -> Metric | None:
+    """The declaration of `name`, None if there is none."""
+    exact = METRICS.get(name)
+    return exact or next((metric for pattern, metric in _FAMILIES if pattern.fullmatch(name)), None)
+
+
+def declared(name: str) -> Metric:
+    """The declaration of `name`. Raises AssertionError naming the nearest: undeclared is our bug."""
+    metric = find(name)
+    if metric is None:
+        near = get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
+        raise AssertionError(
+            f"metric {name!r} is not declared; the nearest is {near!r}. Declare it in telemetry/metrics.py."
+        )
+    return metric
+
+
+def reduce_metrics(observations: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """One value per name out of several observations of a step, each by its declared reduction."""
+    collected: dict[str, list[float]] = {}
+    for observation in observations:
+        for name, value in observation.items():
+            collected.setdefault(name, []).append(value)
+    return {name: _reduce(values, declared(name).reduction) for name, values in collected.items()}
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The Wilson 95 % interval of a share. `n == 0` says nothing: (0, 1).
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share = correct / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _reduce(values: list[float], reduction: Reduction) -> float:
+    match reduction:
+        case "mean":
+            return math.fsum(values) / len(values)
+        case "sum":
+            return math.fsum(values)
+        case "max":
+            return max(values)
+        case "last":
+            return values[-1]
