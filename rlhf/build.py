@@ -1,0 +1,372 @@
+"""Config -> Run. The only place that picks implementations: one `match` per kind."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.algorithms.catalogue import Algorithm, resolve
+from rlhf.batch import Batch
+from rlhf.cluster.engines import EngineClient
+from rlhf.cluster.launch import device_for, usable_cores
+from rlhf.cluster.learners import LearnerClient
+from rlhf.cluster.placement import Cluster, Colocated, Split, reserve, seat
+from rlhf.cluster.transfer import Ends, choose_sync, open_sync
+from rlhf.config.schema import ModelConfig, Recipe
+from rlhf.data.prompts import PromptStream, load_prompts
+from rlhf.engines.choice import choose_engine
+from rlhf.engines.hf import HfEngine
+from rlhf.engines.settings import EngineSettings
+from rlhf.engines.vllm import VllmEngine, engine_environment
+from rlhf.episodes.render import Renderer
+from rlhf.episodes.runner import SingleTurn
+from rlhf.errors import ConfigError
+from rlhf.interfaces import Placement
+from rlhf.learner.fsdp import FsdpLearner, LearnerPlan, RankPlace
+from rlhf.rollout.buffer import GroupBuffer
+from rlhf.rollout.evaluate import EvaluationPlan, evaluate
+from rlhf.rollout.group import Producer
+from rlhf.rollout.scoring import RewardPool
+from rlhf.run import Annotator, Evaluator, Run, RunState, load_state
+from rlhf.run_folder import RunFolder
+from rlhf.stages.model_folder import tokenizer_path
+from rlhf.telemetry.live import LiveView
+from rlhf.telemetry.recording import SampleRecorder
+from rlhf.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
+from rlhf.types import Prompt, Sampling
+from rlhf.weight_sync.files import read_weights
+from rlhf.weight_sync.probe import Probe, probe_sequences
+from rlhf.weight_sync.verified import VerifiedSync
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials:
+    """What a run is made from once model and prompts are at hand, before any process is started."""
+
+    recipe: Recipe
+    folder: RunFolder
+    model_folder: str
+    renderer: Renderer
+    train: list[Prompt]
+    heldout: list[Prompt]
+    device: str
+    engine_kind: str
+
+
+def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
+    """(training prompts, held-out prompts), rows checked."""
+    needed = recipe.task.needs_reference
+    train = load_prompts(recipe.task.train, key="task.train", require_reference=needed)
+    heldout: list[Prompt] = []
+    if recipe.task.heldout is not None and recipe.eval.every > 0:
+        heldout = load_prompts(recipe.task.heldout, key="task.heldout", require_reference=needed)
+    return train, heldout[: recipe.eval.num_prompts]
+
+
+def renderer_for(recipe: Recipe, model_folder: str) -> Renderer:
+    """The renderer of a recipe's task for the model in `model_folder`."""
+    return Renderer(
+        model_folder=model_folder,
+        tokenizer_path=tokenizer_path(recipe.model),
+        template=recipe.task.template,
+        system_prompt=recipe.task.system_prompt,
+        chat_template=recipe.model.chat_template,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Materials:
+    """Check everything that can be checked before processes start; every error names its key."""
+    renderer = renderer_for(recipe, model_folder)
+    train, heldout = load_task(recipe)
+    limit = recipe.sampling.max_prompt_tokens
+    renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
+    if heldout:
+        renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
+    kind, reason = choose_engine(recipe.engine.kind)
+    logger.info("engine: %s (%s)", kind, reason)
+    return Materials(
+        recipe=recipe,
+        folder=folder,
+        model_folder=model_folder,
+        renderer=renderer,
+        train=train,
+        heldout=heldout,
+        device=device_for(recipe.placement),
+        engine_kind=kind,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> AsyncIterator[Run]:
+    """Start every process of a run inside Ray; all of them end with the block."""
+    recipe = materials.recipe
+    algorithm = resolve(recipe.algorithm, max_tokens=recipe.sampling.max_tokens)
+    async with contextlib.AsyncExitStack() as stack:
+        reward = _reward_pool(recipe, code_dir)
+        stack.push_async_callback(reward.close)
+        view.phase("starting reward workers")
+        await reward.start()
+        seating = seat(recipe, materials.device)
+        group = reserve(seating, limit_s=recipe.timeouts.start_s)
+        cluster = Cluster(recipe=recipe, device=materials.device, seating=seating, group=group)
+        stack.callback(cluster.close)
+        view.phase("starting learner and engines")
+        engine, learner = await _start(cluster, materials, algorithm)
+        stack.push_async_callback(learner.close)
+        stack.push_async_callback(engine.close)
+        checkpoints = materials.folder.checkpoints()
+        if checkpoints:
+            await learner.load(str(checkpoints[-1].resolve() / "learner"))
+        sync = await _open_sync(materials, learner, engine)
+        parts = _Parts(learner=learner, engine=engine, sync=sync, reward=reward, algorithm=algorithm)
+        run = _assemble(materials, view, parts)
+        for sink in run.sinks:
+            stack.callback(sink.close)
+        yield run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    learner: LearnerClient
+    engine: EngineClient
+    sync: VerifiedSync
+    reward: RewardPool
+    algorithm: Algorithm
+
+
+def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
+    recipe, schedule = materials.recipe, materials.recipe.schedule
+    prompts = PromptStream(materials.train, seed=recipe.seed)
+    state = _restore(materials.folder, prompts)
+    buffer = GroupBuffer(
+        schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
+    )
+    rollout = SingleTurn(parts.engine, renderer=materials.renderer)
+    stop = materials.renderer.stop_token_ids
+    sampling = Sampling(
+        max_tokens=recipe.sampling.max_tokens,
+        temperature=recipe.sampling.temperature,
+        top_p=recipe.sampling.top_p,
+        top_k=recipe.sampling.top_k,
+        stop_token_ids=stop,
+    )
+    producer = Producer(
+        buffer=buffer,
+        prompts=prompts,
+        rollout=rollout,
+        reward=parts.reward,
+        sampling=sampling,
+        samples_per_prompt=schedule.samples_per_prompt,
+        seed=recipe.seed,
+        drop_zero_variance=schedule.drop_zero_variance,
+        version=lambda: state.step,
+    )
+    return Run(
+        recipe=recipe,
+        folder=materials.folder,
+        learner=parts.learner,
+        sync=parts.sync,
+        placement=_placement(recipe, parts),
+        algorithm=parts.algorithm,
+        annotators=_annotators(parts, schedule.minibatches),
+        reward=parts.reward,
+        prompts=prompts,
+        buffer=buffer,
+        producer=producer,
+        evaluator=_evaluator(materials, view, rollout, parts.reward),
+        sinks=_sinks(recipe, materials.folder.path, first_step=state.step + 1 if state.step else 0),
+        recorder=SampleRecorder(
+            materials.folder.path,
+            decode=materials.renderer.pieces,
+            samples_per_step=recipe.telemetry.samples_per_step,
+            seed=recipe.seed,
+            first_step=state.step + 1,
+        ),
+        view=view,
+        state=state,
+    )
+
+
+def _restore(folder: RunFolder, prompts: PromptStream) -> RunState:
+    checkpoints = folder.checkpoints()
+    if not checkpoints:
+        return RunState()
+    state, ledger = load_state(checkpoints[-1])
+    prompts.load_state_dict(ledger)
+    logger.info("resuming at step %d; %d groups were in flight", state.step, len(prompts.in_flight))
+    return state
+
+
+def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
+    return RewardPool(
+        recipe.task.rewards,
+        num_workers=recipe.task.reward_workers,
+        code_dir=str(code_dir),
+        max_ungradable=recipe.task.max_ungradable,
+    )
+
+
+def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:
+    """The recipe's model section with its weights in `model_folder`."""
+    return recipe.model.model_copy(update={"path": model_folder, "config": None})
+
+
+async def _start(
+    cluster: Cluster, materials: Materials, algorithm: Algorithm
+) -> tuple[EngineClient, LearnerClient]:
+    """Start learner and engines: together if they have devices of their own, else the sleeping engine first."""
+    recipe = materials.recipe
+    if recipe.placement.kind == "split" or materials.device == "cpu":
+        learner, engine = await asyncio.gather(
+            _start_learner(cluster, materials, algorithm), _start_engines(cluster, materials)
+        )
+    else:
+        engine = await _start_engines(cluster, materials)
+        await engine.sleep()
+        learner = await _start_learner(cluster, materials, algorithm)
+    return engine, learner
+
+
+async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algorithm) -> LearnerClient:
+    recipe = materials.recipe
+    plan = LearnerPlan(
+        model=local_model(recipe, materials.model_folder),
+        learner=recipe.learner,
+        total_steps=recipe.schedule.num_steps * recipe.schedule.minibatches,
+        seed=recipe.seed,
+        needs_reference=algorithm.needs_reference,
+        entropy="gradient" if algorithm.needs_entropy else "metric",
+    )
+    return await cluster.learner(make_learner, {"plan": plan, "device": materials.device})
+
+
+def make_learner(
+    *, plan: LearnerPlan, device: str, rank: int, world_size: int, rendezvous: tuple[str, int]
+) -> FsdpLearner:
+    """One rank, inside its actor."""
+    address, port = rendezvous
+    place = RankPlace(rank=rank, world_size=world_size, device=device, address=address, port=port)
+    return FsdpLearner(plan, place)
+
+
+async def _start_engines(cluster: Cluster, materials: Materials) -> EngineClient:
+    recipe = materials.recipe
+    settings = EngineSettings(
+        model=materials.model_folder,
+        config=recipe.engine,
+        device="cuda" if materials.device == "cuda" else "cpu",
+        dtype=recipe.model.dtype,
+        max_model_len=recipe.sampling.max_prompt_tokens
+        + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0),
+        seed=recipe.seed,
+        transfer=choose_sync(recipe, materials.device),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    environment = engine_environment(recipe.engine, materials.device)
+    return await cluster.engines(
+        make_engine, {"kind": materials.engine_kind, "settings": settings}, environment
+    )
+
+
+async def make_engine(*, index: int, kind: str, settings: EngineSettings) -> VllmEngine | HfEngine:
+    """One engine, inside its actor."""
+    settings = replace(settings, index=index)
+    match kind:
+        case "vllm":
+            return await VllmEngine.start(settings)
+        case "hf":
+            return HfEngine(settings, read=read_weights)
+        case _:
+            raise ConfigError(f"engine.kind is {kind}, which only tests can use: it has no weights to train.")
+
+
+async def _open_sync(materials: Materials, learner: LearnerClient, engine: EngineClient) -> VerifiedSync:
+    recipe = materials.recipe
+    sequences = probe_sequences(
+        materials.renderer.vocabulary_size,
+        seed=recipe.seed,
+        length=min(32, recipe.sampling.max_prompt_tokens),
+        avoid=materials.renderer.special_ids,
+    )
+    tolerance = recipe.sync.tolerance or (1e-3 if recipe.model.dtype == "float32" else 0.3)
+    probe = Probe(sequences=sequences, tolerance=tolerance, every=recipe.sync.probe_every)
+    ends = Ends(learner=learner, engine=engine, scratch=materials.folder.path / "sync")
+    return await open_sync(choose_sync(recipe, materials.device), recipe, ends, probe)
+
+
+def _placement(recipe: Recipe, parts: _Parts) -> Placement:
+    match recipe.placement.kind:
+        case "split":
+            return Split()
+        case "colocated":
+            return Colocated(engine=parts.engine, learner=parts.learner)
+
+
+def _annotators(parts: _Parts, minibatches: int) -> list[Annotator]:
+    async def old(batch: Batch) -> Batch:
+        return replace(batch, old_logprobs=await parts.learner.logprobs(batch))
+
+    async def reference(batch: Batch) -> Batch:
+        return replace(batch, ref_logprobs=await parts.learner.logprobs(batch, reference=True))
+
+    chosen: list[Annotator] = []
+    if parts.algorithm.needs_old_logprobs(minibatches):
+        chosen.append(old)
+    if parts.algorithm.needs_reference:
+        chosen.append(reference)
+    return chosen
+
+
+def _evaluator(
+    materials: Materials, view: LiveView, rollout: SingleTurn, reward: RewardPool
+) -> Evaluator | None:
+    config, sampling = materials.recipe.eval, materials.recipe.sampling
+    if not materials.heldout:
+        return None
+    plan = EvaluationPlan(
+        prompts=materials.heldout,
+        sampling=Sampling(
+            max_tokens=config.max_tokens or sampling.max_tokens,
+            temperature=config.temperature,
+            stop_token_ids=materials.renderer.stop_token_ids,
+        ),
+        num_samples=config.num_samples,
+        seed=materials.recipe.seed,
+    )
+    progress = functools.partial(view.phase, "evaluating on held-out prompts")
+    return functools.partial(evaluate, rollout, reward, plan, progress=progress)
+
+
+def _sinks(recipe: Recipe, folder: Path, *, first_step: int) -> list[Sink]:
+    sinks: list[Sink] = [JsonlSink(folder, first_step=first_step)]
+    for kind in recipe.telemetry.sinks:
+        match kind:
+            case "tensorboard":
+                sinks.append(TensorBoardSink(folder, first_step=first_step))
+            case "wandb":
+                config: dict[str, Any] = recipe.model_dump(mode="json")
+                sinks.append(
+                    WandbSink(folder, project=recipe.telemetry.project, name=recipe.name, config=config)
+                )
+    return sinks
+
+
+def header(materials: Materials) -> dict[str, str]:
+    """What the live view says of a run."""
+    recipe = materials.recipe
+    return {
+        "run": recipe.name,
+        "model": recipe.model.path or str((recipe.model.config or {}).get("model_type", "")),
+        "algorithm": recipe.algorithm.name,
+        "engine": f"{recipe.engine.num_engines} x {materials.engine_kind}",
+        "learner": f"{recipe.learner.num_ranks} x FSDP2",
+        "placement": f"{recipe.placement.kind} on {materials.device} ({usable_cores()} cores)",
+        "staleness": str(recipe.schedule.max_staleness),
+    }

@@ -1,0 +1,135 @@
+"""The command line: `rlhf train | check | report | doctor`. User mistakes end in one message and exit code 2."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf.errors import ConfigError, RlhfError
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 (done), 1 (a check failed) or 2 (a mistake, explained)."""
+    arguments = _parser().parse_args(argv)
+    from rlhf.telemetry.logs import configure_logging
+
+    configure_logging(verbose=arguments.verbose)
+    try:
+        code: int = arguments.command(arguments)
+    except RlhfError as error:
+        logger.debug("the error came from here", exc_info=True)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command resumes from the last checkpoint\n")
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlhf", description="RL post-training: Ray, vLLM and FSDP2 in one loop."
+    )
+    parser.add_argument("--verbose", action="store_true", help="log details, and the traceback of a mistake")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser("train", help="train a recipe; resumes if its run folder holds a checkpoint")
+    _recipe_arguments(train)
+    train.add_argument("--dry-run", action="store_true", help="print the derived plan and stop")
+    train.add_argument("--fresh", action="store_true", help="delete the run folder first")
+    train.set_defaults(command=_train)
+
+    check = commands.add_parser("check", help="load every named object and grade every gold answer")
+    _recipe_arguments(check)
+    check.set_defaults(command=_check)
+
+    report = commands.add_parser("report", help="write report.html for a run folder")
+    report.add_argument("run_dir", type=Path)
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser(
+        "doctor", help="what is installed, what will be used, what to do about the rest"
+    )
+    doctor.add_argument("recipe", nargs="?", help="also judge the needs of this recipe")
+    doctor.set_defaults(command=_doctor, overrides=[])
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example schedule.num_steps=10")
+    parser.add_argument(
+        "--code-dir",
+        type=Path,
+        default=Path(),
+        help="first on the path of rewards and mappers (default: here)",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rlhf.config.loading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        _print_plan(arguments.recipe, recipe)
+        return 0
+    from rlhf.execute import execute
+
+    _prepend(arguments.code_dir)
+    return asyncio.run(execute(recipe, code_dir=arguments.code_dir.resolve(), fresh=arguments.fresh))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rlhf.check import check
+    from rlhf.config.loading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    _prepend(arguments.code_dir)
+    return asyncio.run(check(recipe, code_dir=arguments.code_dir.resolve()))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rlhf.telemetry.report import write_report
+
+    if not (arguments.run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml.")
+    sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rlhf.config.loading import load_recipe
+    from rlhf.doctor import examine, render
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides) if arguments.recipe else None
+    return render(examine(recipe))
+
+
+def _print_plan(path: str, recipe: object) -> None:
+    from rich.table import Table
+
+    from rlhf.config.loading import resolved_yaml
+    from rlhf.config.schema import Recipe
+    from rlhf.plan import derive_plan
+    from rlhf.telemetry.logs import TERMINAL
+
+    assert isinstance(recipe, Recipe)
+    sys.stdout.write(resolved_yaml(recipe))
+    table = Table(title=f"plan of {path}", show_header=False)
+    for what, amount in derive_plan(recipe):
+        table.add_row(what, amount)
+    TERMINAL.print(table)
+
+
+def _prepend(code_dir: Path) -> None:
+    if not code_dir.is_dir():
+        raise ConfigError(f"--code-dir: there is no folder {str(code_dir)!r}.")
+    sys.path.insert(0, str(code_dir.resolve()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

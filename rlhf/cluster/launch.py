@@ -1,0 +1,93 @@
+"""Join or start Ray, and end what was started. The only place where environment variables are decided."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import ray
+
+from rlhf.config.schema import PlacementConfig
+from rlhf.errors import PlacementError
+
+TEMP_PREFIX = "rlhf-ray-"
+OBJECT_STORE_BYTES = 2 * 2**30
+
+
+def usable_cores() -> int:
+    """Cores this process may use (its affinity, not the machine's count)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment of a torch process: `threads` OpenMP threads that sleep, not spin, while they wait."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def device_for(placement: PlacementConfig) -> str:
+    """`cpu` or `cuda`; raises PlacementError when CUDA is asked for and absent."""
+    import torch
+
+    if placement.device == "cuda" and placement.address is None and not torch.cuda.is_available():
+        raise PlacementError(
+            "placement.device is cuda but this machine has no usable GPU. Use placement.device=auto, "
+            "or name a cluster that has GPUs with placement.address."
+        )
+    if placement.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return placement.device
+
+
+@contextlib.contextmanager
+def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]:
+    """A Ray to run in: the cluster at `placement.address`, or a local one that ends with this block.
+
+    `code_dir` comes first on the path of every worker; on a cluster it is shipped.
+    """
+    path = os.pathsep.join([str(code_dir), *filter(None, [os.environ.get("PYTHONPATH")])])
+    runtime_env: dict[str, object] = {"env_vars": {"PYTHONPATH": path, "RAY_DEDUP_LOGS": "1"}}
+    if placement.address is not None:
+        runtime_env = {"working_dir": str(code_dir), "excludes": ["runs", ".venv", ".git"]}
+        ray.init(address=placement.address, runtime_env=runtime_env, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-"))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(
+            num_cpus=placement.num_cpus or usable_cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=min(OBJECT_STORE_BYTES, psutil.virtual_memory().available // 10),
+            runtime_env=runtime_env,
+            _temp_dir=str(folder),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Remove the folders of local Rays whose driver was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*"):
+        owner = folder.name.removeprefix(TEMP_PREFIX).split("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)

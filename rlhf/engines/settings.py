@@ -1,0 +1,25 @@
+"""What every engine is built from: plain values, picklable, ready to be sent to another process."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf.config.schema import EngineConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """One engine: which model, on what device, fed by which weight transfer."""
+
+    model: str
+    """A Hugging Face folder on disk."""
+    config: EngineConfig
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    max_model_len: int
+    """Longest prompt plus completion, in tokens."""
+    seed: int = 0
+    transfer: str = "cpu"
+    """Weight-transfer backend: cpu, disk (both ours), nccl or ipc (vLLM's)."""
+    index: int = 0
+    """Place of this engine among the engines of the run."""
+    trust_remote_code: bool = False

@@ -1,0 +1,342 @@
+"""One vLLM engine in this process (its core runs in a child): submission, versions, pauses, weight updates.
+
+A scheduler pause has two users: a submission holds it while it adds its requests, so that the first step sees
+them all, and an update or a sleep holds it while it lasts. `_gate` keeps them apart.
+"""
+
+import asyncio
+import gc
+import itertools
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.config.schema import EngineConfig
+from rlhf.engines.settings import EngineSettings
+from rlhf.errors import DependencyError, EngineError, SyncError
+from rlhf.interfaces import GenerateRequest
+from rlhf.types import Completion, FinishReason, Sampling
+
+_CPU_KV_CACHE_MB = 512
+_CPU_BLOCK_TOKENS = 32
+_VLLM_TRANSFERS = ("nccl", "ipc")
+
+
+def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
+    """Environment that a process needs before it imports vLLM; children inherit it."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if device == "cuda":
+        # CUDA IPC handles cross to the engine core as pickles.
+        return environment | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    environment |= {
+        "OMP_NUM_THREADS": str(config.threads),
+        # A waiting thread that spins takes the core of the learner beside it.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if config.tensor_parallel == 1:
+        # The worker lives inside the engine core: one process and one hop per step less.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return environment
+
+
+def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """Keyword arguments of vLLM's AsyncEngineArgs for `settings`; `engine.args` has the last word."""
+    config = settings.config
+    arguments: dict[str, Any] = {
+        "model": settings.model,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": config.max_sequences,
+        "tensor_parallel_size": config.tensor_parallel,
+        "enforce_eager": not config.compile,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.device == "cpu":
+        arguments |= {
+            "kv_cache_memory_bytes": (config.kv_cache_mb or _CPU_KV_CACHE_MB) << 20,
+            "block_size": _CPU_BLOCK_TOKENS,
+            # A seeded request whose prefill is split dies: the CPU generator cannot step back (vLLM 0.32).
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(settings.max_model_len, 4096),
+        }
+    else:
+        arguments |= {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": True}
+        if config.kv_cache_mb is not None:
+            arguments["kv_cache_memory_bytes"] = config.kv_cache_mb << 20
+    return arguments | config.args
+
+
+class VllmEngine:
+    """interfaces.RolloutEngine's work on one engine, plus the engine side of weight updates."""
+
+    def __init__(self, llm: Any, settings: EngineSettings) -> None:
+        self._llm = llm
+        self._settings = settings
+        self._gate = asyncio.Lock()
+        self._holds: set[str] = set()
+        self._asleep = False
+        self._ids = itertools.count()
+        self._version = 0
+        self._incoming: int | None = None
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> "VllmEngine":
+        """Load the model and start the engine core. Takes 10 s and more."""
+        engine = cls(_launch(settings), settings)
+        await engine._llm.update_weight_version("0")
+        return engine
+
+    async def generate_many(
+        self, requests: Sequence[GenerateRequest]
+    ) -> AsyncIterator[tuple[int, list[Completion]]]:
+        """Yield (index of the request, one Completion per seed) as each request finishes.
+
+        All requests enter the scheduler before its next step, in order: on an idle engine the same call gives
+        the same tokens and bitwise the same log-probabilities. Waits while weights are being updated.
+        """
+        streams = await self._submit(requests)
+        tasks = [asyncio.create_task(self._collect(index, stream)) for index, stream in enumerate(streams)]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            left = [stream.request_id for group in streams for stream in group]
+            await self._llm.abort(left, internal=True)
+
+    async def _submit(self, requests: Sequence[GenerateRequest]) -> list[list[Any]]:
+        async with self._gate:
+            await self._stop_scheduler()
+            try:
+                return [[await self._add(r, seed) for seed in r.seeds] for r in requests]
+            finally:
+                await self._llm.resume_generation()
+
+    async def _add(self, request: GenerateRequest, seed: int) -> Any:
+        params = _sampling_params(request.sampling, seed)
+        return await self._enqueue(request.prompt_token_ids, params)
+
+    async def _enqueue(self, token_ids: Sequence[int], params: Any) -> Any:
+        # The salt keeps prefixes computed under older weights from being reused while requests are in flight.
+        prompt = {"type": "token", "prompt_token_ids": list(token_ids), "cache_salt": str(self._version)}
+        return await self._llm.add_request(str(next(self._ids)), prompt, params)
+
+    async def _collect(self, index: int, streams: Sequence[Any]) -> tuple[int, list[Completion]]:
+        return index, [_completion(await _last_output(stream)) for stream in streams]
+
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """[sequence][T-1] log-probability (temperature 1, full vocabulary) of each token after the first."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if self._holds:
+            raise EngineError("probe: the engine is paused (an update or a sleep holds it). Resume it first.")
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        streams = [await self._enqueue(sequence, params) for sequence in sequences]
+        outputs = [await _last_output(stream) for stream in streams]
+        return [_prompt_logprobs(output) for output in outputs]
+
+    async def pause(self) -> None:
+        """Stop decoding; requests in flight keep their place, new ones wait."""
+        await self._hold("update")
+
+    async def resume(self) -> None:
+        """Go on decoding (unless the engine sleeps)."""
+        await self._release("update")
+
+    async def sleep(self) -> None:
+        """Pause; on CUDA also move the weights to host memory and drop the KV cache."""
+        await self._hold("sleep")
+        if self._settings.device == "cuda":
+            await self._llm.sleep(level=1, mode="keep")
+            self._asleep = True
+
+    async def wake(self) -> None:
+        """Undo `sleep`. While an update holds the engine only weights return; `resume` brings the rest."""
+        if self._asleep:
+            await self._llm.wake_up(["weights"])
+        await self._release("sleep")
+
+    async def _hold(self, reason: str) -> None:
+        if reason in self._holds:
+            raise EngineError(f"the engine is already paused for {reason}")
+        self._holds.add(reason)
+        if len(self._holds) == 1:
+            await self._gate.acquire()
+            await self._stop_scheduler()
+
+    async def _stop_scheduler(self) -> None:
+        # Not pause_generation: it sleeps 20 ms so that outputs arrive in a nicer order, not needed here.
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+
+    async def _release(self, reason: str) -> None:
+        self._holds.discard(reason)
+        if self._holds or not self._gate.locked():
+            return
+        if self._asleep:
+            await self._llm.wake_up(["kv_cache"])
+            self._asleep = False
+        await self._llm.resume_generation()
+        self._gate.release()
+
+    async def init_transfer(self, info: Mapping[str, Any]) -> None:
+        """Open the backend's connection. `rank_offset` (nccl) is that of engine 0; others add theirs."""
+        info = dict(info)
+        if "rank_offset" in info:
+            info["rank_offset"] += self._settings.index * self._settings.config.tensor_parallel
+        await self._rpc("init_weight_transfer_engine", init_info=info)
+
+    async def begin_update(self) -> None:
+        """Make the model ready for new weights. The engine must be paused."""
+        if "update" not in self._holds:
+            raise EngineError("begin_update: the engine is running. Pause it first.")
+        self._incoming = None
+        await self._rpc("start_weight_update")
+
+    async def update(self, info: Mapping[str, Any]) -> None:
+        """Receive and load what `info` describes. Raises SyncError with the receiver's own words."""
+        info = dict(info)
+        self._incoming = int(info["version"])
+        if self._settings.transfer in _VLLM_TRANSFERS:
+            # They refuse keys that they do not know.
+            del info["version"]
+        await self._rpc("update_weights", update_info=info)
+
+    async def finish_update(self, version: int) -> None:
+        """Make the new weights live. Tokens sampled from now on carry the version that came with them."""
+        await self._rpc("finish_weight_update")
+        if self._incoming is None:
+            raise SyncError(f"finish_update({version}) without an update")
+        self._version = self._incoming
+        await self._llm.update_weight_version(str(self._version))
+        await self.reset_cache()
+        if self._llm.model_config.is_multimodal_model:
+            await self._llm.reset_encoder_cache()
+
+    async def weight_version(self) -> int:
+        """The version the engine core says it samples with."""
+        return int(await self._llm.get_weight_version())
+
+    async def reset_cache(self) -> bool:
+        """Forget all cached prefixes; False when requests in flight still hold some."""
+        return bool(await self._llm.reset_prefix_cache())
+
+    async def close(self) -> None:
+        """End the engine core and its workers."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            # Else it takes the core's end for a crash.
+            llm.output_handler.cancel()
+            await asyncio.gather(llm.output_handler, return_exceptions=True)
+        await asyncio.to_thread(llm.shutdown)
+        # It sits in a reference cycle, and finalised at interpreter exit it would print an error.
+        del llm
+        gc.collect()
+
+    async def _rpc(self, method: str, **kwargs: Any) -> None:
+        try:
+            await self._llm.collective_rpc(method, kwargs=kwargs)
+        # vLLM reports whatever went wrong in a worker as a bare Exception that carries only the message.
+        except Exception as error:
+            raise SyncError(f"engine {self._settings.index}: {method} failed: {error}") from error
+
+
+def _launch(settings: EngineSettings) -> Any:
+    try:
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise DependencyError(
+            f"engine.kind is vllm but vLLM cannot be imported ({error}). Install the extra `cpu` or `gpu`, "
+            "or set engine.kind: hf."
+        ) from error
+    transfer = WeightTransferConfig(backend=settings.transfer)
+    try:
+        return AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**engine_arguments(settings), weight_transfer_config=transfer)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"vLLM did not start on {settings.model}: {error}") from error
+
+
+def _sampling_params(sampling: Sampling, seed: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=True,
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+async def _last_output(stream: Any) -> Any:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        output = stream.get_nowait() or await stream.get()
+    except EngineDeadError as error:
+        raise EngineError("the vLLM engine core died; its log above says why") from error
+    while not output.finished:
+        output = await stream.get()
+    return output
+
+
+def _completion(output: Any) -> Completion:
+    sample = output.outputs[0]
+    logprobs = tuple(sample.logprobs.logprobs)
+    if len(logprobs) != len(sample.token_ids) or not all(map(math.isfinite, logprobs)):
+        raise EngineError(
+            f"request {output.request_id}: {len(sample.token_ids)} tokens, {len(logprobs)} logprobs, "
+            f"{sum(not math.isfinite(p) for p in logprobs)} of them not finite. The weights may hold NaN."
+        )
+    if sample.weight_versions is None:
+        raise EngineError(f"request {output.request_id}: the engine core reported no weight version")
+    spans = [(int(span.version), span.end - span.start) for span in sample.weight_versions]
+    return Completion(
+        token_ids=tuple(sample.token_ids),
+        logprobs=logprobs,
+        versions=tuple(version for version, length in spans for _ in range(length)),
+        finish_reason=_finish_reason(sample.finish_reason, output.request_id),
+    )
+
+
+def _finish_reason(reason: str | None, request_id: str) -> FinishReason:
+    match reason:
+        case "stop":
+            return "stop"
+        case "length":
+            return "length"
+        case _:
+            raise EngineError(
+                f"request {request_id}: the engine ended it with {reason!r}, expected stop or length"
+            )
+
+
+def _prompt_logprobs(output: Any) -> list[float]:
+    ids = output.prompt_token_ids
+    return [float(p[token].logprob) for token, p in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]

