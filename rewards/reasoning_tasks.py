@@ -40,11 +40,15 @@ def problems(
 
 
 def demonstrations(
-    seed: int = 0, size: int = 1000, *, split: Split = "train", terms: int = 4, digits: int = 1
+    seed: int = 0, size: int = 1000, *, terms: int = 4, digits: int = 1, careless: float = 0.0
 ) -> list[dict[str, str]]:
-    """Rows of `problems` with a worked `completion`, for supervised fine-tuning."""
-    rows = problems(seed, size, split=split, terms=terms, digits=digits)
-    return [row | {"completion": _work(row["id"], row["reference"])} for row in rows]
+    """Training rows of `problems` with a worked `completion`, for supervised fine-tuning.
+
+    A share `careless` of them stops one term early and gives the total it has reached: data of mixed quality.
+    Imitation keeps the habit; reinforcement finds out that it does not pay.
+    """
+    rows = problems(seed, size, terms=terms, digits=digits)
+    return [row | {"completion": _work(row["id"], is_careless=_share(row["id"]) < careless)} for row in rows]
 
 
 def verify(prompt: Prompt, trajectory: Trajectory) -> RewardResult:
@@ -87,6 +91,12 @@ def _is_small(expression: str) -> bool:
     return all(0 <= total <= 99 for total in _totals(expression))
 
 
-def _work(expression: str, answer: str) -> str:
-    steps = " ".join(f"{total:02d}" for total in _totals(expression)[1:])
-    return f"<think>{steps}</think><answer>{answer}</answer>"
+def _work(expression: str, *, is_careless: bool) -> str:
+    totals = _totals(expression)[1:]
+    shown = totals[:-1] if is_careless else totals
+    return f"<think>{' '.join(f'{total:02d}' for total in shown)}</think><answer>{shown[-1]}</answer>"
+
+
+def _share(expression: str) -> float:
+    """A number in [0, 1) that belongs to the problem for ever."""
+    return int.from_bytes(sha256(f"style {expression}".encode()).digest()[:4], "big") / 2**32

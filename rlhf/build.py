@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.algorithms.catalogue import Algorithm, resolve
 from rlhf.batch import Batch
@@ -19,14 +19,13 @@ from rlhf.cluster.transfer import Ends, choose_sync, open_sync
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.data.prompts import PromptStream, load_prompts
 from rlhf.engines.choice import choose_engine
-from rlhf.engines.hf import HfEngine
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
 from rlhf.episodes.render import Renderer
 from rlhf.episodes.runner import SingleTurn
 from rlhf.errors import ConfigError
 from rlhf.interfaces import Placement
-from rlhf.learner.fsdp import FsdpLearner, LearnerPlan, RankPlace
+from rlhf.learner.plan import LearnerPlan, RankPlace
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
@@ -41,6 +40,10 @@ from rlhf.types import Prompt, Sampling
 from rlhf.weight_sync.files import read_weights
 from rlhf.weight_sync.probe import Probe, probe_sequences
 from rlhf.weight_sync.verified import VerifiedSync
+
+if TYPE_CHECKING:
+    from rlhf.engines.hf import HfEngine
+    from rlhf.learner.fsdp import FsdpLearner
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +218,8 @@ def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
 
 def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:
     """The recipe's model section with its weights in `model_folder`."""
-    return recipe.model.model_copy(update={"path": model_folder, "config": None})
+    found = {"path": model_folder, "config": None, "tokenizer": tokenizer_path(recipe.model)}
+    return recipe.model.model_copy(update=found)
 
 
 async def _start(
@@ -249,8 +253,10 @@ async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algo
 
 def make_learner(
     *, plan: LearnerPlan, device: str, rank: int, world_size: int, rendezvous: tuple[str, int]
-) -> FsdpLearner:
+) -> "FsdpLearner":
     """One rank, inside its actor."""
+    from rlhf.learner.fsdp import FsdpLearner
+
     address, port = rendezvous
     place = RankPlace(rank=rank, world_size=world_size, device=device, address=address, port=port)
     return FsdpLearner(plan, place)
@@ -275,13 +281,15 @@ async def _start_engines(cluster: Cluster, materials: Materials) -> EngineClient
     )
 
 
-async def make_engine(*, index: int, kind: str, settings: EngineSettings) -> VllmEngine | HfEngine:
+async def make_engine(*, index: int, kind: str, settings: EngineSettings) -> "VllmEngine | HfEngine":
     """One engine, inside its actor."""
     settings = replace(settings, index=index)
     match kind:
         case "vllm":
             return await VllmEngine.start(settings)
         case "hf":
+            from rlhf.engines.hf import HfEngine
+
             return HfEngine(settings, read=read_weights)
         case _:
             raise ConfigError(f"engine.kind is {kind}, which only tests can use: it has no weights to train.")

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 (done), 1 (a check failed) or 2 (a mistake, explained)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     from rlhf.telemetry.logs import configure_logging
 
     configure_logging(verbose=arguments.verbose)
@@ -28,6 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted; the same command resumes from the last checkpoint\n")
         return 130
     return code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand before and after options, which argparse alone does not allow."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    options = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,21 +1,25 @@
-"""One `rlhf train`: folder, cold start, Ray, loop, report; and what the user reads at the end."""
+"""One `rlhf train`: folder, cold start, Ray, loop, report; and what the user reads at the end.
+
+Imports are late here: what loads transformers takes seconds, and most mistakes are found without it.
+"""
 
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rlhf.build import Materials, gather_materials, header, local_model, open_run, renderer_for
-from rlhf.cluster.launch import ray_session
 from rlhf.config.schema import Recipe
+from rlhf.errors import PlacementError
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
-from rlhf.stages.sft import run_sft
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.logs import log_to_folder
 from rlhf.telemetry.report import write_report
 from rlhf.telemetry.sinks import read_metrics
-from rlhf.train import train
+
+if TYPE_CHECKING:
+    from rlhf.build import Materials
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,11 @@ async def execute(recipe: Recipe, *, code_dir: Path, fresh: bool) -> int:
 
 async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
     with LiveView({"run": recipe.name}, enabled=recipe.telemetry.live) as view:
+        await preflight(recipe, code_dir=code_dir)
+        from rlhf.build import header, open_run
+        from rlhf.cluster.launch import ray_session
+        from rlhf.train import train
+
         materials = prepare(recipe, folder, view)
         view.describe(header(materials))
         with ray_session(recipe.placement, code_dir=code_dir):
@@ -48,8 +57,58 @@ async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
                     await run.learner.export(str((folder.path / "model").resolve()))
 
 
-def prepare(recipe: Recipe, folder: RunFolder, view: LiveView) -> Materials:
+async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
+    """Refuse what would otherwise fail inside an actor, or after minutes of cold start.
+
+    Raises the error of the first mistake: model, algorithm, device, sync, cores or GPUs, rewards.
+    """
+    if recipe.model.config is None:
+        prepare_model_folder(recipe.model, "", seed=recipe.seed)
+    from rlhf.algorithms.catalogue import resolve
+    from rlhf.cluster.launch import device_for
+    from rlhf.cluster.transfer import choose_sync
+    from rlhf.rollout.scoring import RewardPool
+
+    resolve(recipe.algorithm, max_tokens=recipe.sampling.max_tokens)
+    device = device_for(recipe.placement)
+    choose_sync(recipe, device)
+    _check_room(recipe, device)
+    pool = RewardPool(recipe.task.rewards, num_workers=1, code_dir=str(code_dir))
+    try:
+        await pool.start()
+    finally:
+        await pool.close()
+
+
+def _check_room(recipe: Recipe, device: str) -> None:
+    """Whether a Ray that is started here will have the cores and GPUs; a cluster says so itself."""
+    import torch
+
+    from rlhf.cluster.launch import usable_cores
+    from rlhf.cluster.placement import seat
+
+    bundles = seat(recipe, device).bundles
+    if recipe.placement.address is not None:
+        return
+    present = {"CPU": recipe.placement.num_cpus or usable_cores(), "GPU": torch.cuda.device_count()}
+    for kind, unit in (("CPU", "cores"), ("GPU", "GPUs")):
+        wanted = sum(bundle.get(kind, 0.0) for bundle in bundles)
+        if wanted > present[kind]:
+            is_split = recipe.placement.kind == "split"
+            raise PlacementError(
+                f"learner.num_ranks ({recipe.learner.num_ranks}) and engine.num_engines "
+                f"({recipe.engine.num_engines}) with placement.kind: {recipe.placement.kind} need {wanted:g} {unit}, "
+                f"found {present[kind]:g} on this machine. Lower them (or learner.threads, engine.threads), "
+                f"{'set placement.kind: colocated so that they take turns, ' if is_split else ''}"
+                "or name a cluster with placement.address."
+            )
+
+
+def prepare(recipe: Recipe, folder: RunFolder, view: LiveView) -> "Materials":
     """The model folder (made or found, after the cold start if the recipe has one) and all checked inputs."""
+    from rlhf.build import gather_materials, local_model, renderer_for
+    from rlhf.stages.sft import run_sft
+
     view.phase("preparing the model")
     start = prepare_model_folder(recipe.model, str(folder.path / "start"), seed=recipe.seed)
     if recipe.sft is None:

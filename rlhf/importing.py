@@ -54,6 +54,8 @@ def _load_module(name: str, key: str) -> ModuleType:
             f"{key}: there is no module {name!r} on the path. Run from the folder that holds it, "
             "or pass that folder with --code-dir."
         ) from error
+    except Exception as error:
+        raise LoadError(f"{key}: importing {name!r} failed: {type(error).__name__}: {error}") from error
 
 
 def _load_file(path: str, key: str) -> ModuleType:

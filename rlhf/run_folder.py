@@ -96,7 +96,7 @@ class RunFolder:
             if before.get(section) != now[section]:
                 raise CheckpointError(
                     f"run_dir: {str(self.path)!r} holds checkpoints of another run: "
-                    f"{_difference(section, before, now)}. "
+                    f"{_difference(section, before.get(section), now[section])}. "
                     "Start anew with --fresh, or name another folder with run_dir=...."
                 )
 
@@ -131,13 +131,10 @@ def _git(*arguments: str) -> str | None:
 
 def _difference(key: str, before: Any, now: Any) -> str:
     """The first leaf that differs, as `section.key is X there and Y now`."""
-    old, new = (
-        before.get(key) if isinstance(before, dict) else before,
-        now.get(key) if isinstance(now, dict) else now,
-    )
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *new]:
-            if old.get(name) != new.get(name):
-                inner = _difference(name, old, new)
-                return f"{key}.{inner}"
-    return f"{key} is {old!r} there and {new!r} now"
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(name, before.get(name), now.get(name)) for name in {**before, **now}]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = list(zip(map(str, range(len(now))), before, now, strict=True))
+    else:
+        return f"{key} is {before!r} there and {now!r} now"
+    return next(_difference(f"{key}.{name}", old, new) for name, old, new in pairs if old != new)

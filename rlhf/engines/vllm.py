@@ -86,6 +86,7 @@ class VllmEngine:
         self._ids = itertools.count()
         self._version = 0
         self._incoming: int | None = None
+        self._collecting: set[asyncio.Task[tuple[int, list[Completion]]]] = set()
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> "VllmEngine":
@@ -104,15 +105,21 @@ class VllmEngine:
         """
         streams = await self._submit(requests)
         tasks = [asyncio.create_task(self._collect(index, stream)) for index, stream in enumerate(streams)]
+        self._collecting.update(tasks)
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
+        except asyncio.CancelledError:
+            if self._llm is not None:
+                raise
         finally:
+            self._collecting.difference_update(tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            left = [stream.request_id for group in streams for stream in group]
-            await self._llm.abort(left, internal=True)
+            if self._llm is not None:
+                left = [stream.request_id for group in streams for stream in group]
+                await self._llm.abort(left, internal=True)
 
     async def _submit(self, requests: Sequence[GenerateRequest]) -> list[list[Any]]:
         async with self._gate:
@@ -234,10 +241,13 @@ class VllmEngine:
         return bool(await self._llm.reset_prefix_cache())
 
     async def close(self) -> None:
-        """End the engine core and its workers."""
+        """End the engine core and its workers; requests in flight end unanswered."""
         llm, self._llm = self._llm, None
         if llm is None:
             return
+        for task in list(self._collecting):
+            task.cancel()
+        await asyncio.gather(*self._collecting, return_exceptions=True)
         if llm.output_handler is not None:
             # Else it takes the core's end for a crash.
             llm.output_handler.cancel()

@@ -1,7 +1,7 @@
 """From packed tokens to log-probabilities. The one place where targets are shifted against inputs."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf.batch import Batch
 from rlhf.learner.attention import Packing, build_packing
-
-EntropyMode = Literal["none", "metric", "gradient"]
-"""Whether entropy is computed, and whether gradients flow through it."""
+from rlhf.learner.plan import EntropyMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

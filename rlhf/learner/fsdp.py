@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from rlhf.batch import Batch
-from rlhf.config.schema import LearnerConfig, ModelConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.errors import LearnerError
 from rlhf.interfaces import LossFunction, LossOutput, SenderFactory, TensorSpec, UpdateMetrics, WeightSender
 from rlhf.learner.checkpoint import export_model, load_state, read_facts, save_state
-from rlhf.learner.forward import EntropyMode, PackedPolicy, score_tokens
+from rlhf.learner.forward import PackedPolicy, score_tokens
 from rlhf.learner.model import (
     adapters_off,
     build_model,
@@ -33,35 +32,9 @@ from rlhf.learner.model import (
     weight_shapes,
 )
 from rlhf.learner.optimizer import build_optimizer, clip_gradients, learning_rate
+from rlhf.learner.plan import LearnerPlan, RankPlace
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlace:
-    """Which rank this is, on what, and where the ranks meet (address and port of rank 0)."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: str = "cpu"
-    address: str = "127.0.0.1"
-    port: int = 0
-    timeout_s: float = 1800.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerPlan:
-    """What is trained and how; the same on every rank."""
-
-    model: ModelConfig
-    learner: LearnerConfig
-    total_steps: int
-    """Optimizer steps of the whole run: the length of the learning-rate schedule."""
-    seed: int = 0
-    needs_reference: bool = False
-    """Hold the initial weights frozen (LoRA holds them anyway)."""
-    entropy: EntropyMode = "metric"
-    """`gradient` when the loss trains the entropy it is given."""
 
 
 class FsdpLearner:
@@ -165,7 +138,7 @@ class FsdpLearner:
         self.step += 1
         return norm
 
-    def logprobs(self, microbatches: Sequence[Batch], *, reference: bool = False) -> list[Tensor]:
+    def logprobs(self, microbatches: Sequence[Batch], reference: bool = False) -> list[Tensor]:
         """[N] per micro-batch, on the CPU: log-probability of each trained token, 0 elsewhere."""
         with self._inference(reference) as policy:
             return [score_tokens(policy, b.to(self.device), "none").logprobs.cpu() for b in microbatches]

@@ -1,0 +1,36 @@
+"""What every learner rank is built from: plain values, picklable, ready to be sent to another process."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf.config.schema import LearnerConfig, ModelConfig
+
+EntropyMode = Literal["none", "metric", "gradient"]
+"""Whether entropy is computed, and whether gradients flow through it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlace:
+    """Which rank this is, on what, and where the ranks meet (address and port of rank 0)."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    address: str = "127.0.0.1"
+    port: int = 0
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerPlan:
+    """What is trained and how; the same on every rank."""
+
+    model: ModelConfig
+    learner: LearnerConfig
+    total_steps: int
+    """Optimizer steps of the whole run: the length of the learning-rate schedule."""
+    seed: int = 0
+    needs_reference: bool = False
+    """Hold the initial weights frozen (LoRA holds them anyway)."""
+    entropy: EntropyMode = "metric"
+    """`gradient` when the loss trains the entropy it is given."""
