@@ -51,6 +51,11 @@ def demonstrations(
     return [row | {"completion": _work(row["id"], is_careless=_share(row["id"]) < careless)} for row in rows]
 
 
+def warm_up() -> None:
+    """Import reasoning-gym before the first deadline runs (reward workers call this when they load)."""
+    _chain_sum(0, 1, 2, 1)
+
+
 def verify(prompt: Prompt, trajectory: Trajectory) -> RewardResult:
     """1 when reasoning-gym accepts the text in the closing <answer> tags as the reference, else 0.
 

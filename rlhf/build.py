@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -92,6 +93,7 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
     renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
     if heldout:
         renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
+    _check_context(recipe, model_folder)
     kind, reason = choose_engine(recipe.engine.kind)
     logger.info("engine: %s (%s)", kind, reason)
     return Materials(
@@ -104,6 +106,17 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
         device=device_for(recipe.placement),
         engine_kind=kind,
     )
+
+
+def _check_context(recipe: Recipe, model_folder: str) -> None:
+    """Refuse rows that are longer than the positions the model was made for."""
+    positions = json.loads((Path(model_folder) / "config.json").read_text()).get("max_position_embeddings")
+    longest = recipe.sampling.max_prompt_tokens + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"sampling.max_prompt_tokens + sampling.max_tokens (or eval.max_tokens) is {longest}, but the model has "
+            f"{positions} positions (max_position_embeddings in its config.json). Lower the first two."
+        )
 
 
 @contextlib.asynccontextmanager
@@ -292,7 +305,7 @@ async def make_engine(*, index: int, kind: str, settings: EngineSettings) -> "Vl
 
             return HfEngine(settings, read=read_weights)
         case _:
-            raise ConfigError(f"engine.kind is {kind}, which only tests can use: it has no weights to train.")
+            raise AssertionError(f"choose_engine gave {kind!r}")
 
 
 async def _open_sync(materials: Materials, learner: LearnerClient, engine: EngineClient) -> VerifiedSync:

@@ -3,6 +3,7 @@
 Imports are late here: what loads transformers takes seconds, and most mistakes are found without it.
 """
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.logs import log_to_folder
 from rlhf.telemetry.report import write_report
-from rlhf.telemetry.sinks import read_metrics
+from rlhf.telemetry.sinks import missing_package, read_metrics
 
 if TYPE_CHECKING:
     from rlhf.build import Materials
@@ -44,10 +45,14 @@ async def execute(recipe: Recipe, *, code_dir: Path, fresh: bool) -> int:
 async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
     with LiveView({"run": recipe.name}, enabled=recipe.telemetry.live) as view:
         await preflight(recipe, code_dir=code_dir)
+        import torch
+
         from rlhf.build import header, open_run
         from rlhf.cluster.launch import ray_session
         from rlhf.train import train
 
+        # The driver only packs: threads of its own would spin on the cores of learner and engine.
+        torch.set_num_threads(1)
         materials = prepare(recipe, folder, view)
         view.describe(header(materials))
         with ray_session(recipe.placement, code_dir=code_dir):
@@ -70,6 +75,9 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
     from rlhf.rollout.scoring import RewardPool
 
     resolve(recipe.algorithm, max_tokens=recipe.sampling.max_tokens)
+    for package in recipe.telemetry.sinks:
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package)
     device = device_for(recipe.placement)
     choose_sync(recipe, device)
     _check_room(recipe, device)

@@ -58,7 +58,17 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
             f"{recipe.engine.max_sequences} sequences at a time, placement {recipe.placement.kind}",
         ),
     ]
+    lines.append(("devices", _devices(recipe)))
     return lines + _memory(recipe, needs_reference=algorithm.needs_reference)
+
+
+def _devices(recipe: Recipe) -> str:
+    learner, engine = recipe.learner, recipe.engine
+    learner_cores, engine_cores = learner.num_ranks * learner.threads, engine.num_engines * engine.threads
+    if recipe.placement.kind == "colocated":
+        return f"{learner.num_ranks} GPUs, or {max(learner_cores, engine_cores)} cores: learner and engines take turns"
+    gpus = learner.num_ranks + engine.num_engines * engine.tensor_parallel
+    return f"{gpus} GPUs, or {learner_cores + engine_cores} cores"
 
 
 def model_size(recipe: Recipe) -> ModelSize | None:
@@ -138,12 +148,12 @@ def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
             f"activations up to {_gib(activations)}; logits {_gib(logits)})",
         ),
         (
-            "memory per engine GPU",
+            "memory per engine",
             f"about {_gib(weights)} of weights + KV cache "
             + (
                 f"{cache} MB"
                 if cache
-                else f"(what engine.gpu_memory_fraction = {recipe.engine.gpu_memory_fraction} leaves)"
+                else f"(what engine.gpu_memory_fraction = {recipe.engine.gpu_memory_fraction} leaves; 512 MB on a CPU)"
             ),
         ),
     ]

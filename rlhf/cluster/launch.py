@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlhf.errors import PlacementError
 
 TEMP_PREFIX = "rlhf-ray-"
 OBJECT_STORE_BYTES = 2 * 2**30
+_CONNECT_S = 10.0
 
 
 def usable_cores() -> int:
@@ -58,8 +60,7 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
     path = os.pathsep.join([str(code_dir), *filter(None, [os.environ.get("PYTHONPATH")])])
     runtime_env: dict[str, object] = {"env_vars": {"PYTHONPATH": path, "RAY_DEDUP_LOGS": "1"}}
     if placement.address is not None:
-        runtime_env = {"working_dir": str(code_dir), "excludes": ["runs", ".venv", ".git"]}
-        ray.init(address=placement.address, runtime_env=runtime_env, log_to_driver=False)
+        _join(placement.address, code_dir)
         try:
             yield
         finally:
@@ -83,6 +84,24 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(address: str, code_dir: Path) -> None:
+    """Connect to a running cluster, or say within seconds that there is none."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        ray.init(
+            address=address,
+            runtime_env={"working_dir": str(code_dir), "excludes": ["runs", ".venv", ".git"]},
+            log_to_driver=False,
+        )
+    except (OSError, ValueError, ConnectionError) as error:
+        raise PlacementError(
+            f"placement.address is {address!r}, but no Ray cluster answers there ({error}). Start one with "
+            "`ray start --head`, mend the address (host:port, or auto), or leave the key out to start a local one."
+        ) from error
 
 
 def _sweep() -> None:

@@ -191,7 +191,7 @@ class LearnerConfig(Section):
 class EngineConfig(Section):
     """The rollout engines."""
 
-    kind: Literal["auto", "vllm", "hf", "scripted"] = "auto"
+    kind: Literal["auto", "vllm", "hf"] = "auto"
     """auto: vllm where it is installed, else hf (one line says so)."""
     num_engines: PositiveInt = 1
     tensor_parallel: PositiveInt = 1

@@ -7,13 +7,13 @@ from typing import Literal
 
 from rlhf.errors import DependencyError
 
-EngineKind = Literal["auto", "vllm", "hf", "scripted"]
+EngineKind = Literal["auto", "vllm", "hf"]
 CPU_FLAGS = Path("/proc/cpuinfo")
 
 
-def choose_engine(kind: EngineKind) -> tuple[Literal["vllm", "hf", "scripted"], str]:
+def choose_engine(kind: EngineKind) -> tuple[Literal["vllm", "hf"], str]:
     """(engine, why). Raises DependencyError when vLLM is asked for and cannot run here."""
-    if kind in ("hf", "scripted"):
+    if kind == "hf":
         return kind, "asked for by engine.kind"
     obstacle = vllm_obstacle()
     if obstacle is None:

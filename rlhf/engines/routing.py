@@ -32,9 +32,7 @@ class Router:
         limit = self.slack * sum(self.loads) / self.num_engines + tokens
         matches = [self._match(engine, hashes) for engine in range(self.num_engines)]
         allowed = [e for e in range(self.num_engines) if self.loads[e] + tokens <= limit]
-        least = min(range(self.num_engines), key=lambda e: (self.loads[e], e))
-        best = max(allowed, key=lambda e: (matches[e], -self.loads[e], -e), default=least)
-        engine = best if matches[best] > 0 else least
+        engine = max(allowed, key=lambda e: (matches[e], -self.loads[e], -e))
         self.loads[engine] += tokens
         self._remember(engine, hashes)
         return engine

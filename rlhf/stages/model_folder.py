@@ -50,7 +50,7 @@ def _download(name: str) -> str:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"model.path: {name!r} is neither a folder here nor a model that could be downloaded: {error}. "
+            f"model.path: {name!r} is neither a folder here nor a model that could be downloaded: {str(error).rstrip('.')}. "
             "Give a folder, or a hub name that this machine can reach."
         ) from error
 

@@ -116,8 +116,6 @@ _DECLARED = (
         "eval/ungradable", "sum", "completions", "Held-out completions whose reward could not be computed."
     ),
     Metric("eval/num_prompts", "sum", "prompts", "Held-out prompts evaluated."),
-    Metric("eval/ungradable", "sum", "samples", "Held-out samples whose reward could not be computed."),
-    Metric("eval/pass_at_k", "mean", "share", "Unbiased pass@k, k being the samples drawn per prompt."),
     Metric("memory/*", "max", "bytes", "Peak memory of this part."),
 )
 

@@ -80,7 +80,7 @@ class TensorBoardSink:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise _missing("tensorboard") from error
+            raise missing_package("tensorboard") from error
         # purge_step hides what a crashed process wrote at or after the first step.
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
 
@@ -101,7 +101,7 @@ class WandbSink:
         try:
             import wandb
         except ImportError as error:
-            raise _missing("wandb") from error
+            raise missing_package("wandb") from error
         self._run = wandb.init(
             project=project,
             name=name,
@@ -143,7 +143,8 @@ def _wandb_id(run_dir: Path) -> str:
     return path.read_text().strip()
 
 
-def _missing(package: str) -> DependencyError:
+def missing_package(package: str) -> DependencyError:
+    """The error of a sink whose package is not installed."""
     return DependencyError(
         f"telemetry.sinks names a sink that needs {package!r}, which is not installed. "
         "Install this project with its `trackers` extra, or take the sink out of telemetry.sinks."

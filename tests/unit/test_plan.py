@@ -96,4 +96,4 @@ def test_adapters_keep_optimizer_state_and_reference_small():
 
 def test_weights_of_an_engine_are_split_by_tensor_parallelism():
     lines = plan(engine={"tensor_parallel": 2, "kv_cache_mb": 512})
-    assert lines["memory per engine GPU"] == f"about {2 * 7e9 / 2 / GIB:.2f} GiB of weights + KV cache 512 MB"
+    assert lines["memory per engine"] == f"about {2 * 7e9 / 2 / GIB:.2f} GiB of weights + KV cache 512 MB"

@@ -118,9 +118,7 @@ def test_every_problem_gets_its_own_line_with_key_found_and_expected(write):
     assert lines[0].endswith("4 problems")
     assert any("schedule.num_steps: found 'many', expected a valid integer" in line for line in lines)
     assert any("learner.lr: found -1, expected greater than 0" in line for line in lines)
-    assert any(
-        "engine.kind: found 'vlm', expected 'auto', 'vllm', 'hf' or 'scripted'" in line for line in lines
-    )
+    assert any("engine.kind: found 'vlm', expected 'auto', 'vllm' or 'hf'" in line for line in lines)
     assert any("did you mean 'sampling.max_tokens'" in line for line in lines)
 
 

@@ -16,7 +16,7 @@ def old_processor(monkeypatch, tmp_path):
         pytest.skip("vLLM is not installed here")
 
 
-@pytest.mark.parametrize("kind", ["hf", "scripted"])
+@pytest.mark.parametrize("kind", ["hf"])
 def test_engine_that_is_asked_for_is_taken(kind):
     assert choice.choose_engine(kind)[0] == kind
 

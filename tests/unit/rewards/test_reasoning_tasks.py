@@ -33,6 +33,17 @@ def test_demonstrations_work_the_sum_step_by_step_and_verify():
         assert answered(row["completion"], row["reference"]).value == 1.0
 
 
+def test_careless_demonstrations_stop_one_term_early_and_do_not_verify():
+    rows = demonstrations(0, 400, careless=0.6)
+    values = [answered(row["completion"], row["reference"]).value for row in rows]
+    assert 0.3 < sum(values) / len(values) < 0.5
+    careful = {row["id"]: row["completion"] for row in demonstrations(0, 400)}
+    for row, value in zip(rows, values, strict=True):
+        if value == 0.0:
+            steps = re.findall(r"\d+", row["completion"])[:-1]
+            assert steps == re.findall(r"\d+", careful[row["id"]])[:-2]
+
+
 @pytest.mark.parametrize(
     ("text", "value", "outcome"),
     [
