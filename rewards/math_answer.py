@@ -1,8 +1,8 @@
 r"""Rewards a final answer that is mathematically the reference: 1 or 0, exact, no model text evaluated.
 
 Only text after the last `</think>` counts. The answer is, in this order: the last complete `<answer>` pair;
-the last complete `\boxed` or `\fbox`; what follows the last `####`; what follows "the answer is". What equals
-what is decided in `rewards.math_equality`.
+the last complete `\boxed` or `\fbox`; the last `####` before a number or formula; what follows "the answer is";
+any other `####`. What equals what is decided in `rewards.math_equality`.
 """
 
 import re
@@ -21,24 +21,30 @@ TAIL_CHARACTERS = 64_000
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=[^\s{]))")
 _BARE_BOX = re.compile(r"[^\s$]{0,100}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_PHRASE = re.compile(r"answer\s*(?:is|are|:|=)[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?=\s|$)")
+_MARKED = re.compile(r"####\s*+(?!\d+\.[ \t]+\S)([-+−$\\(\[{.\d][^\n]*)")  # noqa: RUF001
+_PHRASE = re.compile(r"answer[\s*]*+(?:is|are|:|=)[\s*]*+:?[\s*]*+([^\n]+)", re.IGNORECASE)
+_PHRASE_END = re.compile(r"\.(?=\s|$)|,?\s(?:since|because)\b|,\sas\b")
 _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _WORKED_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|\.\d+")
 
 
-def grade(completion: str, reference: str | None, *, lenient: bool = False) -> RewardResult:
+def grade(
+    completion: str, reference: str | None, *, lenient: bool = False, prompt_opens_think: bool = False
+) -> RewardResult:
     """1 when the completion's final answer equals `reference`, else 0.
 
     Outcomes: ok, wrong, unparsable (no final answer), limit (an expression too large to compare); error with
     value None when the reference itself is empty or does not equal itself. `lenient` also takes the last
-    number of a completion that marks no answer.
+    number of a completion that marks no answer. Set `prompt_opens_think` when the chat template itself ends in
+    `<think>`: a completion without `</think>` then is an unfinished thought and gives no answer.
     """
     gold, problem = _gold(reference)
     if problem:
         return RewardResult(
             value=None, outcome="error", detail={"error": f"reference {reference!r} {problem}"}
         )
+    if prompt_opens_think:
+        completion = "<think>" + completion
     answer = extract(completion, several=is_list(gold), lenient=lenient)
     if answer is None:
         return RewardResult(value=0.0, outcome="unparsable")
@@ -84,10 +90,8 @@ def extract(completion: str, *, several: bool = False, lenient: bool = False) ->
         answer = boxed if boxed is not None else _phrase(text) or text
     elif _BOX.search(text):
         answer = _boxed(text, several=several) or ""
-    elif "####" in text:
-        answer = text.rpartition("####")[2].strip().partition("\n")[0]
     else:
-        answer = _phrase(text) or (_last_number(text) if lenient else "")
+        answer = _marked(text) or _phrase(text) or (_last_number(text) if lenient else "") or _heading(text)
     return answer.strip() or None
 
 
@@ -127,9 +131,18 @@ def _closing_braces(text: str) -> dict[int, int]:
     return closing
 
 
+def _marked(text: str) -> str:
+    found = _MARKED.findall(text)
+    return found[-1] if found else ""
+
+
+def _heading(text: str) -> str:
+    return text.rpartition("####")[2].strip().partition("\n")[0] if "####" in text else ""
+
+
 def _phrase(text: str) -> str:
     found = _PHRASE.findall(text)
-    return _SENTENCE_END.split(found[-1])[0].strip(" *") if found else ""
+    return _PHRASE_END.split(found[-1])[0].strip(" *") if found else ""
 
 
 def _last_number(text: str) -> str:

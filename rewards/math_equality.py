@@ -18,6 +18,7 @@ SYMBOLIC_CPU_S = 1.0
 MAX_ANSWER_CHARACTERS = 4000
 MAX_DIGITS = 40
 MAX_DEPTH = 12
+MAX_MEMBERS = 64
 MAX_POWER = 200
 
 
@@ -32,11 +33,12 @@ class Verdict(Enum):
 _CHOICE = re.compile(r"(?:option|choice)?\s*[(\[]?\s*([A-Ja-j])\s*[)\].:]?", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"([A-Za-z](?:\([a-z]\)|_\{?\w+\}?)?)\s*(?:=|\\in(?![a-zA-Z]))\s*([^=<>]+)")
 _INEQUALITY = re.compile(
-    r"(?:(.+?)(<|\\le(?![a-z])))?\s*([a-zA-Z])\s*(?:(<|>|\\le(?![a-z])|\\ge(?![a-z]))(.+))?"
+    r"(?:([^<>]+?)(<|\\le(?![a-z])))?\s*([a-zA-Z])\s*(?:(<|>|\\le(?![a-z])|\\ge(?![a-z]))([^<>]+))?"
 )
 _MATRIX = re.compile(r"\\begin\{([pbvB]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 _BASE = re.compile(r"[0-9A-F.]+_\{?\d+\}?")
 _UNDEFINED = re.compile(r"/\s*0+(?![\d.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}|\bnan\b", re.IGNORECASE)
+_CONJUNCTION = re.compile(r",? (?:and|or) ")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*")
 
 
@@ -88,7 +90,8 @@ def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
         return True
     if gold.is_percent and not answer.is_percent:
         return gold.value / 100 == answer.value
-    if answer.is_percent and not gold.is_percent:
+    # Of what is more than a whole, 50 is 50% and 1000% is a slip: only up to 1 is the gold a share.
+    if answer.is_percent and not gold.is_percent and abs(gold.value) <= 1:
         return answer.value / 100 == gold.value
     return False
 
@@ -152,7 +155,7 @@ def _same_rows(gold: list[list[str]], answer: list[list[str]], depth: int) -> Ve
 
 
 def _same_set(gold: list[str], answer: list[str], depth: int) -> Verdict:
-    if len(gold) != len(answer) or len(gold) > MAX_DEPTH:
+    if len(gold) != len(answer) or len(gold) > MAX_MEMBERS:
         return Verdict.DIFFERENT
     left = list(answer)
     for member in gold:
@@ -173,7 +176,7 @@ def _members(text: str) -> list[str] | None:
         return [part for member in _split(text[2:-2], ",") for part in _signs(member)]
     if len(parts := _split(text, r"\cup")) > 1:
         return parts
-    if quantity(text) is None and len(parts := _split(text.replace(" and ", ","), ",")) > 1:
+    if quantity(text) is None and len(parts := _split(_CONJUNCTION.sub(",", text), ",")) > 1:
         return [part for member in parts for part in _signs(member)]
     signs = _signs(text)
     return signs if len(signs) > 1 else None

@@ -2,7 +2,7 @@
 # ruff: noqa: RUF001 (the look-alike characters of the table are its subject)
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,31 +19,42 @@ _CHARACTERS = str.maketrans(
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
     }
 )  # fmt: skip
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\s+", " "),
-        (r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])", ""),
-        (r"\\[()\[\]]|(?<!\\)\$(?!\s*\d)", ""),
-        (r"\\(?:text|mbox|textbf|textit|mathrm|mathbf|textrm|operatorname)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:leq|leqslant)(?![a-zA-Z])", r"\\le"),
-        (r"\\(?:geq|geqslant)(?![a-zA-Z])", r"\\ge"),
-        (r"\\!", ""),
-        (r"\\[,;: ]|~|\\quad|\\qquad", " "),
-        (r"\{,\}", ","),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", " degrees "),
-        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-        (r"\*\*", "^"),
-        (r"(?<![\\a-zA-Z])(pi|infty)(?![a-zA-Z])", r"\\\1 "),
-        (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-        (r"\s+", " "),
-    ]
+
+
+def _repeating(match: re.Match[str]) -> str:
+    whole, start, cycle = match.groups()
+    top = int(whole + start + cycle) - int(whole + start or "0")
+    return rf"\frac{{{top}}}{{{(10 ** len(cycle) - 1) * 10 ** len(start)}}}"
+
+
+_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    # A row's end is \\cr until the last rule, so that no rule takes its second backslash for a command's.
+    (r"\\\\(?:\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", r"\\cr "),
+    (r"\s+", " "),
+    (r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])", ""),
+    (r"\\[()\[\]]|(?<!\\)\$(?!\s*\d)", ""),
+    (r"\\(?:text|mbox|textbf|textit|mathrm|mathbf|textrm|operatorname)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\(?:leq|leqslant)(?![a-zA-Z])", r"\\le"),
+    (r"\\(?:geq|geqslant)(?![a-zA-Z])", r"\\ge"),
+    (r"\\!", ""),
+    (r"\\[,;: ]|~|\\quad|\\qquad", " "),
+    (r"\{,\}", ","),
+    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", " degrees "),
+    (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
+    (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+    (r"\*\*", "^"),
+    (r"(?<![\\a-zA-Z])[Ii]nfinity(?![a-zA-Z])", r"\\infty "),
+    (r"(?<![\\a-zA-Z])(pi|infty)(?![a-zA-Z])", r"\\\1 "),
+    (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+    (r"(?<!\d)(\d{0,12})\.(\d{0,12})\\(?:overline|bar|dot)\s*\{(\d{1,12})\}", _repeating),
+    (r"\\cr(?![a-zA-Z])", r"\\\\"),
+    (r"\s+", " "),
 ]
-_INTEGER = r"\d{1,3}(?:,\d{3})+|\d+"
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
+_INTEGER = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+(?!\d)|\d+"
 _DECIMAL = rf"(?:{_INTEGER})(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?P<money>\\?\$)?\s*(?P<sign2>-?)(?:"
@@ -85,34 +96,13 @@ _SHORT_UNITS = frozenset(
         "pm",
     ]
 )
-_NO_UNITS = frozenset(
-    [
-        "pi",
-        "sqrt",
-        "sin",
-        "cos",
-        "tan",
-        "log",
-        "ln",
-        "exp",
-        "or",
-        "and",
-        "not",
-        "times",
-        "plus",
-        "minus",
-        "over",
-        "infty",
-        "infinity",
-        "mod",
-        "half",
-        "dozen",
-        "hundred",
-        "i",
-        "e",
-    ]
+_NO_UNITS = re.compile(
+    "pi|sqrt|root|sin|cos|tan|log|ln|exp|i|e|infty|infinity|or|and|not|times|plus|minus|negative|below|over|mod"
+    "|modulo|divided|multiplied|choose|power|squared|cubed|factorial|point|hal(?:f|ves)|thirds?|quarters?"
+    "|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|million)ths?|(?:dozen|hundred)s?|score"
 )
-_MULTIPLIERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+"""Words after a number that make it another number."""
+_MULTIPLIERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ALIASES = {"degree": "degrees", "dollars": "$", "dollar": "$", "usd": "$", "bucks": "$"}
 
 
@@ -149,8 +139,12 @@ def quantity(text: str) -> Quantity | None:
     if value is None or not _are_units(words, match["rest"]):
         return None
     for word in words:
-        value *= _MULTIPLIERS.get(word, 1)
-    unit = {_ALIASES.get(word, word) for word in words if word not in _MULTIPLIERS and word != "percent"}
+        value *= _MULTIPLIERS.get(word.removesuffix("s"), 1)
+    unit = {
+        _ALIASES.get(word, word)
+        for word in words
+        if word.removesuffix("s") not in _MULTIPLIERS and word != "percent"
+    }
     if match["money"]:
         unit.add("$")
     is_percent = "%" in match["rest"] or "percent" in words
@@ -160,10 +154,10 @@ def quantity(text: str) -> Quantity | None:
 def _value(match: re.Match[str]) -> Fraction | None:
     sign = -1 if (match["sign"] == "-") != (match["sign2"] == "-") else 1
     if match["decimal"] is not None:
-        value = Fraction(match["decimal"].replace(",", "").rstrip(".") or "0")
+        value = Fraction(re.sub("[, ]", "", match["decimal"]).rstrip(".") or "0")
         return sign * value * Fraction(10) ** int(match["exponent"] or 0)
     numerator, denominator = match["fn"] or match["n"], match["fd"] or match["d"]
-    whole = (match["whole"] or match["whole2"] or "0").replace(",", "")
+    whole = re.sub("[, ]", "", match["whole"] or match["whole2"] or "0")
     if int(denominator) == 0:
         return None
     return sign * (int(whole) + Fraction(int(numerator), int(denominator)))
@@ -173,7 +167,7 @@ def _are_units(words: Sequence[str], rest: str) -> bool:
     if not words:
         return True
     is_apart = rest[:1].isspace() or rest.lstrip("\\")[:1] == "%"
-    if any(word in _NO_UNITS for word in words):
+    if any(_NO_UNITS.fullmatch(word) for word in words):
         return False
     if not is_apart:
         return words[0] in _SHORT_UNITS and len(words[0]) > 1

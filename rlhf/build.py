@@ -33,7 +33,7 @@ from rlhf.rollout.group import Producer
 from rlhf.rollout.scoring import RewardPool
 from rlhf.run import Annotator, Evaluator, Run, RunState, load_state
 from rlhf.run_folder import RunFolder
-from rlhf.stages.model_folder import tokenizer_path
+from rlhf.stages.model_folder import context_problem, tokenizer_path
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
 from rlhf.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
@@ -94,8 +94,7 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
     if heldout:
         renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
     _check_context(recipe, model_folder)
-    kind, reason = choose_engine(recipe.engine.kind)
-    logger.info("engine: %s (%s)", kind, reason)
+    kind, _ = choose_engine(recipe.engine.kind)
     return Materials(
         recipe=recipe,
         folder=folder,
@@ -109,14 +108,12 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
 
 
 def _check_context(recipe: Recipe, model_folder: str) -> None:
-    """Refuse rows that are longer than the positions the model was made for."""
-    positions = json.loads((Path(model_folder) / "config.json").read_text()).get("max_position_embeddings")
+    """Refuse rows that are longer than what the model was made for."""
     longest = recipe.sampling.max_prompt_tokens + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
-    if positions is not None and longest > positions:
-        raise ConfigError(
-            f"sampling.max_prompt_tokens + sampling.max_tokens (or eval.max_tokens) is {longest}, but the model has "
-            f"{positions} positions (max_position_embeddings in its config.json). Lower the first two."
-        )
+    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
+    problem = context_problem(config, longest=longest)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 @contextlib.asynccontextmanager
@@ -188,6 +185,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         recipe=recipe,
         folder=materials.folder,
         learner=parts.learner,
+        engine=parts.engine,
         sync=parts.sync,
         placement=_placement(recipe, parts),
         algorithm=parts.algorithm,
@@ -277,6 +275,7 @@ def make_learner(
 
 async def _start_engines(cluster: Cluster, materials: Materials) -> EngineClient:
     recipe = materials.recipe
+    logger.info("engine: %s, %s", materials.engine_kind, choose_engine(recipe.engine.kind)[1])
     settings = EngineSettings(
         model=materials.model_folder,
         config=recipe.engine,

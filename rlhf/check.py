@@ -63,7 +63,7 @@ def _check_rendering(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
         _say("model", f"{what}: prompts were not rendered")
         return
     longest = renderer_for(recipe, path).check_prompts(
-        prompts, max_prompt_tokens=recipe.sampling.max_prompt_tokens, key="task.train"
+        prompts, max_prompt_tokens=recipe.sampling.max_prompt_tokens, key="task.train or task.heldout"
     )
     _say("model", f"{path}: prompts render, the longest has {longest} tokens")
 

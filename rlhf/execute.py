@@ -5,6 +5,7 @@ Imports are late here: what loads transformers takes seconds, and most mistakes 
 
 import importlib.util
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ async def execute(recipe: Recipe, *, code_dir: Path, fresh: bool) -> int:
 
 
 async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
+    shutil.rmtree(folder.path / "model", ignore_errors=True)  # an export of an earlier, shorter run
     with LiveView({"run": recipe.name}, enabled=recipe.telemetry.live) as view:
         await preflight(recipe, code_dir=code_dir)
         import torch

@@ -28,6 +28,9 @@ class RolloutEngine(Protocol):
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """One Completion per seed, in seed order."""
 
+    async def forget_prefixes(self) -> None:
+        """Drop cached prefixes."""
+
     async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         """[engine][sequence][T-1]: log-probability (temperature 1, full vocabulary) of each token after the first."""
 
@@ -85,10 +88,6 @@ LossFunction = Callable[["Tensor", "Tensor | None", "Batch"], LossOutput]
 class Learner(Protocol):
     """All learner ranks behind one door. It does not know the algorithm."""
 
-    @property
-    def version(self) -> int:
-        """Number of optimizer batches (loop steps) this learner's weights have seen."""
-
     async def update(self, minibatches: Sequence["Batch"], loss: LossFunction) -> UpdateMetrics:
         """One optimizer step per mini-batch, in order. Advantages and loss_weights must be filled in."""
 
@@ -137,6 +136,9 @@ class Reward(Protocol):
 
     async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
         """One result per trajectory, in order."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """`reward/` metrics since the last call."""
 
     async def close(self) -> None:
         """End every worker."""

@@ -30,7 +30,8 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
     sequences = s.prompts_per_step * s.samples_per_prompt
     row = sampling.max_prompt_tokens + sampling.max_tokens
     per_minibatch = sequences // s.minibatches
-    at_most = -(-per_minibatch * row // (learner.microbatch_tokens * learner.num_ranks))
+    per_rank = -(-per_minibatch // learner.num_ranks)
+    at_most = -(-per_rank // (learner.microbatch_tokens // row))
     algorithm = resolve(recipe.algorithm, max_tokens=sampling.max_tokens)
     lines = [
         ("steps", f"{s.num_steps}"),
@@ -129,7 +130,7 @@ def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
     ranks = recipe.learner.num_ranks
     trained = size.parameters if recipe.model.lora is None else _lora_parameters(recipe, size)
     state = (4 * size.parameters + 12 * trained) / ranks
-    reference = width * size.parameters / ranks if needs_reference and recipe.model.lora is None else 0
+    reference = 4 * size.parameters / ranks if needs_reference and recipe.model.lora is None else 0
     tokens = recipe.learner.microbatch_tokens
     per_layer = 2 if recipe.learner.activation_checkpointing else 34
     activations = tokens * size.hidden * width * (per_layer / 2 * size.layers + 17)

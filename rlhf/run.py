@@ -13,7 +13,7 @@ from rlhf.algorithms.correction import with_ess
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
 from rlhf.data.prompts import PromptStream
-from rlhf.interfaces import Learner, Placement, Reward, WeightSync
+from rlhf.interfaces import Learner, Placement, Reward, RolloutEngine, WeightSync
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.group import Producer, sample_seed
 from rlhf.rollout.statistics import rollout_metrics
@@ -71,6 +71,7 @@ class Run:
     recipe: Recipe
     folder: RunFolder
     learner: Learner
+    engine: RolloutEngine
     sync: WeightSync
     placement: Placement
     algorithm: Algorithm
@@ -106,8 +107,12 @@ class Run:
         due = every > 0 and (step % every == 0 or step == self.recipe.schedule.num_steps)
         if self.evaluator is None or not due or (first and step > 0):
             return
-        with self.clock.time("eval_s"):
+        with self._aside("eval_s"):
             self._evaluated = await self.evaluator()
+        self.reward.metrics()  # what evaluation graded is not of the next step
+        if self.recipe.schedule.max_staleness == 0:
+            # A resumed run has not evaluated: the next wave must not find prefixes that this one left.
+            await self.engine.forget_prefixes()
         if first:
             self._emit({**self._evaluated, "time/eval_s": self.clock.lap()["eval_s"]})
 
@@ -115,7 +120,8 @@ class Run:
         """Write the step down: metrics to every sink, samples for the report, one update of the live view."""
         spent = self.clock.lap()
         self.state.train_s += spent["step_s"]
-        metrics = rollout_metrics(groups, version=self.state.step - 1)
+        metrics = dict(self.reward.metrics())
+        metrics |= rollout_metrics(groups, version=self.state.step - 1)
         metrics |= with_ess(measured)
         metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
         metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
@@ -130,7 +136,7 @@ class Run:
         every, step = self.recipe.checkpoint.every, self.state.step
         if step != self.recipe.schedule.num_steps and (every == 0 or step % every):
             return
-        with self.clock.time("checkpoint_s"), self.folder.new_checkpoint(step) as draft:
+        with self._aside("checkpoint_s"), self.folder.new_checkpoint(step) as draft:
             await self.learner.save(str(draft / "learner"))
             state = {"state": vars_of(self.state), "prompts": self.prompts.state_dict()}
             (draft / "state.json").write_text(json.dumps(state))
@@ -140,10 +146,15 @@ class Run:
         for sink in self.sinks:
             sink.log(self.state.step, metrics)
         self._evaluated = {}
-        if self.state.step:
-            self.view.step(self.state.step, self.recipe.schedule.num_steps, metrics, sample)
-        elif "eval/accuracy" in metrics:
-            self.view.note(f"held-out accuracy before training: {metrics['eval/accuracy']:.3f}")
+        self.view.step(self.state.step, self.recipe.schedule.num_steps, metrics, sample)
+
+    @contextlib.contextmanager
+    def _aside(self, name: str) -> Iterator[None]:
+        """Time spent beside the step: neither its seconds nor what the engines do meanwhile count as the step's."""
+        before = self.buffer.busy_until_now()
+        with self.clock.time(name):
+            yield
+        self._busy_mark += self.buffer.busy_until_now() - before
 
     def _buffer_metrics(self, spent: Mapping[str, float]) -> dict[str, float]:
         busy = self.buffer.busy_until_now()

@@ -1,6 +1,7 @@
 """The run folder: what was asked, on what, every complete checkpoint, and where a crash left off."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -34,7 +35,7 @@ class RunFolder:
 
         Raises ConfigError if it cannot be written, CheckpointError if it holds a run of another recipe.
         """
-        folder = cls(Path(recipe.run_dir or f"runs/{recipe.name}"))
+        folder = cls(Path(recipe.run_dir or f"runs/{recipe.name}").resolve())
         try:
             if fresh:
                 folder._empty()
@@ -47,12 +48,12 @@ class RunFolder:
                 f"run_dir: cannot write to {str(folder.path)!r} ({error.strerror}). "
                 "Name another folder with run_dir=..., or mend its permissions."
             ) from error
+        folder._lock()
         folder._compare(recipe)
         folder._sweep()
-        (folder.path / "config.yaml").write_text(
-            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        )
-        (folder.path / "environment.json").write_text(json.dumps(environment(), indent=1))
+        settings = recipe.model_dump(mode="json")
+        _replace(folder.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        _replace(folder.path / "environment.json", json.dumps(environment(), indent=1))
         return folder
 
     def checkpoints(self) -> list[Path]:
@@ -85,6 +86,17 @@ class RunFolder:
                 )
             shutil.rmtree(self.path)
 
+    def _lock(self) -> None:
+        """Hold the folder until this process ends; ConfigError when another process does."""
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError(
+                f"run_dir: another process is running in {str(self.path)!r}. Wait for it, or name another folder."
+            ) from error
+
     def _compare(self, recipe: Recipe) -> None:
         """Refuse to mix two different runs in one folder."""
         written = self.path / "config.yaml"
@@ -103,6 +115,13 @@ class RunFolder:
     def _sweep(self) -> None:
         for draft in self.path.glob("checkpoints/draft-*"):
             shutil.rmtree(draft)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one rename: a kill leaves the old one or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
 
 
 def environment() -> dict[str, Any]:

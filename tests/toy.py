@@ -13,8 +13,14 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
+PREAMBLE = "write as many digits as you can after "
+"""Longer than a block of the prefix cache, so that prompts share one."""
+
+
 def rows(seed: int = 0, size: int = 64) -> list[dict[str, str]]:
-    return [{"prompt": f"{chr(97 + (seed + i) % 26)}{i}:", "reference": str(i)} for i in range(size)]
+    return [
+        {"prompt": f"{PREAMBLE}{chr(97 + (seed + i) % 26)}{i}:", "reference": str(i)} for i in range(size)
+    ]
 
 
 def digits(completion: str) -> float:
@@ -42,12 +48,12 @@ def toy_recipe(folder: Path, **sections: Mapping[str, Any]) -> Path:
             "template": "{prompt}",
             "rewards": [{"use": f"{Path(__file__)}:digits"}],
         },
-        "sampling": {"max_prompt_tokens": 16, "max_tokens": 16},
+        "sampling": {"max_prompt_tokens": 64, "max_tokens": 16},
         "schedule": {"num_steps": 6, "prompts_per_step": 8, "samples_per_prompt": 8},
-        "learner": {"lr": 3e-3, "microbatch_tokens": 1024},
+        "learner": {"lr": 3e-3, "microbatch_tokens": 2048},
         "engine": {"max_sequences": 128, "kv_cache_mb": 64},
         "placement": {"num_cpus": 4},
-        "eval": {"every": 0},
+        "eval": {"every": 2},
         "checkpoint": {"every": 2, "export": False},
         "telemetry": {"samples_per_step": 4, "live": False},
     }  # fmt: skip

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from rlhf.cluster.watchdog import Named, answer, stack_of, translate
 from rlhf.config.schema import TimeoutConfig
 from rlhf.engines.routing import Router
-from rlhf.errors import DeadlineError
+from rlhf.errors import DeadlineError, EngineError
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion
 
@@ -77,16 +77,19 @@ class EngineClient:
                 self.router.finish(engine, tokens=pending.tokens)
                 if not pending.future.done():
                     pending.future.set_result(completions)
+        except StopAsyncIteration:
+            _fail(waiting, EngineError(f"{actor.name}: its answers to generate ended early"))
+        except RayError as error:  # before TimeoutError: what an actor raised may be both
+            _fail(waiting, translate(error, actor=actor, call="generate"))
         except TimeoutError:
             stack = await stack_of(actor)
-            _fail(waiting, DeadlineError(
+            late = (
                 f"{actor.name} left {len(waiting)} of {len(share)} prompts unanswered after "
                 f"{self.timeouts.generate_s:g} s (timeouts.generate_s). Its Python stack was:\n{stack}"
-            ))  # fmt: skip
-        except StopAsyncIteration:
-            _fail(waiting, translate(RayError("its answers ended early"), actor=actor, call="generate"))
-        except RayError as error:
-            _fail(waiting, translate(error, actor=actor, call="generate"))
+            )
+            _fail(waiting, DeadlineError(late))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, those who wait must hear of it
+            _fail(waiting, EngineError(f"{actor.name}: reading its answers failed: {error!r}"))
 
     async def on_all(self, method: str, *args: Any, limit_s: float | None = None) -> list[Any]:
         """Call one method on every engine at once; the answers in engine order."""
@@ -120,10 +123,6 @@ class EngineClient:
         """Take the devices back."""
         await self.on_all("wake")
 
-    async def init_transfer(self, info: Mapping[str, Any]) -> None:
-        """Open the weight transfer on every engine."""
-        await self.on_all("init_transfer", info)
-
     async def begin_update(self) -> None:
         """Make every engine ready for new weights."""
         await self.on_all("begin_update")
@@ -135,6 +134,11 @@ class EngineClient:
     async def finish_update(self, version: int) -> None:
         """Make the new weights live as `version`; prefixes computed before are forgotten."""
         await self.on_all("finish_update", version)
+        self.router.forget()
+
+    async def forget_prefixes(self) -> None:
+        """Drop every cached prefix, in the engines and in the router."""
+        await self.on_all("reset_cache")
         self.router.forget()
 
     async def weight_versions(self) -> list[int]:

@@ -46,6 +46,11 @@ def device_for(placement: PlacementConfig) -> str:
             "placement.device is cuda but this machine has no usable GPU. Use placement.device=auto, "
             "or name a cluster that has GPUs with placement.address."
         )
+    if placement.device == "auto" and placement.address is not None:
+        raise PlacementError(
+            f"placement.address is {placement.address!r} but placement.device is auto: this machine cannot tell what "
+            "the cluster's machines have. Set placement.device to cuda or cpu."
+        )
     if placement.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return placement.device
@@ -72,6 +77,7 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(
+            address="local",
             num_cpus=placement.num_cpus or usable_cores(),
             include_dashboard=False,
             log_to_driver=False,
@@ -97,7 +103,7 @@ def _join(address: str, code_dir: Path) -> None:
             runtime_env={"working_dir": str(code_dir), "excludes": ["runs", ".venv", ".git"]},
             log_to_driver=False,
         )
-    except (OSError, ValueError, ConnectionError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PlacementError(
             f"placement.address is {address!r}, but no Ray cluster answers there ({error}). Start one with "
             "`ray start --head`, mend the address (host:port, or auto), or leave the key out to start a local one."

@@ -13,6 +13,8 @@ from rlhf.config.schema import TimeoutConfig
 from rlhf.data.packing import plan_microbatches, split_microbatches
 from rlhf.interfaces import LossFunction, SenderFactory, UpdateMetrics
 
+_RELEASE_S = 20.0
+
 
 @dataclass(slots=True)
 class LearnerClient:
@@ -21,7 +23,6 @@ class LearnerClient:
     ranks: Sequence[Named]
     microbatch_tokens: int
     timeouts: TimeoutConfig
-    version: int = 0
 
     async def update(self, minibatches: Sequence[Batch], loss: LossFunction) -> UpdateMetrics:
         """One optimizer step per mini-batch, in order."""
@@ -32,7 +33,6 @@ class LearnerClient:
         answers = await self._on_ranks(
             "update", [([share[rank] for share in shares], loss) for rank in range(len(self.ranks))]
         )
-        self.version += 1
         metrics: UpdateMetrics = answers[0]
         return metrics
 
@@ -72,7 +72,7 @@ class LearnerClient:
 
     async def release_weights(self) -> None:
         """Free what sending made."""
-        await self._on_all("release_weights", limit_s=self.timeouts.sync_s)
+        await self._on_all("release_weights", limit_s=_RELEASE_S)
 
     async def save(self, folder: str) -> None:
         """Model, optimizer, schedule and RNG into `folder`."""

@@ -56,10 +56,11 @@ def seat(recipe: Recipe, device: str) -> Seating:
             learner_bundle=tuple(range(learner.num_ranks)),
             engine_bundle=tuple(range(learner.num_ranks, learner.num_ranks + engine.num_engines)),
         )
-    if on_gpu and learner.num_ranks != engine.num_engines * engine.tensor_parallel:
+    if on_gpu and (learner.num_ranks != engine.num_engines or engine.tensor_parallel > 1):
         raise PlacementError(
-            f"placement.kind is colocated: learner.num_ranks ({learner.num_ranks}) must equal engine.num_engines x "
-            f"engine.tensor_parallel ({engine.num_engines} x {engine.tensor_parallel}), as they share the same GPUs."
+            f"placement.kind is colocated on GPUs with learner.num_ranks {learner.num_ranks}, engine.num_engines "
+            f"{engine.num_engines}, engine.tensor_parallel {engine.tensor_parallel}: expected one rank and one engine "
+            "on each GPU. Set num_engines to num_ranks and tensor_parallel to 1, or use placement.kind: split."
         )
     count = engine.num_engines
     ranks_each = -(-learner.num_ranks // count)

@@ -11,6 +11,7 @@ import ray
 from rlhf.cluster.engines import EngineClient
 from rlhf.cluster.learners import LearnerClient
 from rlhf.config.schema import Recipe
+from rlhf.engines.choice import choose_engine
 from rlhf.errors import ConfigError
 from rlhf.interfaces import SenderFactory, TensorSpec, WeightSender
 from rlhf.weight_sync.files import FileSender
@@ -22,8 +23,14 @@ SyncKind = Literal["cpu", "nccl", "ipc", "disk"]
 
 
 def choose_sync(recipe: Recipe, device: str) -> SyncKind:
-    """What `sync.kind: auto` means here. Raises ConfigError for a kind that this device cannot do."""
+    """What `sync.kind: auto` means here. Raises ConfigError for a kind that device or engine cannot do."""
     kind = recipe.sync.kind
+    if choose_engine(recipe.engine.kind)[0] == "hf":
+        if kind in ("nccl", "ipc"):
+            raise ConfigError(
+                f"sync.kind is {kind}, which only vLLM speaks, but the engine is hf. Use sync.kind: auto."
+            )
+        return "cpu" if kind == "auto" else kind
     if kind == "auto":
         if device == "cpu":
             return "cpu"

@@ -35,14 +35,14 @@ async def answer(reference: Any, *, actor: Named, call: str, limit_s: float) -> 
     """
     try:
         return await asyncio.wait_for(_value(reference), limit_s)
+    except RayError as error:  # first: what an actor raised may be a TimeoutError, too
+        raise translate(error, actor=actor, call=call) from error
     except TimeoutError:
         stack = await stack_of(actor)
         raise DeadlineError(
             f"{actor.name} did not answer {call} within {limit_s:g} s (see timeouts in the recipe). "
             f"Its Python stack was:\n{stack}"
         ) from None
-    except RayError as error:
-        raise translate(error, actor=actor, call=call) from error
 
 
 def translate(error: RayError, *, actor: Named, call: str) -> Exception:

@@ -66,7 +66,7 @@ class SourceConfig(Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the generator."""
     split: str = "train"
-    """Split of a `datasets` source."""
+    """Split of a `datasets` source, or of a folder whose file names name splits."""
     mapper: str | None = None
     """`module:attribute`: row -> row, before the columns are read (returns None to leave a row out)."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -163,7 +163,7 @@ class ScheduleConfig(Section):
     drop_zero_variance: bool = False
     """Discard groups whose rewards are all equal and roll out another prompt (DAPO's dynamic sampling)."""
     max_discarded: Fraction = 0.9
-    """Stop when a larger share of the last groups was discarded."""
+    """Stop when a larger share of the last 10 x prompts_per_step groups was discarded."""
 
 
 class LearnerConfig(Section):
@@ -332,6 +332,13 @@ class Recipe(Section):
                 f"sampling.max_prompt_tokens + sampling.max_tokens is {longest} but learner.microbatch_tokens is "
                 f"{self.learner.microbatch_tokens}: one row must fit in a micro-batch. Raise the last or lower "
                 "the first two."
+            )
+        truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
+        if truncated and self.algorithm.correction != "none":
+            raise ValueError(
+                f"sampling.top_p is {self.sampling.top_p} and sampling.top_k is {self.sampling.top_k}: the engine "
+                "samples from a truncated distribution that the learner does not renormalise, so every importance "
+                "weight would be biased. Use top_p: 1 and top_k: 0, or set algorithm.correction: none."
             )
         if self.schedule.prompts_per_step % self.schedule.minibatches:
             raise ValueError(

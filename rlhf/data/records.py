@@ -9,7 +9,7 @@ from rlhf.errors import DataError
 from rlhf.types import Message, Prompt, Role
 
 REFERENCE_COLUMNS = ("reference", "answer", "solution", "ground_truth")
-"""Where the gold answer is looked for, in this order; then in verl's `reward_model.ground_truth`."""
+"""Where the gold answer is looked for, in this order, past empty ones; then in verl's `reward_model.ground_truth`."""
 CONSUMED_COLUMNS = frozenset({"prompt", "id", "images"})
 
 
@@ -83,10 +83,10 @@ def _reference(row: Mapping[str, Any]) -> str | None:
     candidates = [row.get(name) for name in REFERENCE_COLUMNS]
     model = row.get("reward_model")
     candidates.append(model.get("ground_truth") if isinstance(model, Mapping) else None)
-    found = next((value for value in candidates if value is not None), None)
-    if found is None or isinstance(found, str):
-        return found or None
-    return json.dumps(found, ensure_ascii=False)
+    found = next((value for value in candidates if value is not None and value != ""), None)
+    if isinstance(found, bool | int | float | list | tuple | dict):
+        return json.dumps(found, ensure_ascii=False, default=str)
+    return None if found is None else str(found)
 
 
 def _images(images: Any, *, where: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Read the rows of a prompt source: files, folders, data sets, generators."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ Row = Mapping[str, Any]
 LocatedRow = tuple[str, Any]
 """(`<source>:<row index from 0>`, row)"""
 SUFFIXES = (".jsonl", ".parquet")
+SPLITS = ("train", "test", "validation", "val", "dev", "eval")
+"""Words that say which split a file of a folder belongs to."""
 
 
 def read_rows(source: SourceConfig, *, key: str) -> Iterator[tuple[str, Row]]:
@@ -88,8 +91,27 @@ def _read_path(path: Path, split: str, *, key: str) -> Iterator[LocatedRow]:
                 f"{key}.file: folder {str(path)!r} holds no .jsonl or .parquet file "
                 "and no data set written by save_to_disk."
             )
-        for file in files:
+        for file in _of_split(files, split, key=key):
             yield from _read_file(file, key=key)
+
+
+def _of_split(files: list[Path], split: str, *, key: str) -> list[Path]:
+    """The files named after the split (test.jsonl, test-00000-of-00002.parquet); all, if none is named so.
+
+    Raises DataError where the names speak of other splits only: reading those would train on a test set.
+    """
+    chosen = [file for file in files if _speaks_of(split, file)]
+    if not chosen and any(_speaks_of(other, file) for other in SPLITS for file in files):
+        raise DataError(
+            f"{key}.split: {str(files[0].parent)!r} has no file of the split {split!r}, it has "
+            f"{[file.name for file in files]}. Name another split, or one file in {key}.file."
+        )
+    return chosen or files
+
+
+def _speaks_of(split: str, file: Path) -> bool:
+    words, wanted = (re.sub(r"[_.\s]", "-", text.lower()) for text in (file.stem, split))
+    return f"-{wanted}-" in f"-{words}-"
 
 
 def _read_file(file: Path, *, key: str) -> Iterator[LocatedRow]:
@@ -101,12 +123,17 @@ def _read_file(file: Path, *, key: str) -> Iterator[LocatedRow]:
 
 
 def _read_jsonl(file: Path, *, key: str) -> Iterator[LocatedRow]:
-    with file.open(encoding="utf-8") as lines:
-        for index, line in enumerate(lines):
-            if not line.strip():
-                continue
+    with file.open("rb") as lines:
+        for index, encoded in enumerate(lines):
             try:
-                yield f"{file.name}:{index}", json.loads(line)
+                line = encoded.decode("utf-8-sig" if index == 0 else "utf-8")
+                if line.strip():
+                    yield f"{file.name}:{index}", json.loads(line)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{key}.file: {file} line {index + 1} is not UTF-8: {error.reason} at byte "
+                    f"{error.start + 1}; save the file as UTF-8."
+                ) from error
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{key}.file: {file} line {index + 1} is not JSON: {error.msg} at column {error.colno}; "

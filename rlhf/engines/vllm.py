@@ -57,6 +57,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        # In a placement group vLLM would choose Ray, and refuse a bundle with all its GPUs.
+        "distributed_executor_backend": "mp" if config.tensor_parallel > 1 else "uni",
         "trust_remote_code": settings.trust_remote_code,
     }
     if settings.device == "cpu":

@@ -170,7 +170,9 @@ class Renderer:
 
     def _known(self, ids: Sequence[int], *, where: str) -> tuple[int, ...]:
         unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in ids:
+        # Some families (GPT-2, OPT, OLMo 2) use one token for several purposes: it may stand there rightly.
+        others = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        if unknown not in {None, *others} and unknown in ids:
             place = list(ids).index(unknown)
             before = self.tokenizer.decode(list(ids[:place]))
             raise DataError(f"{where}: the tokenizer has no token for what follows {before[-40:]!r}.")

@@ -102,6 +102,8 @@ class FsdpLearner:
             norms.append(self.apply())
             forward_backward_s += accumulated - started
             optimizer_s += self._now() - accumulated
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # a colocated engine is about to want this memory
         values = _reduce(sums)
         values["update/grad_norm"] = sum(norms) / len(norms)
         values["update/lr"] = self.optimizer.param_groups[0]["lr"]

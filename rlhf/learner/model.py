@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from rlhf.config.schema import LoraConfig, ModelConfig
 from rlhf.errors import ModelError
 from rlhf.learner.attention import PACKED
+from rlhf.learner.cpu_layers import use_cpu_layers
 from rlhf.learner.forward import PackedPolicy
 from rlhf.learner.optimizer import local
 
@@ -88,6 +89,7 @@ def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedMo
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_cpu_layers(network)
     return network
 
 

@@ -9,7 +9,7 @@ The proof is spelled out in docs/staleness.md.
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from rlhf.errors import RewardError
@@ -31,7 +31,8 @@ class GroupBuffer:
     _error: BaseException | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _busy_since: float | None = None
-    _finished: int = 0
+    _recent: deque[bool] = field(default_factory=deque)
+    """Of the last groups: was it discarded?"""
 
     @property
     def num_slots(self) -> int:
@@ -63,7 +64,7 @@ class GroupBuffer:
     def finish(self, group: TrajectoryGroup) -> None:
         """Hand in a rolled-out and scored group."""
         self._live[group.index] = group
-        self._finished += 1
+        self._remember(discarded=False)
         self._note_busy()
         self._changed.set()
 
@@ -73,13 +74,22 @@ class GroupBuffer:
         self.discarded[reason] += 1
         self._note_busy()
         self._changed.set()
-        total = self.discarded.total()
-        if total >= 4 * self.groups_per_step and total > self.max_discarded * (total + self._finished):
+        self._remember(discarded=True)
+        if sum(self._recent) > self.max_discarded * self._window:
             raise RewardError(
-                f"{total} of {total + self._finished} groups were discarded ({dict(self.discarded)}), more than "
-                f"schedule.max_discarded = {self.max_discarded}. The task is too easy, too hard, or its rewards are "
-                "broken: look at the samples in the report, or run `rlhf check`."
+                f"{sum(self._recent)} of the last {len(self._recent)} groups were discarded (since the start: "
+                f"{dict(self.discarded)}), more than schedule.max_discarded = {self.max_discarded}. The task is too "
+                "easy, too hard, or its rewards are broken: look at the samples in the report, or run `rlhf check`."
             )
+
+    @property
+    def _window(self) -> int:
+        return 10 * self.groups_per_step
+
+    def _remember(self, *, discarded: bool) -> None:
+        self._recent.append(discarded)
+        if len(self._recent) > self._window:
+            self._recent.popleft()
 
     def fail(self, error: BaseException) -> None:
         """Make the consumer raise `error`: the producer cannot go on."""

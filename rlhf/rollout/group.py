@@ -81,7 +81,9 @@ class Producer:
 
     async def _roll_out(self, index: int, prompt: Prompt) -> TrajectoryGroup:
         version = self.version()
-        seeds = [sample_seed(self.seed, prompt.id, i, version) for i in range(self.samples_per_prompt)]
+        # The admission index tells two visits to one prompt apart that fall into one weight version.
+        key = f"{prompt.id}\x00{index}"
+        seeds = [sample_seed(self.seed, key, i, version) for i in range(self.samples_per_prompt)]
         trajectories = await self.rollout(prompt, seeds=seeds, sampling=self.sampling)
         group = TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(trajectories))
         rewards = await self.reward.score(group)

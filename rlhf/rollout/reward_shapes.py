@@ -19,8 +19,10 @@ SIGNATURES = """\
   grade(completion, reference)                      one sample; also prompt, trajectory, any column
   grade(prompts, trajectories)                      a batch: one value per trajectory
   grade(group)                                      all attempts at one prompt: one value per trajectory
-  grade(completions, **columns)                     TRL: lists, one value per completion
+  grade(completions, **columns)                     TRL: lists, one value per completion; annotated
+                                                    list[list[dict]], completions are messages
   grade(data_source, solution_str, ground_truth, extra_info)   verl: one sample"""
+_ANNOTATE = "completions are texts here; for messages, annotate the parameter `completions: list[list[dict]]`"
 _TRL_OFFERED = frozenset(
     {"prompts", "completions", "completion_ids", "reference", "trainer_state", "log_extra", "log_metric"}
 )
@@ -80,7 +82,7 @@ class RewardFunction:
             return self.function(group=group, **self.kwargs)
         if self.shape.kind == "batch":
             return self.function(prompts=[prompt] * size, trajectories=list(trajectories), **self.kwargs)
-        chat = "dict" in str(self.parameters["completions"].annotation)
+        chat = _is_chat(self.parameters["completions"].annotation, prompt)
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
         texts = [t.completion for t in trajectories]
         offered = {name: [value] * size for name, value in prompt.columns.items()}
@@ -91,7 +93,12 @@ class RewardFunction:
             "reference": [prompt.reference] * size,
         }
         unavailable = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
-        return self.function(**self._wanted(offered | unavailable), **self.kwargs)
+        try:
+            return self.function(**self._wanted(offered | unavailable), **self.kwargs)
+        except TypeError as error:
+            if chat or "string indices" not in str(error):
+                raise
+            raise TypeError(f"{error}: {_ANNOTATE}") from error
 
     def _wanted(self, offered: Mapping[str, Any]) -> dict[str, Any]:
         takes_all = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
@@ -162,6 +169,13 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
+def _is_chat(annotation: Any, prompt: Prompt) -> bool:
+    """Whether TRL's completions are messages: as annotated, else as far as the prompt shows a message list."""
+    if "dict" in str(annotation) or "str" in str(annotation):
+        return "dict" in str(annotation)
+    return len(prompt.messages) > 1 or prompt.messages[0].role != "user"
+
+
 def _sampled_ids(trajectory: Trajectory) -> list[int]:
     return [
         token
@@ -200,7 +214,7 @@ def as_result(value: Any, *, seconds: float) -> RewardResult:
         if isinstance(value, Mapping):
             if "score" not in value:
                 raise ValueError(f"returned a dict without 'score' (keys {sorted(map(str, value))})")
-            parts = {str(k): float(v) for k, v in value.items() if k != "score" and isinstance(v, Real)}
+            parts = {str(k): v for k, v in value.items() if k != "score" and isinstance(_plain(v), Real)}
             return _checked(RewardResult(value=value["score"], parts=parts), seconds)
         return RewardResult(value=_number(value), seconds=seconds)
     except ValueError as error:
@@ -221,7 +235,14 @@ def _checked(result: RewardResult, seconds: float) -> RewardResult:
     )
 
 
+def _plain(value: Any) -> Any:
+    """The Python number in a scalar of NumPy or of a tensor library; anything else as it is."""
+    is_single = not isinstance(value, Real) and getattr(value, "ndim", None) == 0
+    return value.item() if is_single else value
+
+
 def _number(value: Any) -> float:
+    value = _plain(value)
     if not isinstance(value, Real):
         raise ValueError(f"returned {_describe(value)}, expected a finite number, None or a RewardResult")
     number = float(value)

@@ -145,9 +145,7 @@ class RewardMeter:
         values = [r.value for r in self.results if r.value is not None]
         seconds = sorted(r.seconds for r in self.results)
         outcomes = Counter(r.outcome for r in self.results)
-        metrics = {
-            f"{prefix}/outcome/{outcome}": count / len(self.results) for outcome, count in outcomes.items()
-        }
+        metrics = {f"{prefix}/{outcome}": count / len(self.results) for outcome, count in outcomes.items()}
         if values:
             metrics[f"{prefix}/mean"] = sum(values) / len(values)
         if seconds:

@@ -1,5 +1,6 @@
 """From `model` of a recipe to a Hugging Face folder on this machine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ def prepare_model_folder(model: ModelConfig, folder: str | Path, *, seed: int) -
     Raises ModelError naming the key when the model or its tokenizer cannot be had.
     """
     if model.config is not None:
-        return _initialise(model, Path(folder), seed=seed)
+        return _initialise(model, Path(folder).resolve(), seed=seed)
     path = Path(str(model.path))
     if path.exists():
-        return _check_folder(path)
+        return _check_folder(path.resolve())
     if path.is_absolute() or str(model.path).startswith((".", "~")) or str(model.path).count("/") > 1:
         raise ModelError(f"model.path: there is no folder {str(model.path)!r} (looked in {Path.cwd()}).")
     return _download(str(model.path))
@@ -30,6 +31,30 @@ def prepare_model_folder(model: ModelConfig, folder: str | Path, *, seed: int) -
 def tokenizer_path(model: ModelConfig) -> str | None:
     """The tokenizer to load beside the model folder; None: the one in it."""
     return None if model.tokenizer in KINDS else model.tokenizer
+
+
+def context_problem(config: Mapping[str, Any], *, longest: int) -> str | None:
+    """Why rows of `longest` tokens do not suit a model with this config.json; None when they do.
+
+    They must fit into its positions, and into its sliding window where it has layers that use one:
+    packed attention sees whole rows.
+    """
+    config = {**config, **(config.get("text_config") or {})}
+    positions, window = config.get("max_position_embeddings"), config.get("sliding_window")
+    layers = config.get("layer_types")
+    slides = config.get("use_sliding_window") is not False
+    if layers is not None:
+        slides = "sliding_attention" in layers
+    limits = [(positions, "positions (max_position_embeddings in its config.json)")]
+    if slides:
+        limits.append((window, "tokens of sliding window (sliding_window in its config.json)"))
+    for limit, what in limits:
+        if limit is not None and longest > limit:
+            return (
+                "sampling.max_prompt_tokens + sampling.max_tokens (or eval.max_tokens) is "
+                f"{longest}, but the model has {limit} {what}. Lower the first two."
+            )
+    return None
 
 
 def _check_folder(path: Path) -> str:
@@ -49,8 +74,9 @@ def _download(name: str) -> str:
             name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).rstrip(".")
         raise ModelError(
-            f"model.path: {name!r} is neither a folder here nor a model that could be downloaded: {str(error).rstrip('.')}. "
+            f"model.path: {name!r} is neither a folder here nor a model that could be downloaded: {reason}. "
             "Give a folder, or a hub name that this machine can reach."
         ) from error
 
@@ -58,11 +84,15 @@ def _download(name: str) -> str:
 def _initialise(model: ModelConfig, folder: Path, *, seed: int) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     config = _read_config(AutoConfig, model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=model.trust_remote_code
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _write_tokenizer(model, folder, vocabulary_size=config.vocab_size)
     network.config.eos_token_id, network.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -77,15 +107,21 @@ def _initialise(model: ModelConfig, folder: Path, *, seed: int) -> str:
 
 
 def _read_config(auto_config: Any, model: ModelConfig) -> Any:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
     values = dict(model.config or {})
     kind = values.pop("model_type", None)
     if kind is None:
         raise ModelError(
             "model.config has no model_type; expected one that transformers knows, for example 'qwen3'."
         )
+    remote = (values.get("auto_map") or {}).get("AutoConfig") if model.trust_remote_code else None
     try:
-        config = auto_config.for_model(kind, **values)
-    except (ValueError, TypeError, KeyError) as error:
+        if remote is None:
+            config = auto_config.for_model(kind, **values)
+        else:
+            config = get_class_from_dynamic_module(remote, "")(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"model.config cannot be used: {error}") from error
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head < SMALLEST_HEAD:

@@ -3,17 +3,20 @@
 import json
 import logging
 import os
+import selectors
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import IO
 
 from rlhf.config.schema import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
-from rlhf.errors import DataError, LearnerError
+from rlhf.errors import DataError, DeadlineError, LearnerError
 from rlhf.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,9 @@ logger = logging.getLogger(__name__)
 DONE = "sft.json"
 METRICS = "sft_metrics.jsonl"
 KEY = "sft.source"
+SILENCE_S = 600.0
+"""Longest wait for a sign of life, which the child gives after loading and after every optimizer step: longer
+than reading tens of gigabytes from a network disk, or than the slowest step on a laptop."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 Row = tuple[list[int], list[int]]
 """(prompt ids, completion ids with eos)"""
@@ -42,7 +48,7 @@ def run_sft(
     that was finished with the same settings, rows and starting weights is used again.
     Prompts are rendered as in RL.
     Raises DataError for a row without a completion or longer than `config.max_length`, LearnerError when the
-    training process dies.
+    training process dies, DeadlineError when it makes no progress for SILENCE_S seconds.
     """
     out = Path(out_folder)
     prompts = load_prompts(config.source, key=KEY, require_reference=False)
@@ -57,14 +63,21 @@ def run_sft(
     scratch.mkdir(parents=True)
     renderer.tokenizer.save_pretrained(out)
     settings = config.model_dump(include={"num_steps", "batch_size", "lr", "warmup_steps", "packing"})
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or _usable_cores()
     settings |= {"model": renderer.model_folder, "out": str(out), "scratch": str(scratch)}
     settings |= {"metrics": str(out / METRICS), "seed": seed, "threads": threads, "rows": rows}
+    settings["trust_remote_code"] = renderer.trust_remote_code
     job = scratch / "job.json"
     job.write_text(json.dumps(settings), encoding="utf-8")
-    _run_process(job, threads, on_progress)
+    follow(
+        [sys.executable, "-m", "rlhf.stages.sft_process", str(job)],
+        environment=_environment(threads),
+        log=out / "sft.log",
+        silence_s=SILENCE_S,
+        on_line=lambda line: on_progress(json.loads(line)) if on_progress is not None else None,
+    )
     shutil.rmtree(scratch)
-    done.write_text(json.dumps({"identity": identity, "config": config.model_dump()}), encoding="utf-8")
+    _replace(done, json.dumps({"identity": identity, "config": config.model_dump()}))
     return str(out)
 
 
@@ -121,29 +134,77 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _run_process(job: Path, threads: int, on_progress: Progress | None) -> None:
-    log = job.parent.parent / "sft.log"
+def _usable_cores() -> int:
+    """Cores this process may use; macOS only tells how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one rename: a kill leaves the old one or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def follow(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    silence_s: float,
+    on_line: Callable[[str], None],
+) -> None:
+    """Run a process to its end and hand over what it writes to the descriptor given as its last argument.
+
+    Blank lines are signs of life and are not handed over. The process should end when its stdin closes, so
+    that it never outlives this one; what it prints goes to `log`.
+    Raises LearnerError when it fails, DeadlineError when it is silent for `silence_s` seconds; its process
+    group is killed then, and when `on_line` raises.
+    """
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "rlhf.stages.sft_process", str(job), str(writer)]
     with log.open("wb") as output:
-        # The child ends itself when its stdin closes, so that it never outlives this process.
         process = subprocess.Popen(
-            command,
-            env=_environment(threads),
+            [*command, str(writer)],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             pass_fds=(writer,),
+            process_group=0,
         )
     os.close(writer)
-    with process, open(reader, encoding="utf-8") as channel:
+    with process, open(reader, "rb", buffering=0) as channel:
         try:
-            for line in channel:
-                if on_progress is not None:
-                    on_progress(json.loads(line))
-            code = process.wait()
+            for line in _lines(channel, process, silence_s):
+                if line:
+                    on_line(line)
+            code = process.wait(silence_s)
+        except subprocess.TimeoutExpired as error:
+            raise DeadlineError(
+                f"sft: the training process made no progress for {silence_s:g} s and was ended "
+                f"(log: {log}):\n{_last_lines(log)}"
+            ) from error
         finally:
-            process.kill()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     if code != 0:
-        last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
-        raise LearnerError(f"sft: the training process ended with code {code} (log: {log}):\n{last}")
+        raise LearnerError(
+            f"sft: the training process ended with code {code} (log: {log}):\n{_last_lines(log)}"
+        )
+
+
+def _lines(channel: IO[bytes], process: subprocess.Popen[bytes], silence_s: float) -> Iterator[str]:
+    held = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        while selector.select(silence_s):
+            received = channel.read(1 << 16)
+            if not received:
+                return
+            *lines, held = (held + received).split(b"\n")
+            yield from (line.decode() for line in lines)
+    raise subprocess.TimeoutExpired(process.args, silence_s)
+
+
+def _last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])

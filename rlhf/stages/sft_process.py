@@ -1,6 +1,7 @@
 """The SFT stage's own process: `python -m rlhf.stages.sft_process job.json DESCRIPTOR`.
 
-Writes one JSON line per logged step to the open file descriptor; ends when its stdin closes.
+Writes one JSON line per logged step to the open file descriptor, and a blank one as a sign of life after
+loading and after every step; ends when its stdin closes.
 """
 
 import json
@@ -44,15 +45,20 @@ def packed_batch(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
-    """Writes each logged step to every stream."""
+    """Writes each logged step to the file and the channel, and signs of life to the channel."""
 
-    def __init__(self, *streams: TextIO) -> None:
-        self._streams = streams
+    def __init__(self, metrics: TextIO, channel: TextIO) -> None:
+        self._metrics, self._channel = metrics, channel
         self._started = time.monotonic()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock after loading."""
         self._started = time.monotonic()
+        _write(self._channel, "")
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Say that the process is alive: logged steps may be far apart."""
+        _write(self._channel, "")
 
     def on_log(self, _args: Any, state: Any, _control: Any, **event: Any) -> None:
         """Write what the trainer logged; its closing summary has no loss and is left out."""
@@ -67,15 +73,20 @@ class Report(TrainerCallback):  # type: ignore[misc]
             "lr": logs["learning_rate"],
             "seconds": round(time.monotonic() - self._started, 3),
         }
-        for stream in self._streams:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
+        for stream in (self._metrics, self._channel):
+            _write(stream, json.dumps(line))
+
+
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def train(job: dict[str, Any], channel: TextIO) -> None:
     """Train and save; `channel` receives the progress lines."""
     torch.set_num_threads(job["threads"])
     on_gpu = torch.cuda.is_available()
+    trust = job["trust_remote_code"]
     arguments = SFTConfig(
         output_dir=job["scratch"],
         max_steps=job["num_steps"],
@@ -103,10 +114,10 @@ def train(job: dict[str, Any], channel: TextIO) -> None:
     ]
     with Path(job["metrics"]).open("w", encoding="utf-8") as metrics:
         trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
+            AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, trust_remote_code=trust),
             args=arguments,
             train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(job["out"]),
+            processing_class=AutoTokenizer.from_pretrained(job["out"], trust_remote_code=trust),
             data_collator=packed_batch if job["packing"] else padded_batch,
             callbacks=[Report(metrics, channel)],
         )

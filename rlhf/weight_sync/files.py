@@ -41,6 +41,10 @@ class FileSender:
         if rank == 0:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
+                for left in folder.glob(
+                    f"{_PREFIX}-*"
+                ):  # by a killed process of this run: the folder is its own
+                    left.unlink()
             for place in _places(folder):
                 sweep(place)
 

@@ -102,8 +102,12 @@ def ipc_sender(*, rank: int, link: EngineLink, specs: Sequence[TensorSpec]) -> S
     def connect(client: "_Client", stream: "_Stream") -> _Trainer:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
-        info = IPCTrainerInitInfo(rank=rank, packed=True)
+        # One tensor never spans two buffers: the embedding of a 7B model alone exceeds vLLM's default.
+        largest = max(torch.Size(s.shape).numel() * getattr(torch, s.dtype).itemsize for s in specs)
+        size = max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, largest)
+        info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=size)
         trainer: _Trainer = WeightTransferTrainerFactory.trainer_init(
             info, client=client, source=_source(stream)
         )

@@ -1,10 +1,11 @@
 """Publishing, in order: send, pause, load, shake hands, resume, probe."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rlhf.errors import SyncError
+from rlhf.errors import RlhfError, SyncError
 from rlhf.weight_sync.probe import Probe, check_probe
 
 
@@ -86,8 +87,12 @@ class VerifiedSync:
         probe_s = time.monotonic() - started
         try:
             await (self._stream if self._streamed else self._pass_on)(version)
-        finally:
-            await self._learner.release_weights()
+        except BaseException:
+            # The cause is what the caller must see, also when a dead or hung rank cannot release any more.
+            with contextlib.suppress(RlhfError):
+                await self._learner.release_weights()
+            raise
+        await self._learner.release_weights()
         await self._shake_hands(version)
         if self._colocated:
             await self._learner.offload()

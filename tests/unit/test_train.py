@@ -74,6 +74,11 @@ class World:
         self.events.append(f"publish {version}")
         return {"sync/probe_gap": 0.0}
 
+    async def forget_prefixes(self) -> None: ...
+
+    def metrics(self):
+        return {}
+
     async def evaluate(self):
         self.events.append(f"evaluate {self.live}")
         return {"eval/accuracy": 0.5}
@@ -141,6 +146,7 @@ def assemble(asked: Recipe, world: World) -> Run:
         recipe=asked,
         folder=folder,
         learner=world,
+        engine=world,
         sync=world,
         placement=world,
         algorithm=resolve(asked.algorithm, max_tokens=8),

@@ -37,7 +37,7 @@ def needs(seating) -> list[dict[str, float]]:
         recipe("split", ranks=2, engines=1, engine={"tensor_parallel": 2}),
         recipe("colocated"),
         recipe("colocated", ranks=2, engines=2),
-        recipe("colocated", ranks=4, engines=2, engine={"tensor_parallel": 2}),
+        recipe("colocated", ranks=4, engines=4),
         recipe("colocated", ranks=1, engines=1, learner={"threads": 2}, engine={"threads": 2}),
     ],
     ids=str,
@@ -70,10 +70,9 @@ def test_tensor_parallel_engine_holds_all_its_gpus_in_one_bundle():
 
 
 def test_colocated_engine_sits_with_the_ranks_of_its_gpus():
-    seating = seat(recipe("colocated", ranks=4, engines=2, engine={"tensor_parallel": 2}), "cuda")
-    assert seating.learner_bundle == (0, 0, 1, 1)
-    assert seating.engine_bundle == (0, 1)
-    assert [b["GPU"] for b in seating.bundles] == [2.0, 2.0]
+    seating = seat(recipe("colocated", ranks=2, engines=2), "cuda")
+    assert seating.learner_bundle == seating.engine_bundle == (0, 1)
+    assert [b["GPU"] for b in seating.bundles] == [1.0, 1.0]
 
 
 def test_colocated_learner_and_engine_share_cores():
@@ -81,6 +80,10 @@ def test_colocated_learner_and_engine_share_cores():
     assert [dict(b) for b in seating.bundles] == [{"CPU": 2.0}]
 
 
-def test_colocated_ranks_and_engines_must_cover_the_same_gpus():
-    with pytest.raises(PlacementError, match=r"learner\.num_ranks \(3\) must equal .*2 x 1"):
-        seat(recipe("colocated", ranks=3, engines=2), "cuda")
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_colocated_on_gpus_wants_one_rank_and_one_engine_each(tensor_parallel):
+    asked = recipe("colocated", ranks=4, engines=2, engine={"tensor_parallel": tensor_parallel})
+    with pytest.raises(
+        PlacementError, match=r"learner\.num_ranks 4, engine\.num_engines 2.*expected one rank"
+    ):
+        seat(asked, "cuda")

@@ -1,3 +1,6 @@
+from datetime import date
+from decimal import Decimal
+
 import pytest
 
 from rlhf.data.records import parse_row
@@ -36,6 +39,25 @@ def test_verl_row_gives_ground_truth_and_id():
     prompt = parse(row)
     assert (prompt.id, prompt.reference) == ("gsm8k-5", "72")
     assert prompt.columns["data_source"] == "openai/gsm8k"
+
+
+def test_empty_column_does_not_hide_the_gold_answer():
+    assert parse({"prompt": "?", "answer": "", "reward_model": {"ground_truth": "5"}}).reference == "5"
+    assert parse({"prompt": "?", "answer": ""}).reference is None
+
+
+@pytest.mark.parametrize(
+    ("value", "reference"),
+    [
+        (Decimal("2.50"), "2.50"),
+        (date(2024, 2, 29), "2024-02-29"),
+        ([Decimal("1"), date(2024, 2, 29)], '["1", "2024-02-29"]'),
+        (0, "0"),
+        (True, "true"),
+    ],
+)
+def test_reference_of_any_column_type_becomes_text(value, reference):
+    assert parse({"prompt": "?", "answer": value}).reference == reference
 
 
 def test_columns_are_renamed():

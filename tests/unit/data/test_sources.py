@@ -44,9 +44,48 @@ def test_parquet_rows_equal_the_jsonl_rows(tmp_path):
     assert [row for _, row in read(file=str(tmp_path / "a.parquet"))] == ROWS
 
 
-def test_folder_reads_its_files_in_name_order(tmp_path, jsonl):
+def test_folder_reads_its_files_in_name_order(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
-    assert [place for place, _ in read(file=str(tmp_path))][4:6] == ["a.parquet:4", "train.jsonl:0"]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "1"}')
+    assert [place for place, _ in read(file=str(tmp_path))][4:] == ["a.parquet:4", "b.jsonl:0"]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "chosen"),
+    [
+        (["test", "train"], "train", ["train"]),
+        (["test", "train"], "test", ["test"]),
+        (["test-0", "train-00000-of-00002", "train_1"], "train", ["train-00000-of-00002", "train_1"]),
+        (["gsm8k_test", "gsm8k_train"], "test", ["gsm8k_test"]),
+        (["test_sft", "train_gen", "train_sft"], "train_sft", ["train_sft"]),
+        (["contest", "trainer"], "train", ["contest", "trainer"]),
+    ],
+)
+def test_folder_of_files_keeps_to_the_split(tmp_path, names, split, chosen):
+    for name in names:
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1"}')
+    read_places = [place for place, _ in read(file=str(tmp_path), split=split)]
+    assert read_places == [f"{name}.jsonl:0" for name in chosen]
+
+
+def test_folder_of_other_splits_names_its_files(tmp_path):
+    for name in ("a", "dev-0"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1"}')
+    with pytest.raises(
+        DataError, match=r"task\.train\.split: .*'train', it has \['a\.jsonl', 'dev-0\.jsonl'\]"
+    ):
+        read(file=str(tmp_path))
+
+
+def test_byte_order_mark_is_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "1"}\r\n{"prompt": "\xc3\xa9"}\r\n')
+    assert [row["prompt"] for _, row in read(file=str(tmp_path / "a.jsonl"))] == ["1", "é"]
+
+
+def test_file_that_is_not_utf8_names_the_place(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "1"}\n{"prompt": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"task\.train\.file: .*a\.jsonl line 2 is not UTF-8: .* at byte 16"):
+        read(file=str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize("with_splits", [False, True])

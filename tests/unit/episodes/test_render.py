@@ -69,6 +69,16 @@ def test_character_without_a_token_is_named(characters):
         renderer.encode_prompt(ask("café"))
 
 
+@pytest.mark.parametrize("other", ["bos_token", "eos_token", "pad_token"])
+def test_unknown_token_with_another_purpose_may_stand_in_a_prompt(characters, tmp_path, other):
+    folder = tmp_path / "shared"
+    shutil.copytree(characters, folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {other: "<unk>"}))
+    renderer = Renderer(model_folder=str(folder), template="<unk>{prompt}")
+    assert renderer.encode_prompt(ask("a"))[0] == renderer.tokenizer.unk_token_id
+
+
 def test_completion_ends_with_eos_and_decodes_without_it(characters):
     renderer = Renderer(model_folder=characters, template="{prompt}")
     ids = renderer.encode_completion("a b", where="row 1")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rewards.math_answer import extract, grade, gsm8k_row
 from rlhf.errors import DataError
 
+PMATRIX = r"\begin{pmatrix}%s\end{pmatrix}"
 EQUAL = [
     # numbers
     ("72", "72"),
@@ -33,12 +34,20 @@ EQUAL = [
     ("391", "17*23"),
     ("391", r"17 \times 23"),
     ("2000000", "2 million"),
+    ("6000000000000", "6 trillion"),
+    ("100000", "100 000"),
+    ("100000.5", r"100\,000.5"),
+    ("1/3", r"0.\overline{3}"),
+    (r"-1.1\overline{6}", "-7/6"),
+    (r"\infty", "infinity"),
+    (r"(-\infty, 2)", "(-infinity, 2)"),
     # percent, money, units
     ("50%", "0.5"),
     ("50\\%", "1/2"),
     ("0.5", "50%"),
     ("50", "50%"),
     ("50%", "50"),
+    ("1", "100%"),
     ("18", "$18"),
     (r"\$18.90", "18.90"),
     ("18", "18 dollars"),
@@ -68,6 +77,18 @@ EQUAL = [
     (r"(0,9) \cup (9,36)", r"(9,36) ∪ (0,9)"),
     (r"y = 2x+3", "2x + 3"),
     ("3, 5, 7", "7, 3 and 5"),
+    ("3, 5, 7", "3, 5, and 7"),
+    (r"x = 1 \text{ or } x = -2", r"x = 1 \text{ or } x = -2"),
+    (r"x = 1 \text{ or } x = -2", "-2, 1"),
+    (r"6\text{ or }7", "7, 6"),
+    ("6, 7", "7 or 6"),
+    (r"(-\infty,1) \cup (3,\infty)", "x<1 or x>3"),
+    (", ".join(map(str, range(40))), ", ".join(map(str, reversed(range(40))))),
+    (PMATRIX % r"1\\2", PMATRIX % r" 1 \\ 2 "),
+    (PMATRIX % r"1\\-2", PMATRIX % r"1 \\[4pt] -2 \\"),
+    (PMATRIX % r"\frac12 \\ 2", PMATRIX % r"1/2 \\ 2"),
+    (PMATRIX % r"(1+2)\\(3)", PMATRIX % r"3 \\ 3"),
+    (PMATRIX % r"0 & 1 \\ -1 & 0", PMATRIX % r"0&1\\-1&0"),
     (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\begin{bmatrix} 0.2 \\ -3.6 \end{bmatrix}"),
     (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
     ("52_8", "52_{8}"),
@@ -129,6 +150,24 @@ DIFFERENT = [
     (r"\sqrt{2}", "1.41421356"),
     ("391", "__import__('os').getpid()"),
     ("12", "1 2"),
+    ("121234", "12 1234"),
+    *[
+        ("2", f"2 {word}")
+        for word in ("squared", "cubed", "root", "thirds", "tenths", "quarters", "trillion")
+    ],
+    *[
+        ("4", f"4 {word}")
+        for word in ("factorial", "negative", "below zero", "modulo", "millions", "hundreds")
+    ],
+    ("10", r"1000\%"),
+    ("1/3", r"0.\overline{4}"),
+    ("6", r"6\text{ or }7"),
+    (r"6\text{ or }7", "6"),
+    (PMATRIX % r"2 \\ 3", PMATRIX % r"3 \\ 2"),
+    (PMATRIX % r"1 \\ -2", PMATRIX % r"2 \\ -3"),
+    (PMATRIX % r"x \\ y", PMATRIX % r"y \\ x"),
+    (PMATRIX % r"0 & 1 \\ -1 & 0", PMATRIX % r"0 & 0 \\ 0 & 0"),
+    (PMATRIX % r"1 \\ 2", PMATRIX % "1 & 2"),
     ("2", "2 dozen"),
     ("0.1", "0.10000001"),
     ("x+1", "x-1"),
@@ -167,6 +206,14 @@ def test_different_answer_gets_nothing(reference: str, answer: str) -> None:
         ("So the answer is 8.", "8"),
         ("The final answer is: **8.5**. Done.", "8.5"),
         ("Answer: 8", "8"),
+        ("Answer:\n8", "8"),
+        ("**Answer:**\n\n8", "8"),
+        ("The answer is 8 apples, since 2+6=8", "8 apples"),
+        ("#### Step\n#### Final\nThe answer is 8.", "8"),
+        ("#### 2. Check\nThe answer is 8.", "8"),
+        ("the answer is 7\n#### $8", "$8"),
+        ("the answer is 7\n####\n-\\frac12", "-\\frac12"),
+        ("so\n#### yes", "yes"),
     ],
 )
 def test_extract_finds_the_final_answer(completion: str, answer: str) -> None:
@@ -195,6 +242,12 @@ def test_extract_finds_no_answer(completion: str) -> None:
     assert grade(completion, "8").outcome == "unparsable"
 
 
+def test_grade_takes_an_unfinished_thought_of_the_template_for_no_answer() -> None:
+    thought = "let me see, maybe \\boxed{7}? wait"
+    assert grade(thought, "7", prompt_opens_think=True).outcome == "unparsable"
+    assert grade(f"{thought}</think>\\boxed{{7}}", "7", prompt_opens_think=True).outcome == "ok"
+
+
 def test_grade_lenient_takes_the_last_number() -> None:
     assert grade("it is 7, no, 8", "8", lenient=True).value == 1.0
     assert grade("it is 7, no, 8", "8").value == 0.0
@@ -220,7 +273,26 @@ def test_grade_limits_an_explosive_answer(answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["<", "\\boxed{", "{", "(", "\\frac", "1,", "answer is", "^", "-", "$ ", "1 ", "a ", "a/"]
+    "unit",
+    [
+        "<",
+        "\\boxed{",
+        "{",
+        "(",
+        "\\frac",
+        "1,",
+        "answer is",
+        "^",
+        "-",
+        "$ ",
+        "1 ",
+        "a ",
+        "a/",
+        "\\\\",
+        "####",
+        "answer is\n",
+        " or ",
+    ],
 )
 def test_grade_is_quick_on_repetition(unit: str) -> None:
     start = time.process_time()
@@ -228,6 +300,7 @@ def test_grade_is_quick_on_repetition(unit: str) -> None:
         "<answer>" + unit * 20000 + "</answer>",
         unit * 20000,
         unit + " " * 60000,
+        unit + "\n" * 60000,
         unit * 20 + "x",
     ):
         assert grade(completion, "x+1").value == 0.0

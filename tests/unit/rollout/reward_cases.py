@@ -84,6 +84,11 @@ def trl_chat(completions: list[list[dict[str, str]]], prompts: list[list[dict[st
     return [float(c[0]["content"] == p[-1]["content"]) for c, p in zip(completions, prompts, strict=True)]
 
 
+def trl_bare(completions, **kwargs):  # type: ignore[no-untyped-def]
+    """TRL's signature, unannotated, for conversational completions."""
+    return [float(completion[0]["content"] == "a") for completion in completions]
+
+
 def verl(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]
 ) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def test_seeds_follow_from_prompt_and_live_version():
     run_virtually(steps(made, world, 3))
     for place, prompt_id in enumerate(world.started[:12]):
         version = place // 4
-        assert world.seeds[prompt_id] == [sample_seed(5, prompt_id, i, version) for i in range(2)]
+        key = f"{prompt_id}\x00{place}"
+        assert world.seeds[prompt_id] == [sample_seed(5, key, i, version) for i in range(2)]
 
 
 def test_discarded_groups_are_replaced_and_counted_by_reason():

@@ -362,7 +362,7 @@ def test_metrics_tell_outcomes_and_reset() -> None:
     first, second = asyncio.run(run())
     prefix = "reward/reward_cases.sample"
     assert first[f"{prefix}/mean"] == 0.5
-    assert (first[f"{prefix}/outcome/timeout"], first[f"{prefix}/outcome/error"]) == (0.25, 0.25)
+    assert (first[f"{prefix}/timeout"], first[f"{prefix}/error"]) == (0.25, 0.25)
     assert first[f"{prefix}/kills"] == 1.0
     assert first[f"{prefix}/seconds_p99"] >= 0.3
     assert second == {f"{prefix}/kills": 0.0}

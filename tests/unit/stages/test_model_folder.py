@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlhf.config.schema import ModelConfig
 from rlhf.errors import ModelError
-from rlhf.stages.model_folder import prepare_model_folder
+from rlhf.stages.model_folder import context_problem, prepare_model_folder
 
 TINY = {
     "model_type": "qwen3",
@@ -65,3 +65,24 @@ def test_unusable_model_names_the_key(tmp_path, model, says):
 def test_folder_without_config_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"model\.path: .* holds no config\.json"):
         prepare_model_folder(ModelConfig(path=str(tmp_path)), tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 100}, None),
+        ({"max_position_embeddings": 99}, "100, but the model has 99 positions"),
+        ({"text_config": {"max_position_embeddings": 99}}, "99 positions"),
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 100}, None),
+        ({"sliding_window": 64}, "64 tokens of sliding window"),
+        ({"sliding_window": 64, "use_sliding_window": True}, "64 tokens of sliding window"),
+        ({"sliding_window": 64, "use_sliding_window": False}, None),
+        ({"sliding_window": 64, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+    ],
+)
+def test_rows_longer_than_the_context_are_a_problem(config, says):
+    problem = context_problem(config, longest=100)
+    assert problem is None if says is None else says in problem

@@ -1,4 +1,7 @@
 import json
+import os
+import sys
+import time
 
 import pytest
 import torch
@@ -7,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf.config.schema import ModelConfig, SftConfig, SourceConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
-from rlhf.errors import DataError, LearnerError
+from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
 from rlhf.stages.model_folder import prepare_model_folder
-from rlhf.stages.sft import run_sft, tokenised_rows
+from rlhf.stages.sft import _replace, _usable_cores, follow, run_sft, tokenised_rows
 from rlhf.stages.sft_process import packed_batch, padded_batch
 
 TINY = {
@@ -117,3 +120,107 @@ def test_training_that_dies_says_why(tmp_path, renderer):
     ):
         run_sft(settings(tmp_path), renderer=broken, out_folder=tmp_path / "out", seed=0)
     assert not (tmp_path / "out" / "sft.json").exists()
+
+
+HANGS = """
+import os, subprocess, sys, time
+child = subprocess.Popen(["sleep", "60"])
+print("stuck in a lock", flush=True)
+os.write(int(sys.argv[1]), f"{child.pid}\\n".encode())
+time.sleep(60)
+"""
+SLOW_BUT_ALIVE = """
+import os, sys, time
+for part in (b"\\n", b"\\n", b"one\\ntw", b"o\\n"):
+    time.sleep(0.4)
+    os.write(int(sys.argv[1]), part)
+"""
+
+
+def run_child(code, tmp_path, silence_s):
+    lines = []
+    follow(
+        [sys.executable, "-c", code],
+        environment=os.environ,
+        log=tmp_path / "log",
+        silence_s=silence_s,
+        on_line=lines.append,
+    )
+    return lines
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")")[-1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_silent_process_is_ended_with_its_children(tmp_path):
+    pids = []
+    with pytest.raises(DeadlineError, match=r"(?s)no progress for 1\.5 s.*stuck in a lock"):
+        follow(
+            [sys.executable, "-c", HANGS],
+            environment=os.environ,
+            log=tmp_path / "log",
+            silence_s=1.5,
+            on_line=lambda line: pids.append(int(line)),
+        )
+    deadline = time.monotonic() + 5
+    while is_alive(pids[0]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pids[0])
+
+
+def test_process_that_shows_signs_of_life_may_take_longer_than_the_limit(tmp_path):
+    assert run_child(SLOW_BUT_ALIVE, tmp_path, silence_s=1.5) == ["one", "two"]
+
+
+def test_process_that_closes_its_channel_and_hangs_is_ended(tmp_path):
+    code = "import os, sys, time; os.close(int(sys.argv[1])); time.sleep(60)"
+    with pytest.raises(DeadlineError, match=r"no progress for 0\.5 s"):
+        run_child(code, tmp_path, silence_s=0.5)
+
+
+def test_cores_are_known_without_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert _usable_cores() == (os.cpu_count() or 1)
+
+
+def test_write_that_breaks_off_leaves_the_old_file(tmp_path):
+    file = tmp_path / "sft.json"
+    _replace(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        _replace(file, "half \ud800")
+    assert file.read_text() == "old"
+
+
+@pytest.mark.slow
+def test_model_with_its_own_code_is_made_and_tuned_where_that_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # the child reads it, this process did
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "configuration_own.py").write_text(
+        "from transformers import Qwen3Config\nclass OwnConfig(Qwen3Config):\n    model_type = 'own'\n"
+    )
+    (code / "modeling_own.py").write_text(
+        "from transformers import Qwen3ForCausalLM\nfrom .configuration_own import OwnConfig\n"
+        "class OwnModel(Qwen3ForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    auto_map = {
+        "AutoConfig": f"{code}--configuration_own.OwnConfig",
+        "AutoModelForCausalLM": f"{code}--modeling_own.OwnModel",
+    }
+    own = {"config": TINY | {"model_type": "own", "auto_map": auto_map}, "tokenizer": "characters"}
+    with pytest.raises(ModelError, match=r"model\.config cannot be used: .*own"):
+        prepare_model_folder(ModelConfig(**own), tmp_path / "refused", seed=0)
+    folder = prepare_model_folder(ModelConfig(**own, trust_remote_code=True), tmp_path / "own", seed=0)
+    renderer = Renderer(model_folder=folder, template="{prompt}", trust_remote_code=True)
+    brief = settings(tmp_path).model_copy(update={"num_steps": 1})
+    out = run_sft(brief, renderer=renderer, out_folder=tmp_path / "out", seed=0)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "own"
+    assert AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).config.model_type == "own"
