@@ -9,9 +9,9 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -28,6 +28,8 @@ class RunFolder:
     """`config.yaml`, `environment.json`, `metrics.jsonl`, `samples/`, `checkpoints/step-NNNNNN/`, `report.html`."""
 
     path: Path
+    lock: IO[bytes] | None = field(default=None, compare=False, repr=False)
+    """Open while this process owns the folder."""
 
     @classmethod
     def open(cls, recipe: Recipe, *, fresh: bool) -> "RunFolder":
@@ -48,7 +50,7 @@ class RunFolder:
                 f"run_dir: cannot write to {str(folder.path)!r} ({error.strerror}). "
                 "Name another folder with run_dir=..., or mend its permissions."
             ) from error
-        folder._lock()
+        folder = folder._locked()
         folder._compare(recipe)
         folder._sweep()
         settings = recipe.model_dump(mode="json")
@@ -86,16 +88,16 @@ class RunFolder:
                 )
             shutil.rmtree(self.path)
 
-    def _lock(self) -> None:
-        """Hold the folder until this process ends; ConfigError when another process does."""
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    def _locked(self) -> "RunFolder":
+        """This folder, held for as long as the object lives; ConfigError when another process holds it."""
+        file = (self.path / ".lock").open("wb")
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(descriptor)
             raise ConfigError(
                 f"run_dir: another process is running in {str(self.path)!r}. Wait for it, or name another folder."
             ) from error
+        return replace(self, lock=file)
 
     def _compare(self, recipe: Recipe) -> None:
         """Refuse to mix two different runs in one folder."""

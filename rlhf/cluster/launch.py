@@ -106,7 +106,8 @@ def _join(address: str, code_dir: Path) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise PlacementError(
             f"placement.address is {address!r}, but no Ray cluster answers there ({error}). Start one with "
-            "`ray start --head`, mend the address (host:port, or auto), or leave the key out to start a local one."
+            "`ray start --head`, mend the address (host:port, or auto), or leave the key out to start a local one. "
+            "A cluster that asks for Ray's token wants RAY_AUTH_MODE=token in the environment."
         ) from error
 
 

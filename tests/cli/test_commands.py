@@ -27,7 +27,7 @@ def finish(recipe_path) -> RunFolder:
 
 def test_finished_run_is_left_alone_and_summed_up(tmp_path):
     recipe = write_recipe(tmp_path)
-    folder = finish(recipe)
+    folder = RunFolder(finish(recipe).path)  # the one that finished is gone, and its lock with it
     done = rlhf("train", recipe)
     assert done.returncode == 0, done.stderr
     assert "is finished: nothing to do (start anew with --fresh)" in done.stderr
@@ -36,6 +36,14 @@ def test_finished_run_is_left_alone_and_summed_up(tmp_path):
     assert "0.875" in done.stdout
     assert (folder.path / "report.html").is_file()
     assert len(folder.checkpoints()) == 1
+
+
+def test_run_folder_of_a_running_process_is_refused(tmp_path):
+    recipe = write_recipe(tmp_path)
+    running = finish(recipe)
+    done = rlhf("train", recipe)
+    assert done.returncode == 2
+    assert f"another process is running in {str(running.path)!r}" in done.stderr
 
 
 def test_fresh_refuses_a_folder_that_is_no_run(tmp_path):
