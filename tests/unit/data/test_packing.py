@@ -1,5 +1,4 @@
 import math
-import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from rlhf.batch import Batch
 from rlhf.data.packing import pack, plan_microbatches, split_microbatches, split_minibatches
 from rlhf.errors import DataError, RewardError
-from rlhf.types import NOT_SAMPLED, RewardResult, Segment, Trajectory, TrajectoryGroup
+from rlhf.types import NOT_SAMPLED, RewardResult, Segment, Trajectory
 from tests.fakes import make_group, make_trajectory
 from tests.unit.algorithms.ragged import ragged
 
@@ -95,23 +94,6 @@ def test_pack_refuses_images_instead_of_dropping_them():
             [replace(make_group(), trajectories=(replace(trajectory, segments=(with_image,)),))],
             temperature=1.0,
         )
-
-
-def test_pack_of_512_trajectories_takes_less_than_30_ms():
-    def group(index: int) -> TrajectoryGroup:
-        trajectories = [
-            make_trajectory(prompt_ids=range(20), sampled_ids=range(80), sample_index=i) for i in range(8)
-        ]
-        return replace(make_group(index), trajectories=tuple(trajectories))
-
-    groups = [group(index) for index in range(64)]
-    best = math.inf
-    for _ in range(5):
-        start = time.process_time()
-        batch = pack(groups, temperature=1.0)
-        best = min(best, time.process_time() - start)
-    assert batch.num_tokens == 51_200
-    assert best < 0.030
 
 
 @given(lengths=lengths_of_rows, ranks=st.integers(1, 4), budget=st.integers(40, 130))

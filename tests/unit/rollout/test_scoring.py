@@ -97,18 +97,17 @@ def test_scoring_siblings_of_a_hang_keep_their_scores() -> None:
 
 
 def test_scoring_a_hang_does_not_hold_up_another_worker() -> None:
-    async def run() -> float:
-        async with pool_of(use("sample", limit_s=3.0)) as pool:
+    async def run() -> bool:
+        async with pool_of(use("sample", limit_s=20.0)) as pool:
             await pool.start()
             hung = asyncio.create_task(pool.score(group_of("hang")))
             await asyncio.sleep(0.05)
-            start = time.monotonic()
             await asyncio.gather(*(pool.score(group_of("a", "b")) for _ in range(20)))
-            took = time.monotonic() - start
+            still_hanging = not hung.done()
             hung.cancel()
-            return took
+            return still_hanging
 
-    assert asyncio.run(run()) < 2.0
+    assert asyncio.run(run())
 
 
 def test_scoring_kills_what_a_hung_reward_forked(tmp_path: Path) -> None:
@@ -187,9 +186,8 @@ def test_scoring_instantiates_a_class_and_hands_tokens_to_who_asks() -> None:
 
 
 def test_scoring_runs_asynchronous_samples_together_and_times_out_one() -> None:
-    start = time.monotonic()
+    # One after the other, ten answers of 0.2 s each would miss the deadline.
     results = score(*["a"] * 10, "wait", "b", rewards=(use("judge", limit_s=0.8),))
-    assert time.monotonic() - start < 3.0
     assert values(results) == [1.0] * 10 + [None, 0.0]
     assert results[10].outcome == "timeout"
 
