@@ -24,7 +24,7 @@ from benchmarks.child import REPOSITORY, Child, ChildError
 from benchmarks.floor import BareLearner
 from benchmarks.recorded import Step, recorded
 from benchmarks.tables import floor_table, shorten, trl_table
-from rlhf.build import Materials, local_model, open_run
+from rlhf.build import Materials, local_model, open_run, renderer_for
 from rlhf.cluster.launch import ray_session, thread_environment, usable_cores
 from rlhf.config.loading import load_recipe
 from rlhf.config.schema import Recipe
@@ -43,6 +43,11 @@ logger = logging.getLogger("benchmarks")
 FROZEN = ("learner.lr=1.0e-30", "learner.warmup_steps=0", "eval.every=0", "telemetry.live=false")
 """A rate at which no float32 weight moves: every system samples from one model at every step."""
 OFFLINE = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+INSTRUCTION = (
+    "A user asks a question and the assistant solves it. It first thinks about the reasoning, "
+    "then gives the answer. {prompt}"
+)
+"""Prompts of the length that R1-style runs have; the quickstart's own are nine tokens long."""
 Mix = tuple[str, list[int]]
 
 
@@ -74,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
         help="threads of each peer; default: as many as all engines (or ranks) have",
     )
     made.add_argument("--length", type=int, default=32, help="tokens of a short sample (long: ten times)")
+    made.add_argument("--template", default=INSTRUCTION, help="prompts of the comparison with TRL")
+    made.add_argument(
+        "--mix", choices=["equal", "skewed"], help="one of the two comparisons with TRL, not both"
+    )
     made.add_argument("--trl-rows", type=int, default=128, help="samples in one of TRL's forward passes")
     made.add_argument("--skip-floor", action="store_true", help="only the comparison with TRL")
     made.add_argument("--run-dir", default="runs/benchmark")
@@ -94,7 +103,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.skip_floor:
             results["floor"] = await against_floor(materials, peers, warmup=arguments.warmup)
             TERMINAL.print(floor_table(results["floor"], recipe))
-        for mix in mixes(recipe, arguments.length) if arguments.against == "trl" else []:
+        for mix in mixes(recipe, arguments) if arguments.against == "trl" else []:
             results[mix[0]] = await against_trl(materials, peers, mix, arguments)
             TERMINAL.print(trl_table(results[mix[0]], mix))
     return results
@@ -139,11 +148,15 @@ def refuse(materials: Materials) -> None:
         )
 
 
-def mixes(recipe: Recipe, length: int) -> list[Mix]:
+def mixes(recipe: Recipe, arguments: argparse.Namespace) -> list[Mix]:
     """Token limits of a prompt's samples: all equal, and one in eight ten times longer."""
-    samples = recipe.schedule.samples_per_prompt
+    samples, length = recipe.schedule.samples_per_prompt, arguments.length
     skewed = [length * (10 if i % 8 == 7 else 1) for i in range(samples)]
-    return [("equal lengths", [length] * samples), ("one in eight ten times longer", skewed)]
+    found = {
+        "equal": ("equal lengths", [length] * samples),
+        "skewed": ("one in eight ten times longer", skewed),
+    }
+    return [mix for name, mix in found.items() if arguments.mix in (None, name)]
 
 
 async def against_floor(materials: Materials, peers: Materials, *, warmup: int) -> list[dict[str, float]]:
@@ -192,12 +205,10 @@ async def against_trl(
 ) -> list[dict[str, float]]:
     """Per measured step: seconds and sampled tokens of both."""
     name, limits = mix
-    recipe, schedule = materials.recipe, materials.recipe.schedule
     folder = RunFolder(materials.folder.path / name.replace(" ", "-"))
-    sampling = recipe.sampling.model_copy(update={"max_tokens": max(limits)})
-    materials = replace(materials, folder=folder, recipe=recipe.model_copy(update={"sampling": sampling}))
+    materials = with_shape(replace(materials, folder=folder), arguments.template, max_tokens=max(limits))
     figures: list[dict[str, float]] = []
-    settings = trl_settings(materials, limits, num_prompts=schedule.num_steps * schedule.prompts_per_step)
+    settings = trl_settings(materials, limits)
     settings |= {"rows": arguments.trl_rows, "threads": peers.recipe.learner.threads}
     threads = thread_environment(peers.recipe.learner.threads)
     with Child(["trl_side.py"], {**threads, **OFFLINE}, log=folder.path / "trl.log") as trl:
@@ -219,6 +230,16 @@ async def against_trl(
 
         await run_loop(materials, between, limits=limits)
     return figures
+
+
+def with_shape(materials: Materials, template: str, *, max_tokens: int) -> Materials:
+    """The same run with prompts in `template`, and room for them and for samples of `max_tokens`."""
+    recipe = materials.recipe
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"template": template})})
+    renderer = renderer_for(recipe, materials.model_folder)
+    longest = max(len(renderer.encode_prompt(prompt)) for prompt in materials.train)
+    room = recipe.sampling.model_copy(update={"max_tokens": max_tokens, "max_prompt_tokens": longest})
+    return replace(materials, recipe=recipe.model_copy(update={"sampling": room}), renderer=renderer)
 
 
 async def run_loop(materials: Materials, between: Any, *, limits: Sequence[int] | None) -> None:
@@ -248,20 +269,21 @@ def engine_settings(materials: Materials) -> EngineSettings:
     )
 
 
-def trl_settings(materials: Materials, limits: Sequence[int], *, num_prompts: int) -> dict[str, Any]:
+def trl_settings(materials: Materials, limits: Sequence[int]) -> dict[str, Any]:
     """TrlSettings' fields, without importing TRL here."""
     recipe, renderer = materials.recipe, materials.renderer
     if len(recipe.task.rewards) != 1:
         raise ConfigError("--against trl needs a recipe with exactly one reward")
     stream = PromptStream(materials.train, seed=recipe.seed)
-    prompts = [stream.next()[1] for _ in range(num_prompts)]
+    schedule = recipe.schedule
+    prompts = [stream.next()[1] for _ in range(schedule.num_steps * schedule.prompts_per_step)]
     ids = [renderer.encode_prompt(prompt) for prompt in prompts]
     return {
         "model": os.path.abspath(materials.model_folder),
         "prompts": prompts,
         "texts": [renderer.tokenizer.decode(row, skip_special_tokens=False) for row in ids],
         "ids": ids,
-        "prompts_per_step": recipe.schedule.prompts_per_step,
+        "prompts_per_step": schedule.prompts_per_step,
         "limits": list(limits),
         "reward": recipe.task.rewards[0],
         "temperature": recipe.sampling.temperature,

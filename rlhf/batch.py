@@ -72,6 +72,28 @@ class Batch:
         places = torch.arange(int(picked.sum()), device=rows.device)
         return places + torch.repeat_interleave(starts[rows] - offsets, picked)
 
+    def origins(self) -> Int[Tensor, " N"]:
+        """For each token, the place of the first that says the same: same group, same tokens before it.
+
+        A row shares its beginning (a prompt, earlier turns) with the first row of its group as far as the two
+        agree; all other tokens are their own origin. Where nothing later acts on what is earlier, as in a causal
+        model, a token and its origin have the same hidden state.
+        """
+        places = torch.arange(self.num_tokens, device=self.tokens.device)
+        if self.num_rows == 0:
+            return places
+        lengths = self.row_lengths()
+        starts = torch.cumsum(lengths, 0) - lengths
+        _, group = torch.unique(self.group_ids, return_inverse=True)
+        rows = torch.arange(self.num_rows, device=places.device)
+        leader = torch.full_like(rows, self.num_rows).scatter_reduce(0, group, rows, "amin")[group]
+        inside = self.positions < lengths[leader][self.segment_ids]
+        origin = torch.where(inside, starts[leader][self.segment_ids] + self.positions, places)
+        agrees = inside & (self.tokens[origin] == self.tokens)
+        differs_at = torch.where(agrees, lengths[self.segment_ids], self.positions)
+        shared = lengths.scatter_reduce(0, self.segment_ids, differs_at, "amin")
+        return torch.where(self.positions < shared[self.segment_ids], origin, places)
+
     def select_rows(self, rows: Int[Tensor, " R"]) -> "Batch":
         """The batch made of `rows` in that order. Weights and advantages travel with their tokens."""
         index = self.token_index(rows)

@@ -93,57 +93,94 @@ def split_microbatches(batch: Batch, *, ranks: int, budget_tokens: int) -> list[
 
 
 def plan_microbatches(batch: Batch, *, ranks: int, budget_tokens: int) -> list[list[Tensor]]:
-    """[rank][micro]: the rows of each micro-batch, longest first; every row once.
+    """[rank][micro]: the rows of each micro-batch; every row once, rows that begin alike side by side.
 
     Every rank gets equally many micro-batches (empty ones if need be), of like cost at the same place, each
-    of at most `budget_tokens` tokens: the fewest into which the longest-first greedy fits. Raises DataError
-    for a row that exceeds the budget.
+    of at most `budget_tokens` tokens, a shared beginning counted once: the fewest into which the longest-first
+    greedy fits. Raises DataError for a row that exceeds the budget.
     """
-    lengths = batch.row_lengths().numpy()
-    bins = _balanced_bins(lengths, multiple=ranks, budget_tokens=budget_tokens)
-    bins.sort(key=lambda rows: -_cost(lengths[rows]).sum())
+    units, sizes, costs = _units(batch, most=budget_tokens, fair=batch.num_tokens // (4 * ranks))
+    bins = _balanced_bins(sizes, costs, multiple=ranks, budget_tokens=budget_tokens)
+    bins.sort(key=lambda members: -costs[members].sum())
     # Bins of like cost run at the same time; the order turns, so that no rank always gets the largest.
     rounds = [bins[i : i + ranks] for i in range(0, len(bins), ranks)]
     turned = [r if i % 2 == 0 else r[::-1] for i, r in enumerate(rounds)]
-    return [[torch.tensor(r[rank], dtype=torch.int64) for r in turned] for rank in range(ranks)]
+    rows = [[[row for unit in members for row in units[unit]] for members in r] for r in turned]
+    return [[torch.tensor(r[rank], dtype=torch.int64) for r in rows] for rank in range(ranks)]
 
 
-def _balanced_bins(lengths: NDArray[np.int64], *, multiple: int, budget_tokens: int) -> list[list[int]]:
-    """Rows of each bin: a multiple of `multiple` bins, each within the budget, of nearly equal cost."""
+def _units(
+    batch: Batch, *, most: int, fair: int
+) -> tuple[list[list[int]], NDArray[np.int64], NDArray[np.float64]]:
+    """(rows, tokens, cost) of what stays together: the rows of a group that begin alike, a row by itself.
+
+    A unit is cut where it would exceed `most` tokens, or `fair` ones, so that ranks can be balanced.
+    """
+    lengths, group_ids = batch.row_lengths().numpy(), batch.group_ids.numpy()
+    shares = (batch.origins() != torch.arange(batch.num_tokens)).long()
+    shared = torch.zeros(batch.num_rows, dtype=torch.int64).index_add_(0, batch.segment_ids, shares).numpy()
+    least = dict.fromkeys(group_ids.tolist(), 1 << 62)
+    for group, of_row, leads in zip(group_ids.tolist(), shared.tolist(), _leads(group_ids), strict=True):
+        least[group] = least[group] if leads else min(least[group], of_row)
+    units: list[list[int]] = []
+    sizes: list[int] = []
+    open_unit: dict[int, int] = {}
+    for row, (group, length) in enumerate(zip(group_ids.tolist(), lengths.tolist(), strict=True)):
+        # Whichever row of the unit leads it, the others share at least what all rows of the group share.
+        unit, own = open_unit.get(group), length - least[group]
+        if unit is None or least[group] == 0 or sizes[unit] + own > min(most, max(fair, 1)):
+            open_unit[group] = len(units)
+            units.append([row])
+            sizes.append(length)
+        else:
+            units[unit].append(row)
+            sizes[unit] += own
+    costs = np.array(sizes) + np.array([(lengths[rows] ** 2).sum() for rows in units]) / ATTENTION_TOKENS
+    return units, np.array(sizes, dtype=np.int64), costs
+
+
+def _leads(group_ids: NDArray[np.int64]) -> list[bool]:
+    """Whether each row is the first of its group."""
+    first = np.unique(group_ids, return_index=True)[1]
+    leads: list[bool] = np.isin(np.arange(len(group_ids)), first).tolist()
+    return leads
+
+
+def _balanced_bins(
+    lengths: NDArray[np.int64], costs: NDArray[np.float64], *, multiple: int, budget_tokens: int
+) -> list[list[int]]:
+    """Units of each bin: a multiple of `multiple` bins, each within the budget, of nearly equal cost."""
     longest = int(lengths.max(initial=0))
     if longest > budget_tokens:
         raise DataError(
             f"a row has {longest} tokens but learner.microbatch_tokens is {budget_tokens}: raise it, "
             "or lower sampling.max_tokens."
         )
-    # So many rows are longer than 1 / (j + 1) of the budget, and at most j of those fit into one bin.
+    # So many units are longer than 1 / (j + 1) of the budget, and at most j of those fit into one bin.
     crowded = [float((lengths > budget_tokens / (j + 1)).sum()) / j for j in range(1, 9)]
     least = max([float(lengths.sum()) / budget_tokens, *crowded])
     num_bins = multiple * max(1, math.ceil(least / multiple))
-    while (bins := _fill(lengths, num_bins, budget_tokens=budget_tokens)) is None:
+    while (bins := _fill(lengths, costs, num_bins, budget_tokens=budget_tokens)) is None:
         num_bins += multiple
     return bins
 
 
-def _fill(lengths: NDArray[np.int64], num_bins: int, *, budget_tokens: int) -> list[list[int]] | None:
-    """Longest row first into the bin of least cost; None where that breaks the budget."""
+def _fill(
+    lengths: NDArray[np.int64], costs: NDArray[np.float64], num_bins: int, *, budget_tokens: int
+) -> list[list[int]] | None:
+    """Longest unit first into the bin of least cost; None where that breaks the budget."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     tokens = [0] * num_bins
     loads = [(0.0, chosen) for chosen in range(num_bins)]
-    length_of, cost_of = lengths.tolist(), _cost(lengths).tolist()
-    for row in np.argsort(-lengths, kind="stable").tolist():
+    length_of, cost_of = lengths.tolist(), costs.tolist()
+    for unit in np.argsort(-lengths, kind="stable").tolist():
         load, chosen = loads[0]
-        tokens[chosen] += length_of[row]
+        tokens[chosen] += length_of[unit]
         if tokens[chosen] > budget_tokens:
             return None
-        bins[chosen].append(row)
-        heapq.heapreplace(loads, (load + cost_of[row], chosen))
+        bins[chosen].append(unit)
+        heapq.heapreplace(loads, (load + cost_of[unit], chosen))
     return bins
-
-
-def _cost(lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Work of a row: linear in its tokens, plus attention over itself."""
-    return lengths * (1 + lengths / ATTENTION_TOKENS)
 
 
 def _reward(trajectory: Trajectory) -> float:

@@ -1,5 +1,8 @@
 """Causal attention over packed rows, without padding tokens outside it and without rows seeing each other.
 
+Rows of a group that begin alike (the samples of a prompt) hold their beginning once: N tokens of rows are U tokens of
+the model. Only attention lays the beginning before each of them again.
+
 Registered with transformers under `PACKED`: transformers then builds no mask and hands `packing` through.
 """
 
@@ -28,19 +31,27 @@ class Packing:
 
     boundaries: Tensor
     """int32 [rows + 1]: first token of each row, then N."""
+    own_boundaries: Tensor
+    """int32 [rows + 1]: the same, counting only the tokens that a row does not share, then U."""
     longest: int
+    place: Tensor
+    """[N]: where among the U each token of a row is held."""
+    is_shared: bool
+    """True when U < N."""
     buckets: tuple[tuple[int, int], ...]
     """(rows, padded length) of each bucket, laid end to end in the slots."""
     token_of_slot: Tensor
-    """[S]: token in each slot; a padding slot repeats its row's last token."""
+    """[S]: which of the U is in each slot; a padding slot repeats its row's last token."""
     slot_of_token: Tensor
-    """[N]: slot of each token."""
+    """[U]: slot of each token in the row that holds it."""
+    repeats: tuple[Tensor, Tensor]
+    """(slots, tokens): where shared tokens stand before other rows."""
     is_whole: bool
-    """True when every slot holds a token: no padding at all."""
+    """True when every slot holds a token of its own: no padding at all, nothing shared."""
 
 
-def build_packing(lengths: Sequence[int], device: torch.device) -> Packing:
-    """Lay rows of the given lengths (each at least 1) into buckets."""
+def build_packing(lengths: Sequence[int], device: torch.device, origins: Tensor | None = None) -> Packing:
+    """Lay rows of the given lengths (each at least 1) into buckets; `origins` [N] as Batch.origins gives them."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     buckets = _buckets([lengths[row] for row in order])
     sizes = torch.tensor(lengths)
@@ -52,17 +63,31 @@ def build_packing(lengths: Sequence[int], device: torch.device) -> Packing:
     row_sizes = torch.repeat_interleave(sorted_sizes, padded)
     token_of_slot = torch.repeat_interleave(sorted_starts, padded) + torch.minimum(place, row_sizes - 1)
     is_token = place < row_sizes
-    slot_of_token = torch.empty(int(sizes.sum()), dtype=torch.long)
-    slot_of_token[token_of_slot[is_token]] = torch.nonzero(is_token).flatten()
-    boundaries = torch.cat([starts, sizes.sum()[None]]).to(torch.int32)
-    return Packing(
-        boundaries=boundaries.to(device),
-        longest=max(lengths),
-        buckets=buckets,
-        token_of_slot=token_of_slot.to(device),
-        slot_of_token=slot_of_token.to(device),
-        is_whole=bool(is_token.all()),
+    slots = torch.empty(int(sizes.sum()), dtype=torch.long)
+    slots[token_of_slot[is_token]] = torch.nonzero(is_token).flatten()
+    everything = torch.arange(slots.numel())
+    origins = everything if origins is None else origins.cpu()
+    is_own = origins == everything
+    place = (torch.cumsum(is_own, 0) - 1)[origins]
+    num_own = torch.zeros_like(sizes).index_add_(
+        0, torch.repeat_interleave(torch.arange(len(sizes)), sizes), is_own.long()
     )
+    return Packing(
+        boundaries=_boundaries(sizes).to(device),
+        own_boundaries=_boundaries(num_own).to(device),
+        longest=max(lengths),
+        place=place.to(device),
+        is_shared=not bool(is_own.all()),
+        buckets=buckets,
+        token_of_slot=place[token_of_slot].to(device),
+        slot_of_token=slots[is_own].to(device),
+        repeats=(slots[~is_own].to(device), place[~is_own].to(device)),
+        is_whole=bool(is_token.all() and is_own.all()),
+    )
+
+
+def _boundaries(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), torch.cumsum(sizes, 0)]).to(torch.int32)
 
 
 def _buckets(descending: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -78,7 +103,7 @@ def _buckets(descending: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 class _ToSlots(torch.autograd.Function):
-    """[N, ...] -> [S, ...]. Backward reads each token's own slot: causality leaves the others without one."""
+    """[U, ...] -> [S, ...]. Backward adds up a token's slots; causality leaves padding without a gradient."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, packing: Packing) -> Tensor:
@@ -87,11 +112,16 @@ class _ToSlots(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.index_select(0, ctx.packing.slot_of_token), None
+        packing: Packing = ctx.packing
+        tokens = gradient.index_select(0, packing.slot_of_token)
+        if packing.is_shared:
+            slots, places = packing.repeats
+            tokens.index_add_(0, places, gradient.index_select(0, slots))
+        return tokens, None
 
 
 class _FromSlots(torch.autograd.Function):
-    """[S, ...] -> [N, ...]. Backward writes zeros into padding slots."""
+    """[S, ...] -> [U, ...]. Backward writes zeros into the slots that were not read."""
 
     @staticmethod
     def forward(ctx: Any, slots: Tensor, packing: Packing) -> Tensor:
@@ -118,7 +148,7 @@ def packed_attention(  # noqa: PLR0913  # the signature is that of transformers
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention output [1, N, heads, head_dim] for query [1, heads, N, head_dim].
+    """Attention output [1, U, heads, head_dim] for query [1, heads, U, head_dim].
 
     Key and value may have fewer heads. Raises ModelError for what is not computed here:
     sinks, score caps, a sliding window that would bite.
@@ -126,7 +156,7 @@ def packed_attention(  # noqa: PLR0913  # the signature is that of transformers
     _refuse_extras(module, packing, kwargs)
     assert packing is not None
     assert attention_mask is None
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [N, heads, head_dim]
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [U, heads, head_dim]
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         return _varlen(q, k, v, packing, scaling)[None], None
     return _bucketed(q, k, v, packing, scaling)[None], None
@@ -168,15 +198,17 @@ def _bucketed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float)
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds, longest = packing.boundaries, packing.longest
+    if packing.is_shared:
+        k, v = k.index_select(0, packing.place), v.index_select(0, packing.place)
+    # A row's queries are its last tokens: the causal window is aligned to the end of its keys.
     out = varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
-        bounds,
-        bounds,
-        longest,
-        longest,
+        packing.own_boundaries,
+        packing.boundaries,
+        packing.longest,
+        packing.longest,
         scale=scaling,
         window_size=(-1, 0),
         enable_gqa=q.shape[1] != k.shape[1],

@@ -15,13 +15,18 @@ from rlhf.learner.plan import EntropyMode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What one forward pass needs, on the device. M trained tokens out of N."""
+    """What one forward pass needs, on the device: U tokens without repeats, M trained ones out of N."""
 
     tokens: Tensor
+    """[U], as `positions`."""
     positions: Tensor
     packing: Packing
+    before: Tensor
+    """[M]: which of the U predicts each trained token."""
+    targets: Tensor
+    """[M]: the trained tokens."""
     trained: Tensor
-    """[M]: index of each trained token; it is predicted at the index before."""
+    """[M]: their places in the batch."""
     temperature: float
 
 
@@ -53,8 +58,8 @@ class PackedPolicy(nn.Module):
             use_cache=False,
             packing=inputs.packing,
         ).last_hidden_state[0]
-        before = hidden.index_select(0, inputs.trained - 1)
-        settings = _HeadSettings(inputs.tokens[inputs.trained], inputs.temperature, self.chunk, entropy)
+        before = hidden.index_select(0, inputs.before)
+        settings = _HeadSettings(inputs.targets, inputs.temperature, self.chunk, entropy)
         return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -64,13 +69,23 @@ def prepare(batch: Batch) -> Inputs:
     if batch.num_tokens == 0:
         zero = torch.zeros(1, dtype=torch.long, device=device)
         packing, tokens, positions, trained = build_packing([1], device), zero, zero, zero[:0]
+        before = targets = trained
     else:
-        packing = build_packing(batch.row_lengths().tolist(), device)
-        tokens, positions = batch.tokens, batch.positions
+        origins = batch.origins()
+        packing = build_packing(batch.row_lengths().tolist(), device, origins)
+        own = torch.nonzero(origins == torch.arange(origins.numel(), device=device)).flatten()
+        tokens, positions = batch.tokens[own], batch.positions[own]
         # The first token of a row has nothing before it that could predict it.
-        trained = torch.nonzero(batch.loss_mask & (positions > 0)).flatten()
+        trained = torch.nonzero(batch.loss_mask & (batch.positions > 0)).flatten()
+        before, targets = packing.place[trained - 1], batch.tokens[trained]
     return Inputs(
-        tokens=tokens, positions=positions, packing=packing, trained=trained, temperature=batch.temperature
+        tokens=tokens,
+        positions=positions,
+        packing=packing,
+        before=before,
+        targets=targets,
+        trained=trained,
+        temperature=batch.temperature,
     )
 
 

@@ -27,11 +27,15 @@ def learner(place: RankPlace, *, dtype: str) -> FsdpLearner:
     return FsdpLearner(plan(ModelConfig(config=tiny_config(), dtype=dtype)), place)
 
 
-def test_varlen_attention_equals_bucketed_attention_values_and_gradients() -> None:
+@pytest.mark.parametrize("shared", [0, 50], ids=["own", "shared"])
+def test_varlen_attention_equals_bucketed_attention_values_and_gradients(shared: int) -> None:
     lengths = [5, 130, 1, 64, 77]
-    packing = build_packing(lengths, torch.device("cuda"))
+    origins = torch.arange(sum(lengths))
+    for start in (136, 200):  # the last two rows begin as the second does
+        origins[start : start + shared] = torch.arange(5, 5 + shared)
+    packing = build_packing(lengths, torch.device("cuda"), origins)
     torch.manual_seed(0)
-    shapes = [(sum(lengths), heads, 64) for heads in (4, 2, 2)]
+    shapes = [(int(packing.place.max()) + 1, heads, 64) for heads in (4, 2, 2)]
     leaves = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
     results = []
     for attend in (_varlen, _bucketed):

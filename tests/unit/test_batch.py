@@ -60,3 +60,23 @@ def test_shapes_and_dtypes_are_checked_under_pytest():
         replace(batch, loss_mask=batch.loss_mask[:-1])
     with pytest.raises(Exception, match="rewards"):
         replace(batch, rewards=batch.rewards.long())
+
+
+def slow_origins(batch: Batch) -> list[int]:
+    """Token by token: the same place in the first row of the group, while all before it agree."""
+    rows = batch.tokens.split(batch.row_lengths().tolist())
+    starts = [sum(len(row) for row in rows[:i]) for i in range(len(rows))]
+    found = []
+    for i, row in enumerate(rows):
+        leader = next(j for j in range(len(rows)) if batch.group_ids[j] == batch.group_ids[i])
+        for t in range(len(row)):
+            alike = t < len(rows[leader]) and rows[leader][: t + 1].equal(row[: t + 1])
+            found.append(starts[leader if alike else i] + t)
+    return found
+
+
+@given(seed=st.integers(0, 10_000), alphabet=st.integers(1, 4))
+def test_origins_are_the_common_beginnings_of_the_rows_of_a_group(seed, alphabet):
+    batch = ragged(seed)
+    batch = replace(batch, tokens=batch.tokens % alphabet)
+    assert batch.origins().tolist() == slow_origins(batch)

@@ -107,8 +107,37 @@ def test_split_microbatches_puts_every_row_in_exactly_one_place_within_the_budge
     assert sorted(r for micro in micros for r in micro.rewards.tolist()) == list(range(len(lengths)))
     assert sorted(t for micro in micros for t in micro.tokens.tolist()) == list(range(sum(lengths)))
     for micro in micros:
-        assert micro.row_lengths().tolist() == sorted(micro.row_lengths().tolist(), reverse=True)
         assert micro.row_lengths().tolist() == [lengths[int(row)] for row in micro.rewards]
+
+
+def samples_of_prompts(prompts: int, samples: int, *, prompt: int, sampled: int) -> Batch:
+    """Rows that begin with their group's own token, repeated, and go on with tokens of their own."""
+    rows = prompts * samples
+    batch = rows_of_length([prompt + sampled] * rows)
+    group_ids = torch.arange(rows) // samples
+    tokens = torch.where(batch.positions < prompt, -1 - group_ids[batch.segment_ids], batch.tokens)
+    return replace(batch, tokens=tokens, group_ids=group_ids)
+
+
+@pytest.mark.parametrize(("ranks", "budget", "micros"), [(2, 180, 16), (2, 360, 8), (4, 360, 4)])
+def test_split_microbatches_keeps_samples_together_and_counts_their_prompt_once(ranks, budget, micros):
+    batch = samples_of_prompts(32, 8, prompt=100, sampled=10)
+    shares = split_microbatches(batch, ranks=ranks, budget_tokens=budget)
+    assert [len(share) for share in shares] == [micros] * ranks
+    for micro in (micro for share in shares for micro in share):
+        own = (micro.origins() == torch.arange(micro.num_tokens)).sum()
+        assert own == micro.num_rows * 10 + len(set(micro.group_ids.tolist())) * 100 <= budget
+
+
+@pytest.mark.parametrize("budget", [110, 150, 10_000])
+def test_split_microbatches_shares_out_few_prompts_over_many_ranks(budget):
+    batch = samples_of_prompts(2, 16, prompt=100, sampled=10)
+    shares = split_microbatches(batch, ranks=8, budget_tokens=budget)
+    rows = [sum(micro.num_rows for micro in share) for share in shares]
+    assert sum(rows) == 32
+    assert max(rows) <= min(rows) + 2
+    for micro in (micro for share in shares for micro in share):
+        assert (micro.origins() == torch.arange(micro.num_tokens)).sum() <= budget
 
 
 @given(lengths=lengths_of_rows, ranks=st.integers(1, 4))

@@ -101,24 +101,32 @@ def plan(model: ModelConfig | None = None, needs_reference: bool = False, **lear
 
 
 def example_batch(rows: int = 9, seed: int = 0, vocabulary: int = 96) -> Batch:
-    """Rows of 2 to 30 tokens, a prompt of 1 to 5 of them, with advantages and global loss weights."""
+    """Rows of 2 to 30 tokens, with advantages and global loss weights.
+
+    The three rows of a group begin alike: with a prompt of 1 to 5 tokens and the first sampled ones.
+    """
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 31, (rows,), generator=generator)
     segment_ids = torch.repeat_interleave(torch.arange(rows), lengths)
     starts = torch.cumsum(lengths, 0) - lengths
     size = int(lengths.sum())
     positions = torch.arange(size) - starts[segment_ids]
-    prompts = torch.randint(1, 6, (rows,), generator=generator)
+    group_ids = torch.arange(rows) // 3
+    prompts = torch.randint(1, 6, (rows,), generator=generator)[group_ids]
     loss_mask = positions >= prompts[segment_ids]
+    tokens = torch.randint(0, vocabulary, (size,), generator=generator)
+    beginnings = torch.randint(0, vocabulary, (rows, 31), generator=generator)[
+        group_ids[segment_ids], positions
+    ]
     return Batch(
-        tokens=torch.randint(0, vocabulary, (size,), generator=generator),
+        tokens=torch.where(positions < prompts[segment_ids] + 2, beginnings, tokens),
         positions=positions,
         segment_ids=segment_ids,
         loss_mask=loss_mask,
         rollout_logprobs=torch.zeros(size),
         versions=torch.where(loss_mask, 0, -1),
         rewards=torch.zeros(rows),
-        group_ids=torch.zeros(rows, dtype=torch.long),
+        group_ids=group_ids,
         truncated=torch.zeros(rows, dtype=torch.bool),
         advantages=torch.randn(size, generator=generator),
         loss_weights=loss_mask / loss_mask.sum(),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from rlhf.batch import Batch
 from rlhf.errors import ModelError
 from rlhf.learner.attention import MAX_WASTE, PACKED, build_packing
-from rlhf.learner.forward import EntropyMode, PackedPolicy, TokenScores, score_tokens
+from rlhf.learner.forward import EntropyMode, PackedPolicy, TokenScores, prepare, score_tokens
 from tests.tiny import tiny_model
 from tests.unit.learner.ranks import example_batch
 
@@ -100,8 +100,26 @@ def test_rows_do_not_see_each_other() -> None:
     )
     before, after = packed(model, batch).logprobs, packed(model, changed).logprobs
     elsewhere = batch.segment_ids != 4
-    assert torch.equal(before[elsewhere], after[elsewhere])
-    assert not torch.equal(before, after)
+    torch.testing.assert_close(before[elsewhere], after[elsewhere], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before[~elsewhere], after[~elsewhere], atol=1e-3)
+
+
+def test_what_rows_share_is_computed_once() -> None:
+    batch = example_batch()
+    inputs = prepare(batch)
+    repeated = int((batch.origins() != torch.arange(batch.num_tokens)).sum())
+    assert inputs.tokens.numel() == batch.num_tokens - repeated < batch.num_tokens - 20
+    assert torch.equal(inputs.tokens[inputs.packing.place], batch.tokens)
+    assert torch.equal(inputs.positions[inputs.packing.place], batch.positions)
+
+
+def test_a_row_that_repeats_another_whole_has_the_same_scores() -> None:
+    batch = example_batch(rows=2)
+    twice = batch.select_rows(torch.tensor([0, 0, 1, 1]))
+    first, again, *_ = packed(tiny_model(), twice).logprobs.split(twice.row_lengths().tolist())
+    assert torch.equal(first, again)
+    expected, _ = padded(tiny_model(), twice)
+    torch.testing.assert_close(packed(tiny_model(), twice).logprobs, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_scores_are_zero_where_not_trained_and_at_the_first_token_of_a_row() -> None:
@@ -121,6 +139,7 @@ def test_packing_places_every_token_once_and_wastes_little(lengths: Sequence[int
     assert torch.equal(packing.token_of_slot[packing.slot_of_token], tokens)
     assert packing.boundaries.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     assert packing.token_of_slot.numel() <= sum(lengths) / (1 - MAX_WASTE)
+    assert not packing.is_shared
     assert packing.is_whole == (packing.token_of_slot.numel() == sum(lengths))
 
 
