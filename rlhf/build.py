@@ -229,7 +229,13 @@ def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
 
 def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:
     """The recipe's model section with its weights in `model_folder`."""
-    found = {"path": model_folder, "config": None, "tokenizer": tokenizer_path(recipe.model)}
+    template = recipe.model.chat_template
+    found = {
+        "path": model_folder,
+        "config": None,
+        "tokenizer": tokenizer_path(recipe.model),
+        "chat_template": None if template is None else str(Path(template).resolve()),
+    }
     return recipe.model.model_copy(update=found)
 
 

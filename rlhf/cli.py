@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rlhf.telemetry.logs import configure_logging
 
     configure_logging(verbose=arguments.verbose)
+    # Schedulers end a job by SIGTERM: it deserves the same order as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         code: int = arguments.command(arguments)
     except RlhfError as error:

@@ -3,11 +3,14 @@
 Imports are late here: what loads transformers takes seconds, and most mistakes are found without it.
 """
 
+import contextlib
 import importlib.util
 import logging
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,13 +58,27 @@ async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
 
         # The driver only packs: threads of its own would spin on the cores of learner and engine.
         torch.set_num_threads(1)
-        materials = prepare(recipe, folder, view)
+        with _interruptible():
+            materials = prepare(recipe, folder, view)
         view.describe(header(materials))
         with ray_session(recipe.placement, code_dir=code_dir):
             async with open_run(materials, view, code_dir=code_dir) as run:
                 await train(run)
                 if recipe.checkpoint.export:
                     await run.learner.export(str((folder.path / "model").resolve()))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends a long call at once: asyncio would only cancel its task, which notices at the next await."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 async def preflight(recipe: Recipe, *, code_dir: Path) -> None:

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +67,8 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
     path = os.pathsep.join([str(code_dir), *filter(None, [os.environ.get("PYTHONPATH")])])
     runtime_env: dict[str, object] = {"env_vars": {"PYTHONPATH": path, "RAY_DEDUP_LOGS": "1"}}
     if placement.address is not None:
-        _join(placement.address, code_dir)
+        with _own_sigterm():
+            _join(placement.address, code_dir)
         try:
             yield
         finally:
@@ -76,20 +79,32 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(
-            address="local",
-            num_cpus=placement.num_cpus or usable_cores(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=min(OBJECT_STORE_BYTES, psutil.virtual_memory().available // 10),
-            runtime_env=runtime_env,
-            _temp_dir=str(folder),
-        )
+        with _own_sigterm():
+            ray.init(
+                address="local",
+                num_cpus=placement.num_cpus or usable_cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=min(OBJECT_STORE_BYTES, psutil.virtual_memory().available // 10),
+                runtime_env=runtime_env,
+                _temp_dir=str(folder),
+            )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the command line's handler: that of Ray exits on the spot, past every clean-up."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _join(address: str, code_dir: Path) -> None:

@@ -6,8 +6,10 @@ the model. Only attention lays the beginning before each of them again.
 Registered with transformers under `PACKED`: transformers then builds no mask and hands `packing` through.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -157,7 +159,7 @@ def packed_attention(  # noqa: PLR0913  # the signature is that of transformers
     assert packing is not None
     assert attention_mask is None
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # [U, heads, head_dim]
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and _varlen_kernel() is not None:
         return _varlen(q, k, v, packing, scaling)[None], None
     return _bucketed(q, k, v, packing, scaling)[None], None
 
@@ -195,13 +197,22 @@ def _bucketed(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float)
     return _FromSlots.apply(joined, packing)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+@cache
+def _varlen_kernel() -> Any:
+    """Torch's attention over rows laid end to end; None where this torch has none with a window and grouped heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    takes = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= takes.keys() else None
 
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float) -> Tensor:
     if packing.is_shared:
         k, v = k.index_select(0, packing.place), v.index_select(0, packing.place)
     # A row's queries are its last tokens: the causal window is aligned to the end of its keys.
-    out = varlen_attn(
+    out = _varlen_kernel()(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),

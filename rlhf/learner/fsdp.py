@@ -203,6 +203,8 @@ class FsdpLearner:
         if self.place.rank == 0 and source is not None and source != "characters":
             for file in tokenizer_files(source):
                 shutil.copy(file, folder)
+            if self.plan.model.chat_template is not None:
+                shutil.copy(self.plan.model.chat_template, Path(folder) / "chat_template.jinja")
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory, so that an engine can have the GPU."""

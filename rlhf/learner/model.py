@@ -24,6 +24,10 @@ from rlhf.learner.forward import PackedPolicy
 from rlhf.learner.optimizer import local
 
 _MIXERS = re.compile(r"mamba|deltanet|shortconv|recurrent|linearattention|rwkv|ssm", re.IGNORECASE)
+_NO_BACKENDS = (
+    "{kind} does not support attention backends in transformers, so rows cannot be packed. "
+    "Choose a model that does (Qwen, Llama, Mistral, Phi, ...)."
+)
 _UNIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -79,10 +83,16 @@ def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedMo
     }
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.manual_seed(seed)
-        if model.path is None or on_meta:
-            network = AutoModelForCausalLM.from_config(config, **options)
-        else:
-            network = AutoModelForCausalLM.from_pretrained(model.path, config=config, **options)
+        try:
+            if model.path is None or on_meta:
+                network = AutoModelForCausalLM.from_config(config, **options)
+            else:
+                network = AutoModelForCausalLM.from_pretrained(model.path, config=config, **options)
+        except KeyError as error:
+            # Models with attention classes of their own look theirs up by name.
+            if error.args != (PACKED,):
+                raise
+            raise ModelError(_NO_BACKENDS.format(kind=f"model type {config.model_type!r}")) from error
         _refuse_modules(network)
         if model.lora is not None:
             _add_lora(network, model.lora)
@@ -96,9 +106,7 @@ def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedMo
 def _refuse_modules(network: PreTrainedModel) -> None:
     kind = type(network).__name__
     if not network._supports_attention_backend:
-        raise ModelError(
-            f"{kind} does not support attention backends in transformers, so rows cannot be packed."
-        )
+        raise ModelError(_NO_BACKENDS.format(kind=kind))
     mixer = next((type(m).__name__ for m in network.modules() if _MIXERS.search(type(m).__name__)), None)
     if mixer is not None:
         raise ModelError(

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from tests.toy import metrics, start, toy_recipe, train
 
 pytestmark = pytest.mark.slow
+INTERRUPTED = "interrupted; the same command resumes from the last checkpoint"
 
 
 def weights(run_dir: Path, scratch: Path) -> dict[str, torch.Tensor]:
@@ -23,8 +24,10 @@ def weights(run_dir: Path, scratch: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def kill_after(recipe: Path, *overrides: str, run_dir: Path, step: int) -> None:
-    """Start a run and `kill -9` its driver once metrics show `step`."""
+def kill_after(
+    recipe: Path, *overrides: str, run_dir: Path, step: int, how: signal.Signals = signal.SIGKILL
+) -> tuple[int, str]:
+    """Start a run and send its driver a signal once metrics show `step`; (exit code, everything printed)."""
     process = start(recipe, f"run_dir={run_dir}", *overrides)
     file = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 240
@@ -32,9 +35,11 @@ def kill_after(recipe: Path, *overrides: str, run_dir: Path, step: int) -> None:
         if file.is_file() and any(f'"step": {step},' in line for line in file.read_text().splitlines()):
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, how)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, output
+    if how == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL, output
+    return process.returncode, output
 
 
 def test_killed_driver_resumes_to_bitwise_equal_weights(tmp_path: Path) -> None:
@@ -78,3 +83,28 @@ def test_checkpoint_of_two_ranks_resumes_on_one(tmp_path: Path) -> None:
     assert code == 0, output
     assert "resuming at step 2" in output
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_cleans_up_says_so_and_resumes(tmp_path: Path, how: signal.Signals) -> None:
+    recipe, run_dir = toy_recipe(tmp_path, engine={"kind": "hf"}), tmp_path / "run"
+    code, output = kill_after(recipe, run_dir=run_dir, step=3, how=how)
+    assert (code, output.splitlines()[-1]) == (130, INTERRUPTED), output
+    assert "Traceback" not in output
+    code, output = train(recipe, f"run_dir={run_dir}")
+    assert code == 0, output
+    assert "resuming at step" in output
+
+
+def test_interrupt_ends_the_cold_start_at_once(tmp_path: Path) -> None:
+    source = {"generator": "rewards.reasoning_tasks:demonstrations", "kwargs": {"size": 200}}
+    recipe = toy_recipe(tmp_path, sft={"source": source, "num_steps": 100_000, "max_length": 128})
+    process = start(recipe)
+    curve = tmp_path / "run" / "sft" / "sft_metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not curve.is_file():
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output.splitlines()[-1]) == (130, INTERRUPTED), output
+    assert "Traceback" not in output

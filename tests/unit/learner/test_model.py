@@ -36,6 +36,7 @@ def test_dropout_is_off() -> None:
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling"),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "layers of type conv"),
         ({"model_type": "mamba"}, "Mamba"),
+        ({"model_type": "falcon"}, "model type 'falcon' does not support attention backends"),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
