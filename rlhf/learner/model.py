@@ -43,7 +43,7 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
         else:
             assert model.config is not None
             config = AutoConfig.for_model(**model.config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         key = f"model.path: {model.path!r}" if model.path is not None else "model.config"
         raise ModelError(
             f"{key} is not a model that transformers can read ({error}). "

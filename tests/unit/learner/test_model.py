@@ -36,13 +36,18 @@ def test_dropout_is_off() -> None:
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling"),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "layers of type conv"),
         ({"model_type": "mamba"}, "Mamba"),
-        ({"model_type": "falcon"}, "model type 'falcon' does not support attention backends"),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
 def test_model_that_cannot_be_packed_is_refused(changes, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         build_model(configured(**changes), 0, on_meta=True)
+
+
+def test_model_with_attention_classes_of_its_own_is_refused() -> None:
+    config = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(ModelError, match="model type 'falcon' does not support attention backends"):
+        build_model(ModelConfig(config=config), 0, on_meta=True)
 
 
 def test_missing_model_folder_is_named(tmp_path: Path) -> None:
