@@ -29,33 +29,15 @@ class BareLearner:
 
 def raw_vllm(settings: EngineSettings) -> Answer:
     """Answers requests with (seconds, token ids of each sample): one LLM.generate call with all of them."""
-    from vllm import LLM, SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm import LLM
 
-    from rlhf.engines.vllm import engine_arguments
+    from rlhf.engines.vllm import engine_arguments, sampling_params
 
     llm = LLM(**engine_arguments(settings))
 
     def measure(requests: Sequence[GenerateRequest]) -> Measured:
         prompts = [{"prompt_token_ids": list(r.prompt_token_ids)} for r in requests for _ in r.seeds]
-        params = [
-            SamplingParams(
-                max_tokens=r.sampling.max_tokens,
-                temperature=r.sampling.temperature,
-                top_p=r.sampling.top_p,
-                top_k=r.sampling.top_k,
-                stop_token_ids=list(r.sampling.stop_token_ids),
-                ignore_eos=True,
-                seed=seed,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                skip_clone=True,
-            )
-            for r in requests
-            for seed in r.seeds
-        ]
+        params = [sampling_params(r.sampling, seed) for r in requests for seed in r.seeds]
         llm.reset_prefix_cache()
         started = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)

@@ -132,7 +132,7 @@ class VllmEngine:
                 await self._llm.resume_generation()
 
     async def _add(self, request: GenerateRequest, seed: int) -> Any:
-        params = _sampling_params(request.sampling, seed)
+        params = sampling_params(request.sampling, seed)
         return await self._enqueue(request.prompt_token_ids, params)
 
     async def _enqueue(self, token_ids: Sequence[int], params: Any) -> Any:
@@ -286,7 +286,8 @@ def _launch(settings: EngineSettings) -> Any:
         raise EngineError(f"vLLM did not start on {settings.model}: {error}") from error
 
 
-def _sampling_params(sampling: Sampling, seed: int) -> Any:
+def sampling_params(sampling: Sampling, seed: int) -> Any:
+    """One sample's SamplingParams."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
