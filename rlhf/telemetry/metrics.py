@@ -69,7 +69,13 @@ _DECLARED = (
     Metric("update/kl_old", "mean", "nats", "KL divergence to the policy before this step's updates."),
     Metric("update/advantages_std", "mean", "", "Standard deviation of the advantages."),
     Metric("update/masked_share", "mean", "share", "Share of sampled tokens left out of the loss."),
+    Metric(
+        "update/positive_nll", "mean", "nats", "Mean negative log-likelihood of positively rewarded rows."
+    ),
+    Metric("update/selected_share", "mean", "share", "Share of tokens chosen by their covariance."),
     Metric("update/num_tokens", "sum", "tokens", "Tokens the learner processed, prompts included."),
+    Metric("critic/grad_norm", "mean", "", "Gradient norm of the critic before clipping."),
+    Metric("critic/lr", "last", "", "Learning rate of the critic."),
     Metric(
         "mismatch/logprob_gap_max",
         "max",
@@ -83,10 +89,24 @@ _DECLARED = (
         "Mean |learner - engine| log-probability gap of tokens.",
     ),
     Metric("mismatch/kl", "mean", "nats", "KL(engine || learner), k3 estimator over sampled tokens."),
+    Metric("mismatch/kl_k1", "mean", "nats", "The same divergence by the k1 estimator; can be negative."),
+    Metric("mismatch/chi_square", "mean", "", "Chi-square divergence E[w^2] - 1 of the importance weights."),
     Metric("mismatch/ess", "mean", "share", "Effective sample size of the importance weights, as a share."),
     Metric("mismatch/weight_mean", "mean", "", "Mean importance weight learner/engine, before any cap."),
     Metric("mismatch/weight_square_mean", "mean", "", "Mean of its square; becomes `mismatch/ess`."),
     Metric("mismatch/capped_share", "mean", "share", "Share of tokens whose importance weight was capped."),
+    Metric("mismatch/masked_share", "mean", "share", "Share of tokens that an off-policy mask dropped."),
+    Metric("mismatch/masked_share/*", "mean", "share", "Share of tokens that this mask dropped."),
+    Metric("value/loss", "mean", "", "The minimised value loss of the critic."),
+    Metric("value/clip_share", "mean", "share", "Share of tokens whose value was clipped."),
+    Metric("value/mean", "mean", "", "Mean value of trained tokens."),
+    Metric("value/return_mean", "mean", "", "Mean return of trained tokens."),
+    Metric(
+        "value/return_square_mean", "mean", "", "Mean squared return; part of `value/explained_variance`."
+    ),
+    Metric("value/error_mean", "mean", "", "Mean of return - value."),
+    Metric("value/error_square_mean", "mean", "", "Mean of its square; part of `value/explained_variance`."),
+    Metric("value/explained_variance", "mean", "share", "1 - Var(return - value) / Var(return)."),
     Metric("buffer/staleness_max", "max", "versions", "Age of the oldest token trained on."),
     Metric("buffer/staleness_mean", "mean", "versions", "Mean age of the tokens trained on."),
     Metric("buffer/head_wait_s", "sum", "s", "Wait for the oldest group while younger ones were finished."),

@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 
 from rlhf.telemetry.metrics import METRICS, declared, reduce_metrics, wilson
 
-PREFIXES = {"rollout", "reward", "update", "mismatch", "buffer", "sync", "time", "eval", "memory"}
+PREFIXES = {
+    "rollout",
+    "reward",
+    "update",
+    "critic",
+    "value",
+    "mismatch",
+    "buffer",
+    "sync",
+    "time",
+    "eval",
+    "memory",
+}
 
 
 def test_metric_declarations_are_complete_and_prefixed():
