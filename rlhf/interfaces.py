@@ -82,7 +82,9 @@ class LossOutput:
 
 
 LossFunction = Callable[["Tensor", "Tensor | None", "Batch"], LossOutput]
-"""(logprobs [N] with grad, 0 where not trained; entropy [N] or None; batch) -> LossOutput. Sums, never means."""
+"""(logprobs [N] with grad, 0 where not trained; entropy [N] or None; batch) -> LossOutput. Sums, never means.
+
+A critic's loss is given its values [N] in place of the log-probabilities, and None."""
 
 
 class Learner(Protocol):
@@ -93,6 +95,15 @@ class Learner(Protocol):
 
     async def logprobs(self, batch: "Batch", *, reference: bool = False) -> "Tensor":
         """[N] log-probabilities under the current (or the frozen reference) weights; 0 where not trained."""
+
+    async def reset_reference(self) -> None:
+        """Make the current weights the reference."""
+
+    async def values(self, batch: "Batch") -> "tuple[Tensor, Tensor]":
+        """The critic's values of the state before each trained token [N] (0 elsewhere) and after each row [B]."""
+
+    async def update_critic(self, minibatches: Sequence["Batch"], loss: LossFunction) -> UpdateMetrics:
+        """As `update`, for the critic."""
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """[sequence][T-1], as RolloutEngine.probe."""

@@ -26,12 +26,19 @@ class LearnerClient:
 
     async def update(self, minibatches: Sequence[Batch], loss: LossFunction) -> UpdateMetrics:
         """One optimizer step per mini-batch, in order."""
+        return await self._update("update", minibatches, loss)
+
+    async def update_critic(self, minibatches: Sequence[Batch], loss: LossFunction) -> UpdateMetrics:
+        """One optimizer step of the critic per mini-batch, in order."""
+        return await self._update("update_critic", minibatches, loss)
+
+    async def _update(self, method: str, minibatches: Sequence[Batch], loss: LossFunction) -> UpdateMetrics:
         shares = [
             split_microbatches(m, ranks=len(self.ranks), budget_tokens=self.microbatch_tokens)
             for m in minibatches
         ]
         answers = await self._on_ranks(
-            "update", [([share[rank] for share in shares], loss) for rank in range(len(self.ranks))]
+            method, [([share[rank] for share in shares], loss) for rank in range(len(self.ranks))]
         )
         metrics: UpdateMetrics = answers[0]
         return metrics
@@ -47,6 +54,21 @@ class LearnerClient:
             for rows, part in zip(share, parts, strict=True):
                 gathered[batch.token_index(rows)] = part
         return gathered
+
+    async def values(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The critic's values before each trained token [N] (0 elsewhere) and after each row [B]."""
+        plan = plan_microbatches(batch, ranks=len(self.ranks), budget_tokens=self.microbatch_tokens)
+        answers = await self._on_ranks("values", [([batch.select_rows(r) for r in share],) for share in plan])
+        values, last_values = torch.zeros(batch.num_tokens), torch.zeros(batch.num_rows)
+        for share, parts in zip(plan, answers, strict=True):
+            for rows, (part, last) in zip(share, parts, strict=True):
+                values[batch.token_index(rows)] = part
+                last_values[rows] = last
+        return values, last_values
+
+    async def reset_reference(self) -> None:
+        """Make the current weights the reference."""
+        await self._on_all("reset_reference")
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """[sequence][T-1] log-probabilities at temperature 1."""

@@ -188,6 +188,28 @@ class LearnerConfig(Section):
     """CPU threads per rank."""
 
 
+class CriticConfig(Section):
+    """The critic of algorithms with a value function: a network like the policy, with a scalar head.
+
+    It starts from the policy's first weights; ranks, micro-batches and the rest of AdamW are the learner's.
+    """
+
+    lr: Positive = 1e-5
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive | None = 1.0
+    warmup_steps: Count = 0
+    """Optimizer steps of the learning rate's rise."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_ratio: Fraction = 0.0
+    """Final learning rate as a share of `lr` (linear, cosine)."""
+    value_clip: Positive | None = 0.5
+    """Furthest a value may move from that before the update and still lower the loss; None: any."""
+    pretrain_steps: Count = 0
+    """Loop steps at the start in which only the critic is trained."""
+    lora: LoraConfig | None = None
+    """Train adapters (and the head) instead of the whole critic; independent of model.lora."""
+
+
 class EngineConfig(Section):
     """The rollout engines."""
 
@@ -310,6 +332,7 @@ class Recipe(Section):
     sampling: SamplingConfig = SamplingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     learner: LearnerConfig = LearnerConfig()
+    critic: CriticConfig = CriticConfig()
     engine: EngineConfig = EngineConfig()
     sync: SyncConfig = SyncConfig()
     placement: PlacementConfig = PlacementConfig()

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -28,10 +28,11 @@ def save_state(folder: Path, state: Mapping[str, Tensor], facts: Mapping[str, ob
     _on_first(lambda: _finish(partial, folder, facts))
 
 
-def read_facts(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, int]:
-    """What `save_state` noted (optimizer step, ranks), once it is sure that the parameters are the same.
+def read_facts(folder: Path, shapes: Mapping[str, list[int]], parts: Sequence[str]) -> dict[str, int]:
+    """What `save_state` noted (optimizer steps, ranks), once it is sure that the parameters are the same.
 
-    Raises CheckpointError when the folder is no checkpoint or belongs to another model.
+    `parts` are held beside the policy: a critic, a reference that is reset. Raises CheckpointError when the
+    folder is no checkpoint, belongs to another model or holds other parts.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -40,6 +41,7 @@ def read_facts(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, int]:
             "Name a folder written by checkpoint.every."
         )
     facts = json.loads(file.read_text())
+    _refuse_parts(folder, set(facts.pop("parts", ())), set(parts))
     found: dict[str, list[int]] = facts.pop("parameters")
     problems = [f"{name} is missing" for name in shapes.keys() - found.keys()]
     problems += [f"{name} is not part of this model" for name in found.keys() - shapes.keys()]
@@ -55,6 +57,16 @@ def read_facts(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, int]:
             "Resume with the recipe it was written by, or start a new run folder."
         )
     return facts  # type: ignore[no-any-return]
+
+
+def _refuse_parts(folder: Path, found: set[str], expected: set[str]) -> None:
+    problems = [f"it holds a {part}, this run has none" for part in sorted(found - expected)]
+    problems += [f"it holds no {part}, this run has one" for part in sorted(expected - found)]
+    if problems:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of another algorithm: {'; '.join(problems)}. "
+            "Resume with the recipe it was written by, or start a new run folder."
+        )
 
 
 def load_state(folder: Path, state: Mapping[str, Tensor]) -> None:

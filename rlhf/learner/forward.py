@@ -27,6 +27,8 @@ class Inputs:
     """[M]: the trained tokens."""
     trained: Tensor
     """[M]: their places in the batch."""
+    last: Tensor
+    """[B]: which of the U ends each row."""
     temperature: float
 
 
@@ -49,18 +51,28 @@ class PackedPolicy(nn.Module):
         self.model = model
         self.chunk = chunk
 
+    @property
+    def decoder(self) -> Any:
+        """The layers below the head."""
+        return self.model.get_decoder()
+
     def forward(self, inputs: Inputs, entropy: EntropyMode) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [M] and entropies [M] of the trained tokens, in float32 nats."""
-        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        hidden = decoder(
-            input_ids=inputs.tokens[None],
-            position_ids=inputs.positions[None],
-            use_cache=False,
-            packing=inputs.packing,
-        ).last_hidden_state[0]
-        before = hidden.index_select(0, inputs.before)
+        head = self.model.get_output_embeddings()
+        before = decode(self.decoder, inputs).index_select(0, inputs.before)
         settings = _HeadSettings(inputs.targets, inputs.temperature, self.chunk, entropy)
         return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def decode(decoder: Any, inputs: Inputs) -> Tensor:
+    """Hidden states [U, H] of the last layer; that of a token knows the tokens up to itself."""
+    hidden: Tensor = decoder(
+        input_ids=inputs.tokens[None],
+        position_ids=inputs.positions[None],
+        use_cache=False,
+        packing=inputs.packing,
+    ).last_hidden_state[0]
+    return hidden
 
 
 def prepare(batch: Batch) -> Inputs:
@@ -69,15 +81,17 @@ def prepare(batch: Batch) -> Inputs:
     if batch.num_tokens == 0:
         zero = torch.zeros(1, dtype=torch.long, device=device)
         packing, tokens, positions, trained = build_packing([1], device), zero, zero, zero[:0]
-        before = targets = trained
+        before = targets = last = trained
     else:
         origins = batch.origins()
-        packing = build_packing(batch.row_lengths().tolist(), device, origins)
+        lengths = batch.row_lengths()
+        packing = build_packing(lengths.tolist(), device, origins)
         own = torch.nonzero(origins == torch.arange(origins.numel(), device=device)).flatten()
         tokens, positions = batch.tokens[own], batch.positions[own]
         # The first token of a row has nothing before it that could predict it.
         trained = torch.nonzero(batch.loss_mask & (batch.positions > 0)).flatten()
         before, targets = packing.place[trained - 1], batch.tokens[trained]
+        last = packing.place[torch.cumsum(lengths, 0) - 1]
     return Inputs(
         tokens=tokens,
         positions=positions,
@@ -85,6 +99,7 @@ def prepare(batch: Batch) -> Inputs:
         before=before,
         targets=targets,
         trained=trained,
+        last=last,
         temperature=batch.temperature,
     )
 
@@ -95,12 +110,13 @@ def score_tokens(policy: nn.Module, batch: Batch, entropy: EntropyMode) -> Token
     logprobs, entropies = policy(inputs, entropy)
     size = batch.num_tokens
     return TokenScores(
-        logprobs=_spread(logprobs, inputs.trained, size),
-        entropy=None if entropies is None else _spread(entropies, inputs.trained, size),
+        logprobs=spread(logprobs, inputs.trained, size),
+        entropy=None if entropies is None else spread(entropies, inputs.trained, size),
     )
 
 
-def _spread(values: Tensor, index: Tensor, size: int) -> Tensor:
+def spread(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """[size] with `values` at `index`, 0 elsewhere."""
     return values.new_zeros(size).index_copy(0, index, values)
 
 

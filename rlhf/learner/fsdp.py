@@ -1,90 +1,119 @@
 """One rank of the learner. Every public method is a collective: all ranks call it together, in one order."""
 
 import logging
-import math
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from rlhf.batch import Batch
 from rlhf.config.schema import ModelConfig
-from rlhf.errors import LearnerError
-from rlhf.interfaces import LossFunction, LossOutput, SenderFactory, TensorSpec, UpdateMetrics, WeightSender
+from rlhf.errors import ConfigError
+from rlhf.interfaces import LossFunction, SenderFactory, TensorSpec, UpdateMetrics, WeightSender
 from rlhf.learner.checkpoint import export_model, load_state, read_facts, save_state
+from rlhf.learner.critic import PackedCritic, critic_settings, score_values
 from rlhf.learner.forward import PackedPolicy, score_tokens
 from rlhf.learner.model import (
     adapters_off,
     build_model,
     full_weights,
+    inference,
     scatter_from_first,
     shard,
     tokenizer_files,
     weight_shapes,
 )
-from rlhf.learner.optimizer import build_optimizer, clip_gradients, learning_rate
+from rlhf.learner.optimizer import local
 from rlhf.learner.plan import LearnerPlan, RankPlace
+from rlhf.learner.trained import TrainedModule
 
 logger = logging.getLogger(__name__)
 
+N = TypeVar("N", PackedPolicy, PackedCritic)
+
 
 class FsdpLearner:
-    """A rank of FSDP2 training: packed forward, global gradients, AdamW, checkpoints, weights for engines."""
+    """A rank of FSDP2 training: policy, critic, reference; checkpoints, weights for engines."""
 
     def __init__(self, plan: LearnerPlan, place: RankPlace) -> None:
+        _refuse(plan)
         self.plan, self.place = plan, place
-        self.step = 0
         self.device = torch.device(place.device)
         self.dtype = getattr(torch, plan.model.dtype)
         if self.device.type == "cpu":
             torch.set_num_threads(plan.learner.threads)
-        mesh = _join(place)
+        self._mesh = _join(place)
         torch.manual_seed(plan.seed + place.rank)
-        self.policy = self._build(mesh, plan.model)
-        self.optimizer = build_optimizer(self.policy, plan.learner)
-        # Kept: between forward and reshard the module's own attributes are the gathered copies.
-        self.parameters = dict(self.policy.model.named_parameters())
-        self.sender: WeightSender | None = None
+        self.policy = TrainedModule(
+            self._sharded(plan.model, self._as_policy),
+            self._policy_scores,
+            section="learner",
+            config=plan.learner,
+            total_steps=plan.total_steps,
+        )
+        self._log("policy", self.policy)
+        self.critic: TrainedModule[PackedCritic] | None = None
+        if plan.critic is not None:
+            model = plan.model.model_copy(update={"lora": plan.critic.lora})
+            self.critic = TrainedModule(
+                self._sharded(model, PackedCritic),
+                _critic_scores,
+                section="critic",
+                config=critic_settings(plan.learner, plan.critic),
+                total_steps=plan.total_steps,
+            )
+            self._log("critic", self.critic)
         self.reference: PackedPolicy | None = None
+        self._reference_parameters: dict[str, torch.nn.Parameter] = {}
         if plan.needs_reference and plan.model.lora is None:
-            self.reference = self._build(mesh, plan.model).requires_grad_(False)
-        if place.rank == 0:
-            sizes = [p.numel() for p in self.parameters.values()]
-            trained = sum(p.numel() for p in self.parameters.values() if p.requires_grad)
+            self.reference = self._sharded(plan.model, self._as_policy).requires_grad_(False)
+            self._reference_parameters = dict(self.reference.model.named_parameters())
+        self.sender: WeightSender | None = None
+
+    def _as_policy(self, network: PreTrainedModel) -> PackedPolicy:
+        return PackedPolicy(network, self.plan.learner.logprob_chunk)
+
+    def _policy_scores(self, policy: PackedPolicy, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        scores = score_tokens(policy, batch, self.plan.entropy)
+        return scores.logprobs, scores.entropy
+
+    def _log(self, name: str, trained: TrainedModule[Any]) -> None:
+        if self.place.rank == 0:
+            parameters = trained.parameters.values()
             logger.info(
-                "learner: %s, %.1f M parameters, %.1f M trained, %d ranks on %s",
-                type(self.policy.model).__name__,
-                sum(sizes) / 1e6,
-                trained / 1e6,
-                place.world_size,
-                place.device,
+                "%s: %s, %.1f M parameters, %.1f M trained, %d ranks on %s",
+                name,
+                type(trained.module.decoder).__name__,
+                sum(p.numel() for p in parameters) / 1e6,
+                sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
+                self.place.world_size,
+                self.place.device,
             )
 
-    def _build(self, mesh: DeviceMesh, model: ModelConfig) -> PackedPolicy:
+    def _sharded(self, model: ModelConfig, wrap: Callable[[PreTrainedModel], N]) -> N:
         first = self.place.rank == 0
         network = build_model(model, self.plan.seed, on_meta=not first)
         if self.plan.learner.activation_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = PackedPolicy(network, self.plan.learner.logprob_chunk).train()
+        module = wrap(network).train()
         several = self.place.world_size > 1
-        full = {name: p.detach() for name, p in policy.named_parameters()} if several and first else {}
-        shard(policy, mesh, self.dtype)
+        full = {name: p.detach() for name, p in module.named_parameters()} if several and first else {}
+        shard(module, self._mesh, self.dtype)
         if first:
-            policy.to(self.device)
+            module.to(self.device)
         else:
-            policy.to_empty(device=self.device)
+            module.to_empty(device=self.device)
         if several:
-            scatter_from_first(policy, full, self.device)
-        return policy
+            scatter_from_first(module, full, self.device)
+        return module
 
     def update(self, minibatches: Sequence[Sequence[Batch]], loss: LossFunction) -> UpdateMetrics:
         """One optimizer step per mini-batch, each this rank's list of micro-batches (as many on every rank).
@@ -92,58 +121,37 @@ class FsdpLearner:
         Metrics are reduced over micro-batches and ranks; a metric whose denominator is 0 is left out.
         Raises LearnerError when a gradient is not finite; the weights are then those of the step before.
         """
-        sums: dict[str, Tensor] = {}
-        norms: list[float] = []
-        forward_backward_s = optimizer_s = 0.0
-        for microbatches in minibatches:
-            started = self._now()
-            self.accumulate(microbatches, loss, sums)
-            accumulated = self._now()
-            norms.append(self.apply())
-            forward_backward_s += accumulated - started
-            optimizer_s += self._now() - accumulated
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # a colocated engine is about to want this memory
-        values = _reduce(sums)
-        values["update/grad_norm"] = sum(norms) / len(norms)
-        values["update/lr"] = self.optimizer.param_groups[0]["lr"]
-        return UpdateMetrics(values=values, forward_backward_s=forward_backward_s, optimizer_s=optimizer_s)
+        return self.policy.update(minibatches, loss)
 
-    def accumulate(self, microbatches: Sequence[Batch], loss: LossFunction, sums: dict[str, Tensor]) -> None:
-        """Add the gradient of the micro-batches, summed over ranks, and their metric sums."""
-        for index, batch in enumerate(microbatches):
-            # A CPU has the memory to reduce once; on a GPU unreduced gradients would be whole, not sharded.
-            is_last = index == len(microbatches) - 1
-            _fsdp(self.policy).set_requires_gradient_sync(is_last or self.device.type != "cpu")
-            batch = batch.to(self.device)
-            scores = score_tokens(self.policy, batch, self.plan.entropy)
-            if batch.num_tokens == 0:
-                scores.logprobs.sum().backward()  # type: ignore[no-untyped-call]
-                continue
-            output = loss(scores.logprobs, scores.entropy, batch)
-            output.loss.backward()  # type: ignore[no-untyped-call]
-            _add_sums(sums, output)
-
-    def apply(self) -> float:
-        """Clip, step, clear the gradient; return its norm before clipping."""
-        norm = clip_gradients(self.parameters.values(), self.plan.learner.max_grad_norm)
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad()
-            raise LearnerError(
-                f"optimizer step {self.step}: the gradient norm is {norm}, expected a finite number. "
-                "Nothing was applied. Lower learner.lr, or look at the rewards and logprobs of this step."
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.plan.total_steps, self.plan.learner)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        return norm
+    def update_critic(self, minibatches: Sequence[Sequence[Batch]], loss: LossFunction) -> UpdateMetrics:
+        """As `update`, for the critic: the loss is given its values [N] and no entropy."""
+        return self._held_critic().update(minibatches, loss)
 
     def logprobs(self, microbatches: Sequence[Batch], reference: bool = False) -> list[Tensor]:
         """[N] per micro-batch, on the CPU: log-probability of each trained token, 0 elsewhere."""
-        with self._inference(reference) as policy:
+        policy: PackedPolicy = self.policy.module
+        base: AbstractContextManager[None] = nullcontext()
+        if reference and self.plan.model.lora is not None:
+            base = adapters_off(policy.model)
+        elif reference:
+            assert self.reference is not None, "LearnerPlan.needs_reference was False"
+            policy = self.reference
+        with base, inference(policy):
             return [score_tokens(policy, b.to(self.device), "none").logprobs.cpu() for b in microbatches]
+
+    def values(self, microbatches: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+        """Per micro-batch, on the CPU: the value before each trained token [N], 0 elsewhere, and after each row [B]."""
+        critic = self._held_critic().module
+        with inference(critic):
+            found = [score_values(critic, batch.to(self.device)) for batch in microbatches]
+        return [(scores.values.cpu(), scores.last_values.cpu()) for scores in found]
+
+    def reset_reference(self) -> None:
+        """Make the current policy the reference, from here on and in every later checkpoint."""
+        assert self.plan.reference_resets, "LearnerPlan.reference_resets was False"
+        with torch.no_grad():
+            for name, kept in self._reference_parameters.items():
+                local(kept).copy_(local(self.policy.parameters[name]))
 
     def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """[sequence][T-1]: log-probability, at temperature 1, of each token after the first."""
@@ -157,13 +165,13 @@ class FsdpLearner:
 
         They may share memory with the learner: copy them before the next update.
         """
-        return full_weights(self.policy, self.dtype)
+        return full_weights(self.policy.module, self.dtype)
 
     def open_sender(self, make: SenderFactory) -> None:
         """Make this rank's half of the weight transfer; it is kept for the run."""
         specs = [
             TensorSpec(name=n, dtype=self.plan.model.dtype, shape=shape)
-            for n, shape in weight_shapes(self.policy)
+            for n, shape in weight_shapes(self.policy.module)
         ]
         self.sender = make(self.place.rank, specs)
 
@@ -179,21 +187,22 @@ class FsdpLearner:
             self.sender.release()
 
     def save(self, folder: str) -> None:
-        """Model, optimizer, schedule and random state into `folder`, readable at any number of ranks."""
-        shapes = {name: list(p.shape) for name, p in self.parameters.items()}
-        facts = {"step": self.step, "world_size": self.place.world_size, "parameters": shapes}
+        """Models, optimizers, schedules and random state into `folder`, readable at any number of ranks."""
+        facts: dict[str, object] = {f"{prefix}step": t.step for prefix, t in self._trained().items()}
+        facts |= {"world_size": self.place.world_size, "parts": self._parts(), "parameters": self._shapes()}
         save_state(Path(folder), self._state() | {self._rng_key: torch.get_rng_state()}, facts)
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote. Raises CheckpointError when it belongs to another model."""
-        facts = read_facts(Path(folder), {name: list(p.shape) for name, p in self.parameters.items()})
+        facts = read_facts(Path(folder), self._shapes(), self._parts())
         state = self._state()
         if self.place.rank < facts["world_size"]:
             state[self._rng_key] = torch.get_rng_state()
         load_state(Path(folder), state)
         if self._rng_key in state:
             torch.set_rng_state(state[self._rng_key])
-        self.step = facts["step"]
+        for prefix, trained in self._trained().items():
+            trained.step = facts[f"{prefix}step"]
 
     def export(self, folder: str) -> None:
         """A Hugging Face folder, with the tokenizer files of the model it started from."""
@@ -222,43 +231,59 @@ class FsdpLearner:
     def _move(self, device: str) -> None:
         if self.device.type == "cpu":
             return
-        for policy in filter(None, (self.policy, self.reference)):
-            policy.to(device)
-        for state in self.optimizer.state.values():
-            state.update({name: value.to(device) for name, value in state.items()})
+        for trained in self._trained().values():
+            trained.move(device)
+        if self.reference is not None:
+            self.reference.to(device)
         torch.cuda.empty_cache()
 
     @property
     def _rng_key(self) -> str:
         return f"rng.{self.place.rank}"
 
+    def _held_critic(self) -> TrainedModule[PackedCritic]:
+        assert self.critic is not None, "LearnerPlan.critic was None"
+        return self.critic
+
+    def _trained(self) -> dict[str, TrainedModule[Any]]:
+        """By what their names begin with in a checkpoint."""
+        return {"": self.policy} | ({} if self.critic is None else {"critic.": self.critic})
+
+    def _parts(self) -> list[str]:
+        """What a checkpoint holds beside the policy."""
+        parts = {"critic": self.critic is not None, "reference that is reset": self.plan.reference_resets}
+        return [name for name, is_held in parts.items() if is_held]
+
+    def _shapes(self) -> dict[str, list[int]]:
+        return {
+            f"{prefix}{name}": list(p.shape)
+            for prefix, trained in self._trained().items()
+            for name, p in trained.parameters.items()
+        }
+
     def _state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            state[f"model.{name}"] = parameter.detach()
-            for kind, value in self.optimizer.state[parameter].items() if parameter.requires_grad else ():
-                state[f"optimizer.{kind}.{name}"] = value
+        state = {
+            f"{prefix}{name}": t
+            for prefix, trained in self._trained().items()
+            for name, t in trained.state().items()
+        }
+        if self.plan.reference_resets:
+            state |= {f"reference.{name}": p.detach() for name, p in self._reference_parameters.items()}
         return state
 
-    @contextmanager
-    def _inference(self, reference: bool) -> Iterator[PackedPolicy]:
-        with torch.no_grad(), ExitStack() as stack:
-            policy = self.policy
-            if reference and self.plan.model.lora is not None:
-                stack.enter_context(adapters_off(policy.model))
-            elif reference:
-                assert self.reference is not None, "LearnerPlan.needs_reference was False"
-                policy = self.reference
-            yield policy
-            # Without a backward FSDP keeps gathered copies, which a later load or sync would read stale.
-            for module in policy.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+def _refuse(plan: LearnerPlan) -> None:
+    if plan.reference_resets and plan.model.lora is not None:
+        raise ConfigError(
+            "the reference is to be reset to the policy, but model.lora is set: with LoRA the reference is the "
+            "frozen base with its adapters off, which cannot take the policy's weights. Switch the resets off, "
+            "or train without model.lora."
+        )
+    assert plan.needs_reference or not plan.reference_resets, "only a reference that is held can be reset"
+
+
+def _critic_scores(critic: PackedCritic, batch: Batch) -> tuple[Tensor, None]:
+    return score_values(critic, batch).values, None
 
 
 def _join(place: RankPlace) -> DeviceMesh:
@@ -270,34 +295,6 @@ def _join(place: RankPlace) -> DeviceMesh:
         timeout=timedelta(seconds=place.timeout_s),
     )
     return init_device_mesh(torch.device(place.device).type, (place.world_size,))
-
-
-def _fsdp(policy: PackedPolicy) -> FSDPModule:
-    assert isinstance(policy, FSDPModule)
-    return policy
-
-
-def _add_sums(sums: dict[str, Tensor], output: LossOutput) -> None:
-    for name, (numerator, denominator) in output.sums.items():
-        pair = torch.stack([numerator.detach().double(), denominator.detach().double()])
-        if name not in sums:
-            sums[name] = pair
-        else:
-            sums[name] = torch.maximum(sums[name], pair) if name.endswith("_max") else sums[name] + pair
-
-
-def _reduce(sums: dict[str, Tensor]) -> dict[str, float]:
-    """Over ranks: `_max` entries by max, the others summed, then divided. A rank without tokens has no entries."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, {name: pair.tolist() for name, pair in sums.items()})
-    values: dict[str, float] = {}
-    for name in dict.fromkeys(name for of_rank in gathered for name in of_rank):
-        pairs = [of_rank[name] for of_rank in gathered if name in of_rank]
-        if name.endswith("_max"):
-            values[name] = max(above for above, _ in pairs)
-        elif below := sum(below for _, below in pairs):
-            values[name] = sum(above for above, _ in pairs) / below
-    return values
 
 
 def _probe_batch(sequences: Sequence[Sequence[int]]) -> Batch:

@@ -20,6 +20,7 @@ from rlhf.config.schema import LoraConfig, ModelConfig
 from rlhf.errors import ModelError
 from rlhf.learner.attention import PACKED
 from rlhf.learner.cpu_layers import use_cpu_layers
+from rlhf.learner.critic import PackedCritic
 from rlhf.learner.forward import PackedPolicy
 from rlhf.learner.optimizer import local
 
@@ -126,29 +127,42 @@ def _add_lora(network: PreTrainedModel, lora: LoraConfig) -> None:
         raise ModelError("model.lora.targets names the embeddings or the output head. Leave them out.")
 
 
-def shard(policy: PackedPolicy, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard(module: PackedPolicy | PackedCritic, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     """Shard every decoder layer, then the root; gradients are summed over ranks, not averaged."""
     precision = MixedPrecisionPolicy()
     if dtype != torch.float32:
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     spread = mesh.size() > 1
-    for layer in policy.model.get_decoder().layers:
+    for layer in module.decoder.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=spread)
-    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
 
 
-def scatter_from_first(policy: PackedPolicy, full: dict[str, Tensor], device: torch.device) -> None:
+@contextmanager
+def inference(module: nn.Module) -> Iterator[None]:
+    """Forward passes without gradients.
+
+    Without a backward FSDP keeps gathered copies, which a later load or sync would read stale: they are dropped.
+    """
+    with torch.no_grad():
+        yield
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def scatter_from_first(module: nn.Module, full: dict[str, Tensor], device: torch.device) -> None:
     """Give every rank its shard of rank 0's parameters (`full` there, empty elsewhere). A collective."""
-    for name, parameter in policy.named_parameters():
+    for name, parameter in module.named_parameters():
         assert isinstance(parameter, DTensor)
         whole = full[name].to(device) if full else torch.empty(parameter.shape, device=device)
         shards = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=0)
         local(parameter.data).copy_(shards.to_local())
-    for buffer in policy.buffers():
+    for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf.config.schema import LearnerConfig, ModelConfig
+from rlhf.config.schema import CriticConfig, LearnerConfig, ModelConfig
 
 EntropyMode = Literal["none", "metric", "gradient"]
 """Whether entropy is computed, and whether gradients flow through it."""
@@ -28,9 +28,13 @@ class LearnerPlan:
     model: ModelConfig
     learner: LearnerConfig
     total_steps: int
-    """Optimizer steps of the whole run: the length of the learning-rate schedule."""
+    """Optimizer steps of the whole run: the length of the learning-rate schedules."""
     seed: int = 0
     needs_reference: bool = False
     """Hold the initial weights frozen (LoRA holds them anyway)."""
+    reference_resets: bool = False
+    """The reference will be set to the policy now and then, so checkpoints hold it. Not with LoRA."""
+    critic: CriticConfig | None = None
+    """Train a critic of the policy's size beside it."""
     entropy: EntropyMode = "metric"
     """`gradient` when the loss trains the entropy it is given."""

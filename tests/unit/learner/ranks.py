@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf.batch import Batch
 from rlhf.config.schema import LearnerConfig, ModelConfig
@@ -162,11 +163,43 @@ def policy_gradient(logprobs: Tensor, entropy: Tensor | None, batch: Batch) -> L
     )
 
 
+def regression(values: Tensor, entropy: Tensor | None, batch: Batch) -> LossOutput:
+    """Squared distance of values to a fixed target: the batch's advantages."""
+    assert entropy is None
+    assert batch.loss_weights is not None
+    assert batch.advantages is not None
+    error = torch.where(batch.loss_mask & (batch.positions > 0), values - batch.advantages, 0).square()
+    loss = (batch.loss_weights * error).sum()
+    return LossOutput(loss=loss, sums={"error": (error.sum(), batch.loss_mask.sum())})
+
+
+def set_head(learner: FsdpLearner) -> None:
+    """Give the critic a head that is not zero, the same at any number of ranks."""
+    assert learner.critic is not None
+    head = learner.critic.parameters["head.weight"]
+    assert isinstance(head, DTensor)
+    values = torch.arange(head.numel(), dtype=torch.float32).sin().view(head.shape)
+    sharded = distribute_tensor(values, head.device_mesh, head.placements)
+    head.to_local().detach().copy_(sharded.to_local())
+
+
+def critic_gradients(place: RankPlace, what: LearnerPlan, batch: Batch, budget: int) -> dict[str, Tensor]:
+    """The critic's summed gradient of one mini-batch."""
+    learner = FsdpLearner(what, place)
+    set_head(learner)
+    assert learner.critic is not None
+    learner.critic.accumulate(share(batch, place.world_size, budget)[place.rank], regression, {})
+    parameters = learner.critic.parameters
+    found = {name: whole(p.grad) for name, p in parameters.items() if p.grad is not None}
+    learner.close()
+    return found
+
+
 def gradients(place: RankPlace, what: LearnerPlan, batch: Batch, budget: int) -> dict[str, Tensor]:
     """The summed gradient of one mini-batch."""
     learner = FsdpLearner(what, place)
-    learner.accumulate(share(batch, place.world_size, budget)[place.rank], policy_gradient, {})
-    found = {name: whole(p.grad) for name, p in learner.parameters.items() if p.grad is not None}
+    learner.policy.accumulate(share(batch, place.world_size, budget)[place.rank], policy_gradient, {})
+    found = {name: whole(p.grad) for name, p in learner.policy.parameters.items() if p.grad is not None}
     learner.close()
     return found
 
@@ -182,16 +215,20 @@ def train(
     learner = FsdpLearner(what, place)
     if load is not None:
         learner.load(load)
-    metrics = [
-        learner.update([share(example_batch(seed=seed), place.world_size, 60)[place.rank]], policy_gradient)
-        for seed in updates
-    ]
+    metrics = []
+    for seed in updates:
+        micro = share(example_batch(seed=seed), place.world_size, 60)[place.rank]
+        metrics.append(dict(learner.update([micro], policy_gradient).values))
+        if learner.critic is not None:
+            metrics[-1] |= learner.update_critic([micro, micro], regression).values
+        if what.reference_resets and seed == 1:
+            learner.reset_reference()
     if save is not None:
         learner.save(save)
     result = {
         "weights": dict(learner.weights()),
-        "metrics": [dict(m.values) for m in metrics],
-        "step": learner.step,
+        "metrics": metrics,
+        "step": learner.policy.step,
         "state": {name: whole(t).clone() for name, t in learner._state().items()},
         "rng": torch.get_rng_state(),
     }
@@ -211,6 +248,27 @@ def score(place: RankPlace, what: LearnerPlan, batch: Batch) -> dict[str, Any]:
         "reference": learner.logprobs(micro, reference=True),
         "probe": learner.probe([[5, 6, 7], [8, 9]]),
     }
+    learner.close()
+    return result
+
+
+def score_after_reset(
+    place: RankPlace, what: LearnerPlan, batch: Batch, folder: str
+) -> dict[str, list[Tensor]]:
+    """Log-probabilities around a reset of the reference, and those of a learner that loads what was saved."""
+    learner = FsdpLearner(what, place)
+    micro = share(batch, place.world_size, 60)[place.rank]
+    result = {"initial": learner.logprobs(micro)}
+    learner.update([micro], policy_gradient)
+    learner.reset_reference()
+    result |= {"at reset": learner.logprobs(micro), "reference": learner.logprobs(micro, reference=True)}
+    learner.update([micro], policy_gradient)
+    result |= {"later": learner.logprobs(micro), "kept": learner.logprobs(micro, reference=True)}
+    learner.save(folder)
+    learner.close()
+    learner = FsdpLearner(what, replace(place, port=place.port + 1))
+    learner.load(folder)
+    result["loaded"] = learner.logprobs(micro, reference=True)
     learner.close()
     return result
 

@@ -1,45 +1,93 @@
 """A checkpoint continues the run bit for bit, at any number of ranks, and knows its model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.config.schema import LoraConfig, ModelConfig
+from rlhf.config.schema import CriticConfig, LoraConfig, ModelConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner.fsdp import FsdpLearner, RankPlace
 from tests.tiny import save_tiny, tiny_config
 from tests.unit.learner.ranks import Ranks, example_batch, plan, policy_gradient, train
 
 LORA = ModelConfig(config=tiny_config(), dtype="float32", lora=LoraConfig(rank=4))
+CRITIC = CriticConfig(lr=1e-2, lr_schedule="linear", warmup_steps=3)
 
 
-@pytest.mark.parametrize("model", [None, LORA], ids=["full", "lora"])
-def test_resumed_run_equals_one_never_stopped_bit_for_bit(place: RankPlace, tmp_path: Path, model) -> None:
-    what = plan(model, lr_schedule="cosine", warmup_steps=2)
+SCHEDULED = plan(lr_schedule="cosine", warmup_steps=2)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        SCHEDULED,
+        replace(SCHEDULED, model=LORA),
+        replace(SCHEDULED, critic=CRITIC),
+        replace(SCHEDULED, model=LORA, critic=CRITIC.model_copy(update={"lora": LoraConfig(rank=2)})),
+        replace(SCHEDULED, needs_reference=True, reference_resets=True),
+    ],
+    ids=["full", "lora", "critic", "lora critic", "reset reference"],
+)
+def test_resumed_run_equals_one_never_stopped_bit_for_bit(place: RankPlace, tmp_path: Path, what) -> None:
     whole_run = train(place, what, [0, 1, 2, 3])
     train(place, what, [0, 1], save=str(tmp_path / "half"))
     resumed = train(place, what, [2, 3], load=str(tmp_path / "half"))
     assert resumed["step"] == 4
+    assert resumed["state"].keys() == whole_run["state"].keys()
     assert resumed["metrics"] == whole_run["metrics"][2:]
     for name, tensor in whole_run["state"].items():
         assert torch.equal(resumed["state"][name], tensor), name
     assert torch.equal(resumed["rng"], whole_run["rng"])
 
 
+FULL_HOUSE = replace(plan(), critic=CRITIC, needs_reference=True, reference_resets=True)
+
+
+@pytest.mark.parametrize("what", [plan(), FULL_HOUSE], ids=["policy", "critic and reference"])
 def test_checkpoint_moves_between_two_ranks_and_one(
-    place: RankPlace, two_ranks: Ranks, tmp_path: Path
+    place: RankPlace, two_ranks: Ranks, tmp_path: Path, what
 ) -> None:
     first, second = str(tmp_path / "by_two"), str(tmp_path / "by_one")
-    written = two_ranks.run(train, plan(), [0, 1], None, first)[0]["state"]
-    read = train(place, plan(), [], first, second)
-    back = two_ranks.run(train, plan(), [], second)
+    written = two_ranks.run(train, what, [0, 1], None, first)[0]["state"]
+    read = train(place, what, [], first, second)
+    back = two_ranks.run(train, what, [], second)
     for state in (read["state"], back[0]["state"], back[1]["state"]):
         assert state.keys() == written.keys()
         assert all(torch.equal(state[name], written[name]) for name in written)
     assert read["step"] == back[0]["step"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by_one", "by_two"]
+
+
+@pytest.mark.parametrize(
+    ("written", "loading", "reason"),
+    [
+        (replace(plan(), critic=CRITIC), plan(), "it holds a critic, this run has none"),
+        (plan(), replace(plan(), critic=CRITIC), "it holds no critic, this run has one"),
+        (plan(), replace(FULL_HOUSE, critic=None), "it holds no reference that is reset"),
+        (FULL_HOUSE, replace(plan(), critic=CRITIC, needs_reference=True), "it holds a reference that is"),
+    ],
+    ids=["critic given", "critic missing", "reference missing", "reference given"],
+)
+def test_checkpoint_of_another_algorithm_is_refused(
+    place: RankPlace, tmp_path: Path, written, loading, reason: str
+) -> None:
+    learner = FsdpLearner(written, place)
+    learner.save(str(tmp_path / "last"))
+    learner.close()
+    with pytest.raises(CheckpointError, match=f"another algorithm: {reason}"):
+        FsdpLearner(loading, place).load(str(tmp_path / "last"))
+
+
+def test_critic_of_another_size_is_refused_by_name(place: RankPlace, tmp_path: Path) -> None:
+    learner = FsdpLearner(replace(plan(), critic=CRITIC), place)
+    learner.save(str(tmp_path / "last"))
+    learner.close()
+    adapted = replace(plan(), critic=CRITIC.model_copy(update={"lora": LoraConfig(rank=2)}))
+    with pytest.raises(CheckpointError, match=r"another model: critic\.decoder\..* is missing"):
+        FsdpLearner(adapted, place).load(str(tmp_path / "last"))
 
 
 def test_load_after_scoring_is_not_hidden_by_gathered_copies(place: RankPlace, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlhf.config.schema import LoraConfig, ModelConfig
-from rlhf.errors import LearnerError
+from rlhf.errors import ConfigError, LearnerError
 from rlhf.interfaces import LossOutput
 from rlhf.learner.fsdp import FsdpLearner, RankPlace
 from tests.tiny import tiny_config
@@ -19,6 +20,7 @@ from tests.unit.learner.ranks import (
     plan,
     policy_gradient,
     score,
+    score_after_reset,
     share,
     train,
     without_old,
@@ -82,7 +84,7 @@ def test_update_is_the_same_bit_for_bit_when_repeated(place: RankPlace) -> None:
 def test_update_takes_one_optimizer_step_per_minibatch(place: RankPlace) -> None:
     learner = FsdpLearner(plan(), place)
     learner.update([[example_batch(seed=0)], [example_batch(seed=1)]], policy_gradient)
-    assert learner.step == 2
+    assert learner.policy.step == 2
 
 
 def test_two_ranks_train_when_one_has_nothing(two_ranks: Ranks, place: RankPlace) -> None:
@@ -120,6 +122,24 @@ def test_reference_stays_at_the_initial_weights(two_ranks: Ranks, what) -> None:
             assert not before.any() or not torch.allclose(after, before, atol=1e-3)
 
 
+def test_reset_makes_the_policy_the_reference_and_a_checkpoint_keeps_it(
+    place: RankPlace, two_ranks: Ranks, tmp_path: Path
+) -> None:
+    what = replace(plan(needs_reference=True), reference_resets=True)
+    one = score_after_reset(place, what, example_batch(), str(tmp_path / "one"))
+    for result in (one, *two_ranks.run(score_after_reset, what, example_batch(), str(tmp_path / "two"))):
+        for index, at_reset in enumerate(result["at reset"]):
+            for name in ("reference", "kept", "loaded"):
+                assert torch.equal(result[name][index], at_reset), name
+            for name in ("initial", "later"):
+                assert not at_reset.any() or not torch.allclose(result[name][index], at_reset, atol=1e-3)
+
+
+def test_reference_that_is_reset_is_refused_with_lora(place: RankPlace) -> None:
+    with pytest.raises(ConfigError, match=r"model\.lora is set"):
+        FsdpLearner(replace(plan(LORA, needs_reference=True), reference_resets=True), place)
+
+
 def test_lora_trains_only_adapters_and_two_ranks_equal_one(place: RankPlace, two_ranks: Ranks) -> None:
     one = gradients(place, plan(LORA), example_batch(), 10_000)
     assert all(".lora_" in name for name in one)
@@ -142,5 +162,5 @@ def test_bfloat16_compute_keeps_float32_masters(place: RankPlace) -> None:
     what = plan(ModelConfig(config=tiny_config(), dtype="bfloat16"))
     learner = FsdpLearner(what, place)
     learner.update([share(example_batch(), 1, 60)[0]], policy_gradient)
-    assert {p.dtype for p in learner.parameters.values()} == {torch.float32}
+    assert {p.dtype for p in learner.policy.parameters.values()} == {torch.float32}
     assert {w.dtype for _, w in learner.weights()} == {torch.bfloat16}

@@ -36,6 +36,6 @@ def test_gradient_norm_is_that_of_the_whole_gradient_and_clipping_scales_it(plac
     learner = FsdpLearner(plan(max_grad_norm=norm / 4), place)
     metrics = learner.update([[example_batch()]], policy_gradient)
     assert metrics.values["update/grad_norm"] == pytest.approx(norm, rel=1e-5)
-    for name, parameter in learner.parameters.items():
-        moment = learner.optimizer.state[parameter]["exp_avg"].to_local()
+    for name, parameter in learner.policy.parameters.items():
+        moment = learner.policy.optimizer.state[parameter]["exp_avg"].to_local()
         torch.testing.assert_close(moment, whole[name] / 4 * 0.1, rtol=1e-4, atol=1e-8)
