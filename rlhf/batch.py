@@ -44,6 +44,14 @@ class Batch:
     old_logprobs: Float[Tensor, " N"] | None = None
     """Learner, before the update. None while one update follows each batch: then old = current, detached."""
     ref_logprobs: Float[Tensor, " N"] | None = None
+    selected: Bool[Tensor, " N"] | None = None
+    """Tokens that clip_cov or kl_cov treats apart, chosen once on the whole optimizer batch."""
+    nll_weights: Float[Tensor, " N"] | None = None
+    """Weights of the positive NLL term, computed once on the whole optimizer batch."""
+    values: Float[Tensor, " N"] | None = None
+    """Critic, before the update."""
+    returns: Float[Tensor, " N"] | None = None
+    """What the critic is trained towards."""
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf.algorithms.advantages import group_relative
 from rlhf.algorithms.kl import KL_ESTIMATORS
-from rlhf.algorithms.losses import ClippedPolicyLoss
+from rlhf.algorithms.losses import PolicyLoss
 from rlhf.algorithms.reduce import AGGREGATIONS, Aggregation, loss_weights
 from rlhf.batch import Batch
 from rlhf.config.schema import AlgorithmConfig
@@ -27,7 +27,7 @@ class Algorithm:
 
     name: str
     advantages: AdvantageFunction
-    loss: ClippedPolicyLoss
+    loss: PolicyLoss
     aggregation: Aggregation
     loss_normaliser: float | None = None
     mask_truncated: bool = False
@@ -79,13 +79,13 @@ CATALOGUE: Mapping[str, Algorithm] = {
         Algorithm(
             name="grpo",
             advantages=partial(group_relative, normalise=True),
-            loss=ClippedPolicyLoss(),
+            loss=PolicyLoss(clip_low=0.2, clip_high=0.2),
             aggregation="seq_mean_token_mean",
         ),
         Algorithm(
             name="dr_grpo",
             advantages=partial(group_relative, normalise=False),
-            loss=ClippedPolicyLoss(),
+            loss=PolicyLoss(clip_low=0.2, clip_high=0.2),
             aggregation="seq_mean_token_sum_norm",
         ),
     )
@@ -104,7 +104,7 @@ def resolve(config: AlgorithmConfig, *, max_tokens: int) -> Algorithm:
         _known("algorithm.kl_estimator", given["kl_estimator"], KL_ESTIMATORS)
     if "aggregation" in given:
         _known("algorithm.aggregation", given["aggregation"], AGGREGATIONS)
-    loss = replace(base.loss, **_fields(given, ClippedPolicyLoss))
+    loss = replace(base.loss, **_fields(given, PolicyLoss))
     algorithm = replace(base, loss=loss, **_fields(given, Algorithm))
     if algorithm.aggregation == "seq_mean_token_sum_norm":
         algorithm = replace(algorithm, loss_normaliser=given.get("loss_normaliser", float(max_tokens)))

@@ -42,3 +42,13 @@ def kl_terms(
 def k3(log_ratio: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
     """exp(y) - 1 - y, never negative: estimates KL(sampling || other) for y = log(other / sampling)."""
     return torch.expm1(log_ratio) - log_ratio
+
+
+def next_kl_coef(coef: float, kl: float, *, target: float, horizon: float, num_samples: int) -> float:
+    """The KL coefficient after a step of `num_samples` samples on which the KL was `kl`.
+
+    coef (1 + clip(kl / target - 1, -0.2, 0.2) num_samples / horizon): a proportional controller on the
+    relative error. Source: D. Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", 2.2.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * num_samples / horizon)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from rlhf.algorithms.losses import ClippedPolicyLoss
 from rlhf.batch import Batch
 
 
@@ -77,30 +76,3 @@ def policy_value_and_gradient(
     if dual is not None and advantage < 0 and ratio > dual:
         return -dual * advantage, 0.0, True
     return -ratio * advantage, -ratio * advantage, False
-
-
-def loss_and_gradients(
-    loss: ClippedPolicyLoss, logprobs: Sequence[float], entropy: Sequence[float], batch: Batch
-) -> tuple[float, list[float], list[float]]:
-    """The loss, its gradient by each log-probability and by each entropy."""
-    total, by_logprob, by_entropy = 0.0, [], []
-    olds = logprobs if batch.old_logprobs is None else batch.old_logprobs.tolist()
-    for t, mask in enumerate(batch.loss_mask.tolist()):
-        weight = batch.loss_weights[t].item()
-        if not mask or weight == 0:
-            by_logprob.append(0.0)
-            by_entropy.append(0.0)
-            continue
-        ratio = math.exp(logprobs[t] - olds[t])
-        value, gradient, _ = policy_value_and_gradient(
-            ratio, batch.advantages[t].item(), loss.clip_low, loss.clip_high, loss.dual_clip
-        )
-        if loss.correction == "token_tis":
-            importance = min(math.exp(olds[t] - batch.rollout_logprobs[t].item()), loss.correction_cap)
-            value, gradient = importance * value, importance * gradient
-        x = logprobs[t] - batch.ref_logprobs[t].item()
-        kl, kl_gradient = kl_value_and_gradient(x, ratio, loss.kl_estimator)
-        total += weight * (value + loss.kl_coef * kl - loss.entropy_coef * entropy[t])
-        by_logprob.append(weight * (gradient + loss.kl_coef * kl_gradient))
-        by_entropy.append(-weight * loss.entropy_coef)
-    return total, by_logprob, by_entropy

@@ -20,7 +20,7 @@ def test_grpo_is_the_papers_bundle():
     grpo = algorithm("grpo")
     assert grpo.aggregation == "seq_mean_token_mean"
     assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.dual_clip) == (0.2, 0.2, None)
-    assert (grpo.loss.correction, grpo.loss.correction_cap) == ("token_tis", 2.0)
+    assert (grpo.loss.correction, grpo.loss.bounds) == ("token_tis", (None, 2.0))
     assert not grpo.needs_reference
     assert not grpo.needs_entropy
     batch = ragged(1)
@@ -112,7 +112,7 @@ def test_a_configuration_that_cannot_mean_anything_is_refused(overrides, message
 def test_an_algorithm_prints_as_one_line():
     line = str(algorithm("dr_grpo", clip_high=0.28))
     assert line.startswith(
-        "dr_grpo (aggregation seq_mean_token_sum_norm, loss_normaliser 128.0, clip_low 0.2,"
+        "dr_grpo (aggregation seq_mean_token_sum_norm, loss_normaliser 128.0, policy ppo, clip_low 0.2,"
     )
     assert "clip_high 0.28" in line
     assert "dual_clip" not in line

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.kl import KL_ESTIMATORS, k3, kl_terms
+from rlhf.algorithms.kl import KL_ESTIMATORS, k3, kl_terms, next_kl_coef
 from tests.unit.algorithms import reference
 
 
@@ -48,3 +48,13 @@ def test_value_estimators_average_to_the_exact_kl():
     for estimator in ("k1", "k3", "k3_st", "k3_unbiased"):
         mean = (p.exp() * kl_terms(p, q, log_ratio=torch.zeros_like(p), estimator=estimator)).sum()
         torch.testing.assert_close(mean, exact)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [(6.0, 0.1), (6.6, 0.1 * (1 + 0.1 * 0.05)), (60.0, 0.1 * 1.01), (0.0, 0.1 * 0.99), (5.4, 0.1 * 0.995)],
+)
+def test_next_kl_coef_moves_by_the_bounded_relative_error(kl, expected):
+    assert next_kl_coef(0.1, kl, target=6.0, horizon=10_000.0, num_samples=500) == pytest.approx(
+        expected, rel=1e-9
+    )
