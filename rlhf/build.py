@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -13,31 +12,30 @@ from typing import TYPE_CHECKING, Any
 from rlhf.algorithms.catalogue import Algorithm, resolve
 from rlhf.batch import Batch
 from rlhf.cluster.engines import EngineClient
-from rlhf.cluster.launch import device_for, usable_cores
+from rlhf.cluster.launch import usable_cores
 from rlhf.cluster.learners import LearnerClient
 from rlhf.cluster.placement import Cluster, Colocated, Split, reserve, seat
 from rlhf.cluster.transfer import Ends, choose_sync, open_sync
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.data.prompts import PromptStream, load_prompts
+from rlhf.data.prompts import PromptStream
 from rlhf.engines.choice import choose_engine
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
-from rlhf.episodes.render import Renderer
 from rlhf.episodes.runner import SingleTurn
-from rlhf.errors import ConfigError
 from rlhf.interfaces import Placement
 from rlhf.learner.plan import LearnerPlan, RankPlace
+from rlhf.materials import Materials, local_model
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
 from rlhf.rollout.scoring import RewardPool
 from rlhf.run import Annotator, Evaluator, Run, RunState, load_state
 from rlhf.run_folder import RunFolder
-from rlhf.stages.model_folder import context_problem, tokenizer_path
+from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
 from rlhf.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
-from rlhf.types import Prompt, Sampling
+from rlhf.types import Sampling
 from rlhf.weight_sync.files import read_weights
 from rlhf.weight_sync.probe import Probe, probe_sequences
 from rlhf.weight_sync.verified import VerifiedSync
@@ -49,78 +47,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Materials:
-    """What a run is made from once model and prompts are at hand, before any process is started."""
-
-    recipe: Recipe
-    folder: RunFolder
-    model_folder: str
-    renderer: Renderer
-    train: list[Prompt]
-    heldout: list[Prompt]
-    device: str
-    engine_kind: str
-
-
-def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """(training prompts, held-out prompts), rows checked."""
-    needed = recipe.task.needs_reference
-    train = load_prompts(recipe.task.train, key="task.train", require_reference=needed)
-    heldout: list[Prompt] = []
-    if recipe.task.heldout is not None and recipe.eval.every > 0:
-        heldout = load_prompts(recipe.task.heldout, key="task.heldout", require_reference=needed)
-    return train, heldout[: recipe.eval.num_prompts]
-
-
-def renderer_for(recipe: Recipe, model_folder: str) -> Renderer:
-    """The renderer of a recipe's task for the model in `model_folder`."""
-    return Renderer(
-        model_folder=model_folder,
-        tokenizer_path=tokenizer_path(recipe.model),
-        template=recipe.task.template,
-        system_prompt=recipe.task.system_prompt,
-        chat_template=recipe.model.chat_template,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-
-
-def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Materials:
-    """Check everything that can be checked before processes start; every error names its key."""
-    renderer = renderer_for(recipe, model_folder)
-    train, heldout = load_task(recipe)
-    limit = recipe.sampling.max_prompt_tokens
-    renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
-    if heldout:
-        renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
-    _check_context(recipe, model_folder)
-    kind, _ = choose_engine(recipe.engine.kind)
-    return Materials(
-        recipe=recipe,
-        folder=folder,
-        model_folder=model_folder,
-        renderer=renderer,
-        train=train,
-        heldout=heldout,
-        device=device_for(recipe.placement),
-        engine_kind=kind,
-    )
-
-
-def _check_context(recipe: Recipe, model_folder: str) -> None:
-    """Refuse rows that are longer than what the model was made for."""
-    longest = recipe.sampling.max_prompt_tokens + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
-    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
-    problem = context_problem(config, longest=longest)
-    if problem is not None:
-        raise ConfigError(problem)
-
-
 @contextlib.asynccontextmanager
 async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> AsyncIterator[Run]:
     """Start every process of a run inside Ray; all of them end with the block."""
     recipe = materials.recipe
-    algorithm = resolve(recipe.algorithm, max_tokens=recipe.sampling.max_tokens)
+    algorithm = resolve(recipe)
     async with contextlib.AsyncExitStack() as stack:
         reward = _reward_pool(recipe, code_dir)
         stack.push_async_callback(reward.close)
@@ -158,6 +89,8 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
     recipe, schedule = materials.recipe, materials.recipe.schedule
     prompts = PromptStream(materials.train, seed=recipe.seed)
     state = _restore(materials.folder, prompts)
+    if recipe.algorithm.kl_target is not None and state.kl_coef is None:
+        state.kl_coef = parts.algorithm.kl_coef
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
@@ -189,7 +122,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         sync=parts.sync,
         placement=_placement(recipe, parts),
         algorithm=parts.algorithm,
-        annotators=_annotators(parts, schedule.minibatches),
+        annotators=_annotators(parts, schedule.minibatches * schedule.inner_epochs),
         reward=parts.reward,
         prompts=prompts,
         buffer=buffer,
@@ -227,18 +160,6 @@ def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
     )
 
 
-def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:
-    """The recipe's model section with its weights in `model_folder`."""
-    template = recipe.model.chat_template
-    found = {
-        "path": model_folder,
-        "config": None,
-        "tokenizer": tokenizer_path(recipe.model),
-        "chat_template": None if template is None else str(Path(template).resolve()),
-    }
-    return recipe.model.model_copy(update=found)
-
-
 async def _start(
     cluster: Cluster, materials: Materials, algorithm: Algorithm
 ) -> tuple[EngineClient, LearnerClient]:
@@ -260,12 +181,22 @@ async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algo
     plan = LearnerPlan(
         model=local_model(recipe, materials.model_folder),
         learner=recipe.learner,
-        total_steps=recipe.schedule.num_steps * recipe.schedule.minibatches,
+        total_steps=recipe.schedule.num_steps * recipe.schedule.minibatches * recipe.schedule.inner_epochs,
         seed=recipe.seed,
         needs_reference=algorithm.needs_reference,
+        reference=_reference_model(recipe),
+        reference_resets=recipe.algorithm.reference_reset_every > 0,
+        critic=None if algorithm.value_loss is None else recipe.critic,
         entropy="gradient" if algorithm.needs_entropy else "metric",
     )
     return await cluster.learner(make_learner, {"plan": plan, "device": materials.device})
+
+
+def _reference_model(recipe: Recipe) -> ModelConfig | None:
+    if recipe.algorithm.reference is None:
+        return None
+    found = ModelConfig(path=recipe.algorithm.reference, dtype=recipe.model.dtype)
+    return found.model_copy(update={"path": prepare_model_folder(found, "", seed=0)})
 
 
 def make_learner(
@@ -335,18 +266,26 @@ def _placement(recipe: Recipe, parts: _Parts) -> Placement:
             return Colocated(engine=parts.engine, learner=parts.learner)
 
 
-def _annotators(parts: _Parts, minibatches: int) -> list[Annotator]:
+def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
     async def old(batch: Batch) -> Batch:
         return replace(batch, old_logprobs=await parts.learner.logprobs(batch))
 
     async def reference(batch: Batch) -> Batch:
-        return replace(batch, ref_logprobs=await parts.learner.logprobs(batch, reference=True))
+        logprobs = await parts.learner.logprobs(batch, reference=True)
+        return replace(batch, ref_logprobs=logprobs, teacher_logprobs=logprobs if distils else None)
 
+    async def values(batch: Batch) -> Batch:
+        before, last = await parts.learner.values(batch)
+        return replace(batch, values=before, last_values=last)
+
+    distils = parts.algorithm.distils
     chosen: list[Annotator] = []
-    if parts.algorithm.needs_old_logprobs(minibatches):
+    if parts.algorithm.needs_old_logprobs(num_updates):
         chosen.append(old)
     if parts.algorithm.needs_reference:
         chosen.append(reference)
+    if parts.algorithm.value_loss is not None:
+        chosen.append(values)
     return chosen
 
 

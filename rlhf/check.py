@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from rlhf.build import renderer_for
 from rlhf.config.schema import Recipe
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import DataError
+from rlhf.materials import renderer_for
 from rlhf.plan import derive_plan
 from rlhf.rollout.gold import GoldFinding, GoldReport, check_gold
 from rlhf.rollout.scoring import RewardPool

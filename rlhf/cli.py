@@ -89,12 +89,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from rlhf.config.loading import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    _prepend(arguments.code_dir)
     if arguments.dry_run:
         _print_plan(arguments.recipe, recipe)
         return 0
     from rlhf.execute import execute
 
-    _prepend(arguments.code_dir)
     return asyncio.run(execute(recipe, code_dir=arguments.code_dir.resolve(), fresh=arguments.fresh))
 
 

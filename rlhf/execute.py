@@ -24,7 +24,7 @@ from rlhf.telemetry.report import write_report
 from rlhf.telemetry.sinks import missing_package, read_metrics
 
 if TYPE_CHECKING:
-    from rlhf.build import Materials
+    from rlhf.materials import Materials
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
     from rlhf.cluster.transfer import choose_sync
     from rlhf.rollout.scoring import RewardPool
 
-    resolve(recipe.algorithm, max_tokens=recipe.sampling.max_tokens)
+    resolve(recipe)
     for package in recipe.telemetry.sinks:
         if importlib.util.find_spec(package) is None:
             raise missing_package(package)
@@ -133,7 +133,7 @@ def _check_room(recipe: Recipe, device: str) -> None:
 
 def prepare(recipe: Recipe, folder: RunFolder, view: LiveView) -> "Materials":
     """The model folder (made or found, after the cold start if the recipe has one) and all checked inputs."""
-    from rlhf.build import gather_materials, local_model, renderer_for
+    from rlhf.materials import gather_materials, local_model, renderer_for
     from rlhf.stages.sft import run_sft
 
     view.phase("preparing the model")

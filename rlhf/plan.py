@@ -32,14 +32,17 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
     per_minibatch = sequences // s.minibatches
     per_rank = -(-per_minibatch // learner.num_ranks)
     at_most = -(-per_rank // (learner.microbatch_tokens // row))
-    algorithm = resolve(recipe.algorithm, max_tokens=sampling.max_tokens)
+    algorithm = resolve(recipe)
     lines = [
         ("steps", f"{s.num_steps}"),
         (
             "sequences per step",
             f"{s.prompts_per_step} prompts x {s.samples_per_prompt} samples = {sequences}",
         ),
-        ("optimizer steps per step", f"{s.minibatches} mini-batches of {per_minibatch} sequences"),
+        (
+            "optimizer steps per step",
+            f"{s.inner_epochs} x {s.minibatches} mini-batches of {per_minibatch} sequences",
+        ),
         (
             "micro-batches per rank",
             f"at most {at_most} per mini-batch ({learner.num_ranks} ranks, {learner.microbatch_tokens} tokens each, "
@@ -50,7 +53,7 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
             f"({s.max_staleness} + 1) x {s.prompts_per_step} = {(s.max_staleness + 1) * s.prompts_per_step} groups",
         ),
         ("staleness bound", f"no token is trained more than {s.max_staleness} weight versions late"),
-        ("algorithm", f"{algorithm}"),
+        *algorithm.lines(),
         ("rewards", ", ".join(f"{r.weight:g} x {r.use}" for r in recipe.task.rewards)),
         ("learner", f"{learner.num_ranks} FSDP2 ranks, {recipe.model.dtype} compute, float32 master weights"),
         (

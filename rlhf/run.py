@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms.catalogue import Algorithm
 from rlhf.algorithms.correction import with_ess
+from rlhf.algorithms.kl import next_kl_coef
+from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
 from rlhf.data.prompts import PromptStream
@@ -22,6 +25,8 @@ from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
 from rlhf.telemetry.sinks import Sink
 from rlhf.types import TrajectoryGroup
+
+logger = logging.getLogger(__name__)
 
 Annotator = Callable[[Batch], Awaitable[Batch]]
 Evaluator = Callable[[], Awaitable[Mapping[str, float]]]
@@ -36,6 +41,8 @@ class RunState:
     """Sampled tokens trained on so far."""
     train_s: float = 0.0
     """Seconds of training so far, over all processes that worked on this run."""
+    kl_coef: float | None = None
+    """Weight of the KL where it is steered towards algorithm.kl_target."""
 
 
 @dataclass(slots=True)
@@ -90,9 +97,45 @@ class Run:
     _busy_mark: float = 0.0
     _discard_mark: dict[str, int] = field(default_factory=dict)
 
-    def minibatch_seed(self) -> int:
-        """Seed of this step's split into mini-batches."""
-        return sample_seed(self.recipe.seed, "minibatches", 0, self.state.step)
+    def minibatch_seeds(self) -> list[int]:
+        """Seed of this step's split into mini-batches, for each pass over them."""
+        passes = range(self.recipe.schedule.inner_epochs)
+        return [sample_seed(self.recipe.seed, "minibatches", epoch, self.state.step) for epoch in passes]
+
+    def current_algorithm(self) -> Algorithm:
+        """The algorithm as it stands at this step."""
+        coef = self.state.kl_coef
+        return self.algorithm if coef is None else self.algorithm.with_kl_coef(coef)
+
+    async def update(self, minibatches: Sequence[Batch], algorithm: Algorithm) -> dict[str, float]:
+        """Train critic and policy on the mini-batches, and what follows from the step; returns its metrics."""
+        config, number = self.recipe.algorithm, self.state.step + 1
+        measured: dict[str, float] = {}
+        if algorithm.value_loss is not None:
+            measured |= (await self.learner.update_critic(minibatches, algorithm.value_loss)).values
+        if algorithm.value_loss is None or number > self.recipe.critic.pretrain_steps:
+            measured |= (await self.learner.update(minibatches, algorithm.loss)).values
+        if config.reference_reset_every and number % config.reference_reset_every == 0:
+            await self.learner.reset_reference()
+        if self.state.kl_coef is not None and "update/kl" in measured:
+            measured["update/kl_coef"] = self.state.kl_coef
+            self.state.kl_coef = next_kl_coef(
+                self.state.kl_coef,
+                measured["update/kl"],
+                target=config.kl_target or 1.0,
+                horizon=config.kl_horizon,
+                num_samples=self.recipe.schedule.prompts_per_step * self.recipe.schedule.samples_per_prompt,
+            )
+        masked = measured.get("mismatch/masked_share", 0.0)
+        if masked > config.masked_share_warning:
+            logger.warning(
+                "step %d: off-policy masks dropped %.0f %% of the trained tokens (algorithm.masked_share_warning: "
+                "%g). Lower schedule.max_staleness or learner.lr, or widen the bounds of algorithm.correction.",
+                number,
+                100 * masked,
+                config.masked_share_warning,
+            )
+        return measured
 
     def advance(self, groups: Sequence[TrajectoryGroup]) -> None:
         """Count the step: its groups are trained and their weights are live."""
@@ -122,7 +165,7 @@ class Run:
         self.state.train_s += spent["step_s"]
         metrics = dict(self.reward.metrics())
         metrics |= rollout_metrics(groups, version=self.state.step - 1)
-        metrics |= with_ess(measured)
+        metrics |= with_explained_variance(with_ess(measured))
         metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
         metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
         metrics |= self._buffer_metrics(spent)
@@ -191,7 +234,7 @@ def row_advantages(groups: Sequence[TrajectoryGroup], batch: Batch) -> list[list
 
 def vars_of(state: RunState) -> dict[str, Any]:
     """The state as JSON-able values."""
-    return {"step": state.step, "num_tokens": state.num_tokens, "train_s": state.train_s}
+    return asdict(state)
 
 
 def load_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:

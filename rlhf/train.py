@@ -30,18 +30,20 @@ async def train(run: Run) -> None:
                 with clock.time("logprobs_s"):
                     for annotate in run.annotators:
                         batch = await annotate(batch)
-                batch = run.algorithm.add_advantages(batch)
+                algorithm = run.current_algorithm()
+                batch = algorithm.add_advantages(batch)
                 minibatches = [
-                    run.algorithm.add_loss_weights(part)
-                    for part in split_minibatches(batch, schedule.minibatches, seed=run.minibatch_seed())
+                    algorithm.add_loss_weights(part, seed=seed)
+                    for seed in run.minibatch_seeds()
+                    for part in split_minibatches(batch, schedule.minibatches, seed=seed)
                 ]
                 with clock.time("update_s"):
-                    update = await run.learner.update(minibatches, run.algorithm.loss)
+                    updated = await run.update(minibatches, algorithm)
             with clock.time("sync_s"):
                 synced = await run.sync.publish(run.state.step + 1)
             run.advance(groups)
             await run.evaluate()
-            run.log(groups, batch, {**update.values, **synced})
+            run.log(groups, batch, {**updated, **synced})
             await run.checkpoint()
             run.buffer.release()
     finally:

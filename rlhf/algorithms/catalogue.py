@@ -1,68 +1,98 @@
-"""Names and the bundles they stand for. Adding an algorithm is one function and one entry here."""
+"""From the section `algorithm` of a recipe to functions: one record holds all that an algorithm is."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.advantages import group_relative
-from rlhf.algorithms.kl import KL_ESTIMATORS
+from rlhf.algorithms.correction import CORRECTIONS, Correction
+from rlhf.algorithms.estimators import ADVANTAGES, AdvantageFunction, returns, whiten
+from rlhf.algorithms.kl import KL_ESTIMATORS, KlEstimator
 from rlhf.algorithms.losses import PolicyLoss
+from rlhf.algorithms.policy_terms import POLICIES
 from rlhf.algorithms.reduce import AGGREGATIONS, Aggregation, loss_weights
+from rlhf.algorithms.token_rewards import kl_token_rewards
+from rlhf.algorithms.value_loss import ValueLoss
 from rlhf.batch import Batch
-from rlhf.config.schema import AlgorithmConfig
+from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.schema import Recipe
 from rlhf.errors import ConfigError
+from rlhf.importing import load_function
 
-AdvantageFunction = Callable[[Batch], Tensor]
-"""Whole step -> advantages [N], 0 where not trained."""
+_WITH_CRITIC = frozenset({"gae"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """All that tells one algorithm from another. A record, never subclassed; it pickles."""
+    """All that tells one algorithm from another. A record, never subclassed."""
 
     name: str
     advantages: AdvantageFunction
+    """Whole step -> advantages [N]; its settings are bound."""
     loss: PolicyLoss
     aggregation: Aggregation
     loss_normaliser: float | None = None
+    whiten: bool = False
     mask_truncated: bool = False
+    kl_in_reward: float | None = None
+    """Coefficient of the KL penalty on every token's reward; None: there is none."""
+    value_loss: ValueLoss | None = None
+    """None: there is no critic."""
+    returns: AdvantageFunction | None = None
+    """What the critic is trained towards."""
+    distils: bool = False
+    """The reference is the teacher that the advantages read."""
 
-    def __str__(self) -> str:
-        """The whole bundle in one line, for the printed plan."""
-        fields = {
-            "aggregation": self.aggregation,
-            "loss_normaliser": self.loss_normaliser,
-            **asdict(self.loss),
-            "mask_truncated": self.mask_truncated,
-        }
-        settings = ", ".join(f"{key} {value}" for key, value in fields.items() if value is not None)
-        return f"{self.name} ({settings})"
+    @property
+    def kl_coef(self) -> float:
+        """Weight of the KL to the reference, wherever it acts."""
+        return self.loss.kl_coef if self.kl_in_reward is None else self.kl_in_reward
+
+    def with_kl_coef(self, coef: float) -> "Algorithm":
+        """The same algorithm with another weight of the KL."""
+        if self.kl_in_reward is not None:
+            return replace(self, kl_in_reward=coef)
+        return replace(self, loss=replace(self.loss, kl_coef=coef))
 
     @property
     def needs_reference(self) -> bool:
         """The batch must carry ref_logprobs."""
-        return self.loss.kl_coef > 0
+        return self.kl_coef > 0 or self.distils
 
     @property
     def needs_entropy(self) -> bool:
         """The loss needs the entropy with its gradient, not only as a metric."""
         return self.loss.entropy_coef != 0
 
-    def needs_old_logprobs(self, num_minibatches: int) -> bool:
-        """The batch must carry old_logprobs: only with several updates per batch; with one, old = current."""
-        return num_minibatches > 1
+    def needs_old_logprobs(self, num_updates: int) -> bool:
+        """The batch must carry old_logprobs: with one update per batch old = current, but advantages come before."""
+        return num_updates > 1 or self.kl_in_reward is not None or self.distils
 
     def add_advantages(self, batch: Batch) -> Batch:
-        """The whole step with `advantages` filled in. Groups must be complete: call it before any split."""
-        return replace(batch, advantages=self.advantages(batch))
+        """The whole step with `advantages`, and `returns` for a critic. Groups must be complete: before any split."""
+        if self.kl_in_reward is not None:
+            penalty = kl_token_rewards(batch, kl_coef=self.kl_in_reward, estimator=self.loss.kl_estimator)
+            batch = replace(batch, token_rewards=penalty)
+        advantages = self.advantages(batch)
+        if advantages.shape != batch.rollout_logprobs.shape:
+            raise ConfigError(
+                f"algorithm.advantages gave a tensor of shape {tuple(advantages.shape)}, expected one number for "
+                f"each of the {batch.num_tokens} tokens of the batch."
+            )
+        if self.whiten:
+            advantages = whiten(advantages, batch)
+        return replace(
+            batch, advantages=advantages, returns=None if self.returns is None else self.returns(batch)
+        )
 
-    def add_loss_weights(self, minibatch: Batch) -> Batch:
-        """One optimizer batch with `loss_weights` filled in: before micro-batches and ranks.
+    def add_loss_weights(self, minibatch: Batch, *, seed: int = 0) -> Batch:
+        """One optimizer batch with all that its loss needs from the whole of it: before micro-batches and ranks.
 
         Rows that were not gradable, and truncated ones under `mask_truncated`, count as empty.
         """
@@ -70,70 +100,147 @@ class Algorithm:
         if self.mask_truncated:
             kept = kept & ~minibatch.truncated
         weights = loss_weights(minibatch, self.aggregation, normaliser=self.loss_normaliser, kept=kept)
-        return replace(minibatch, loss_weights=weights)
+        return self.loss.prepare(replace(minibatch, loss_weights=weights), seed=seed)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(what, which) for the printed plan."""
+        bound = cast("partial[Tensor]", self.advantages)
+        settings = {"whiten": self.whiten, "mask_truncated": self.mask_truncated}
+        estimator = {**bound.keywords, **{key: True for key, is_on in settings.items() if is_on}}
+        loss = {
+            k: v for k, v in asdict(self.loss).items() if not k.startswith("kl") and v not in (None, 0.0, ())
+        }
+        loss |= dict(loss.pop("policy_kwargs", ()))
+        if self.loss.correction != "none":
+            loss["correction"] = f"{self.loss.correction} {list(self.loss.bounds)}"
+        weights = self.aggregation + (f" (C {self.loss_normaliser:g})" if self.loss_normaliser else "")
+        kl = f"{self.kl_coef:g} x {self.loss.kl_estimator} in the {'loss' if self.kl_in_reward is None else 'reward'}"
+        lines = [
+            ("algorithm", self.name),
+            ("  advantages", _listed(getattr(bound.func, "__name__", str(bound.func)), estimator)),
+            ("  loss", _listed(str(loss.pop("policy")), loss)),
+            ("  aggregation", weights),
+            ("  KL to reference", kl if self.kl_coef else "none"),
+        ]
+        if self.value_loss is not None:
+            towards = cast("partial[Tensor]", self.returns).keywords
+            lines.append(("  critic", _listed("value loss", {"clip": self.value_loss.clip, **towards})))
+        return lines
 
 
-CATALOGUE: Mapping[str, Algorithm] = {
-    algorithm.name: algorithm
-    for algorithm in (
-        Algorithm(
-            name="grpo",
-            advantages=partial(group_relative, normalise=True),
-            loss=PolicyLoss(clip_low=0.2, clip_high=0.2),
-            aggregation="seq_mean_token_mean",
-        ),
-        Algorithm(
-            name="dr_grpo",
-            advantages=partial(group_relative, normalise=False),
-            loss=PolicyLoss(clip_low=0.2, clip_high=0.2),
-            aggregation="seq_mean_token_sum_norm",
-        ),
+def resolve(recipe: Recipe) -> Algorithm:
+    """The algorithm of a recipe. Raises ConfigError, with the key, for what is unknown or cannot mean anything."""
+    config = recipe.algorithm
+    _known("algorithm.aggregation", config.aggregation, AGGREGATIONS)
+    _check_combinations(config)
+    estimator = _chosen("algorithm.advantages", config.advantages, ADVANTAGES)
+    settings = dict(config.advantage_kwargs)
+    if config.advantages == "gdpo":
+        settings.setdefault(
+            "weights", tuple(reward.weight for reward in recipe.task.rewards if not reward.gate)
+        )
+    _check_settings("algorithm.advantage_kwargs", estimator, settings)
+    normaliser = None
+    if config.aggregation == "seq_mean_token_sum_norm":
+        normaliser = config.loss_normaliser or float(recipe.sampling.max_tokens)
+    has_critic = config.advantages in _WITH_CRITIC
+    shared = {key: settings[key] for key in ("gamma", "bootstrap_truncated") if key in settings}
+    return Algorithm(
+        name=config.name,
+        advantages=partial(estimator, **settings),
+        loss=_policy_loss(config),
+        aggregation=cast("Aggregation", config.aggregation),
+        loss_normaliser=normaliser,
+        whiten=config.whiten,
+        mask_truncated=config.mask_truncated,
+        kl_in_reward=config.kl_coef if config.kl_in == "reward" and config.kl_coef else None,
+        value_loss=ValueLoss(clip=recipe.critic.value_clip) if has_critic else None,
+        returns=partial(returns, lam=recipe.critic.lam, **shared) if has_critic else None,
+        distils=config.advantages == "distill",
     )
-}
 
 
-def resolve(config: AlgorithmConfig, *, max_tokens: int) -> Algorithm:
-    """The bundle that `config.name` stands for, with its overrides.
+def _policy_loss(config: AlgorithmConfig) -> PolicyLoss:
+    in_loss = config.kl_in == "loss"
+    kl_estimator = config.kl_estimator or ("k3_unbiased" if in_loss else "k1")
+    _known("algorithm.kl_estimator", kl_estimator, KL_ESTIMATORS)
+    _known("algorithm.correction", config.correction, CORRECTIONS)
+    _chosen("algorithm.policy", config.policy, POLICIES)
+    try:
+        return PolicyLoss(
+            policy=_portable(config.policy),
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            policy_kwargs=tuple(config.policy_kwargs.items()),
+            old_from=config.old_from,
+            log_ratio_limit=config.log_ratio_limit,
+            correction=cast("Correction", config.correction),
+            correction_floor=config.correction_floor,
+            correction_cap=config.correction_cap,
+            opsm_delta=config.opsm_delta,
+            kl_coef=config.kl_coef if in_loss else 0.0,
+            kl_estimator=cast("KlEstimator", kl_estimator),
+            kl_ratio_from=config.kl_ratio_from,
+            entropy_coef=config.entropy_coef,
+            positive_nll_coef=config.positive_nll_coef,
+        )
+    except ValueError as error:
+        raise ConfigError(f"algorithm.{error}") from error
 
-    `max_tokens` (sampling.max_tokens) is the constant C of `seq_mean_token_sum_norm` unless one is given.
-    Raises ConfigError for an unknown name and for an override that would have no effect.
-    """
-    base = CATALOGUE[_known("algorithm.name", config.name, CATALOGUE)]
-    given = {name: value for name, value in config.model_dump().items() if value is not None}
-    if "kl_estimator" in given:
-        _known("algorithm.kl_estimator", given["kl_estimator"], KL_ESTIMATORS)
-    if "aggregation" in given:
-        _known("algorithm.aggregation", given["aggregation"], AGGREGATIONS)
-    loss = replace(base.loss, **_fields(given, PolicyLoss))
-    algorithm = replace(base, loss=loss, **_fields(given, Algorithm))
-    if algorithm.aggregation == "seq_mean_token_sum_norm":
-        algorithm = replace(algorithm, loss_normaliser=given.get("loss_normaliser", float(max_tokens)))
-    _check_combinations(algorithm, given)
-    return algorithm
 
-
-def _fields(given: Mapping[str, Any], record: type) -> dict[str, Any]:
-    names = cast("Mapping[str, Any]", record.__dataclass_fields__)  # type: ignore[attr-defined]
-    return {name: value for name, value in given.items() if name in names}
-
-
-def _check_combinations(algorithm: Algorithm, given: Mapping[str, Any]) -> None:
-    if "loss_normaliser" in given and algorithm.aggregation != "seq_mean_token_sum_norm":
+def _check_combinations(config: AlgorithmConfig) -> None:
+    if config.loss_normaliser is not None and config.aggregation != "seq_mean_token_sum_norm":
         raise ConfigError(
-            f"algorithm.loss_normaliser is {given['loss_normaliser']} but algorithm.aggregation is "
-            f"{algorithm.aggregation}, which has no constant. "
+            f"algorithm.loss_normaliser is {config.loss_normaliser} but algorithm.aggregation is "
+            f"{config.aggregation}, which has no constant. "
             "Remove the first, or set algorithm.aggregation: seq_mean_token_sum_norm."
         )
-    if "correction_cap" in given and algorithm.loss.correction == "none":
+    if config.correction_cap is not None and config.correction == "none":
         raise ConfigError(
-            f"algorithm.correction_cap is {given['correction_cap']} but algorithm.correction is none. "
+            f"algorithm.correction_cap is {config.correction_cap} but algorithm.correction is none. "
             "Remove the cap, or set correction: token_tis."
         )
-    if algorithm.loss.kl_coef > 0 and algorithm.loss.kl_estimator == "k1":
+    if config.kl_coef > 0 and config.kl_in == "loss" and config.kl_estimator == "k1":
         raise ConfigError(
-            f"algorithm.kl_estimator is k1 and algorithm.kl_coef is {algorithm.loss.kl_coef}: as a loss term "
-            "k1 has an expected gradient of 0. Use k2, k3, k3_st or k3_unbiased."
+            f"algorithm.kl_estimator is k1 and algorithm.kl_coef is {config.kl_coef}: as a loss term "
+            "k1 has an expected gradient of 0. Use k2, k3, k3_st or k3_unbiased, or set kl_in: reward."
         )
+    if config.kl_in == "reward" and config.kl_estimator in ("k3_st", "k3_unbiased"):
+        raise ConfigError(
+            f"algorithm.kl_estimator is {config.kl_estimator} and algorithm.kl_in is reward: a reward has no "
+            "gradient, which is all that this estimator changes. Use k1, k2 or k3."
+        )
+    for key in ("kl_target", "reference_reset_every"):
+        if getattr(config, key) and not config.kl_coef:
+            raise ConfigError(
+                f"algorithm.{key} is {getattr(config, key)} but algorithm.kl_coef is 0: no KL is taken. "
+                "Remove the first, or set kl_coef."
+            )
+
+
+def _chosen(key: str, name: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The function of that name, or the user's own."""
+    return load_function(name, key=key) if ":" in name else names[_known(key, name, names)]
+
+
+def _portable(spec: str) -> str:
+    """`spec` as other processes, with other working folders, can load it."""
+    file, colon, attribute = spec.rpartition(":")
+    return f"{Path(file).resolve()}{colon}{attribute}" if file.endswith(".py") else spec
+
+
+def _check_settings(key: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(settings) - set(known)):
+        takes = ", ".join(known) or "no settings"
+        raise ConfigError(f"{key}: found {', '.join(unknown)}; {function.__name__} takes {takes}.")
+    needed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    if missing := sorted(needed - set(settings)):
+        raise ConfigError(f"{key}: {function.__name__} needs {', '.join(missing)}, which has no default.")
 
 
 def _known(key: str, name: str, names: Iterable[str]) -> str:
@@ -142,3 +249,8 @@ def _known(key: str, name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ConfigError(f"{key}: found {name!r}. {hint}Known: {', '.join(names)}.")
+
+
+def _listed(name: str, settings: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return f"{name} ({listed})" if listed else name

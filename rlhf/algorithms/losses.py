@@ -30,6 +30,7 @@ from rlhf.algorithms.policy_terms import (
     trained_tokens,
 )
 from rlhf.batch import Batch
+from rlhf.importing import load_function
 from rlhf.interfaces import LossOutput
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -48,7 +49,7 @@ class PolicyLoss:
     """
 
     policy: str | PolicyTerm = "ppo"
-    """A name of POLICIES, or a term with the same signature."""
+    """A name of POLICIES, a term with the same signature, or `module:attribute` or `file.py:attribute` of one."""
     clip_low: float | None = None
     """None: the default of the policy; the same for clip_high and dual_clip."""
     clip_high: float | None = None
@@ -73,7 +74,7 @@ class PolicyLoss:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning before a run starts."""
-        if isinstance(self.policy, str) and self.policy not in POLICIES:
+        if isinstance(self.policy, str) and ":" not in self.policy and self.policy not in POLICIES:
             raise ValueError(f"policy: found {self.policy!r}, expected one of {', '.join(POLICIES)}")
         parameters = inspect.signature(self.term).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -125,7 +126,10 @@ class PolicyLoss:
     @property
     def term(self) -> PolicyTerm:
         """The function behind `policy`."""
-        return POLICIES[self.policy] if isinstance(self.policy, str) else self.policy
+        if not isinstance(self.policy, str):
+            return self.policy
+        # By name, so that every rank loads the file itself.
+        return POLICIES.get(self.policy) or load_function(self.policy, key="algorithm.policy")
 
     @property
     def bounds(self) -> Bounds:

@@ -45,28 +45,31 @@ class ValueLoss:
         missed = (returns - new).detach()
         count = loss.new_tensor(trained.numel())
         tops = {
-            "value/clip_share": caught.sum(),
-            "value/mean": new.detach().sum(),
-            "value/return_mean": returns.sum(),
-            "value/return_square_mean": returns.square().sum(),
-            "value/error_mean": missed.sum(),
-            "value/error_square_mean": missed.square().sum(),
+            "critic/clip_share": caught.sum(),
+            "critic/value_mean": new.detach().sum(),
+            "critic/return_mean": returns.sum(),
+            "critic/return_square_mean": returns.square().sum(),
+            "critic/error_mean": missed.sum(),
+            "critic/error_square_mean": missed.square().sum(),
         }
         sums = {name: (top.to(loss.dtype), count) for name, top in tops.items()}
-        sums["value/loss"] = (loss.detach(), weights.sum().to(loss.dtype))
+        sums["critic/loss"] = (loss.detach(), weights.sum().to(loss.dtype))
         return LossOutput(loss=loss, sums=sums)
 
 
 def with_explained_variance(values: Mapping[str, float]) -> dict[str, float]:
-    """`values` with `value/explained_variance` = 1 - Var(R - V) / Var(R) in place of its parts.
+    """`values` with `critic/explained_variance` = 1 - Var(R - V) / Var(R) in place of its parts.
 
     Formed here, after the reduction over ranks. Left out where all returns are equal: nothing to explain.
     """
     finished = dict(values)
-    square = finished.pop("value/return_square_mean", None)
-    error_square, error = finished.pop("value/error_square_mean", 0.0), finished.get("value/error_mean", 0.0)
+    square = finished.pop("critic/return_square_mean", None)
+    error_square, error = (
+        finished.pop("critic/error_square_mean", 0.0),
+        finished.get("critic/error_mean", 0.0),
+    )
     if square is not None:
-        variance = square - finished["value/return_mean"] ** 2
+        variance = square - finished["critic/return_mean"] ** 2
         if variance > 1e-12 * square:
-            finished["value/explained_variance"] = 1 - (error_square - error**2) / variance
+            finished["critic/explained_variance"] = 1 - (error_square - error**2) / variance
     return finished

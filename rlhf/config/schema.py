@@ -5,27 +5,11 @@ Units are in the names: `_s` seconds, `num_` counts, `max_tokens` tokens, stalen
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class LoraConfig(Section):
-    """Low-rank adapters through peft; the base stays frozen and serves as the reference."""
-
-    rank: PositiveInt = 16
-    alpha: Positive = 32.0
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Module names that get an adapter."""
+from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
+from rlhf.config.presets import lay_over_preset
+from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 
 
 class ModelConfig(Section):
@@ -118,26 +102,6 @@ class TaskConfig(Section):
     """Stop the run when a larger share of the last 200 samples was not gradable."""
 
 
-class AlgorithmConfig(Section):
-    """A named bundle from the catalogue and what is overridden in it (None: the bundle's value)."""
-
-    name: str = "grpo"
-    clip_low: Positive | None = None
-    clip_high: Positive | None = None
-    aggregation: str | None = None
-    loss_normaliser: Positive | None = None
-    """The constant C of `seq_mean_token_sum_norm`."""
-    kl_coef: NonNegative | None = None
-    """Weight of the KL term to the frozen reference; above 0 the reference is held and evaluated."""
-    kl_estimator: str | None = None
-    entropy_coef: float | None = None
-    correction: Literal["none", "token_tis"] | None = None
-    """Importance weight for learner/engine mismatch and staleness."""
-    correction_cap: Positive | None = None
-    mask_truncated: bool | None = None
-    """Leave truncated rows out of the loss (they stay in the baseline)."""
-
-
 class SamplingConfig(Section):
     """How training trajectories are drawn."""
 
@@ -157,7 +121,9 @@ class ScheduleConfig(Section):
     prompts_per_step: PositiveInt = 32
     samples_per_prompt: PositiveInt = 8
     minibatches: PositiveInt = 1
-    """Optimizer steps per loop step."""
+    """Optimizer steps per pass over the batch of a step."""
+    inner_epochs: PositiveInt = 1
+    """Passes over the batch of a step."""
     max_staleness: Count = 0
     """0 synchronous, 1 one-step-off, k asynchronous: no token is trained more than k weight versions late."""
     drop_zero_variance: bool = False
@@ -186,28 +152,6 @@ class LearnerConfig(Section):
     activation_checkpointing: bool = False
     threads: PositiveInt = 1
     """CPU threads per rank."""
-
-
-class CriticConfig(Section):
-    """The critic of algorithms with a value function: a network like the policy, with a scalar head.
-
-    It starts from the policy's first weights; ranks, micro-batches and the rest of AdamW are the learner's.
-    """
-
-    lr: Positive = 1e-5
-    weight_decay: NonNegative = 0.0
-    max_grad_norm: Positive | None = 1.0
-    warmup_steps: Count = 0
-    """Optimizer steps of the learning rate's rise."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    min_lr_ratio: Fraction = 0.0
-    """Final learning rate as a share of `lr` (linear, cosine)."""
-    value_clip: Positive | None = 0.5
-    """Furthest a value may move from that before the update and still lower the loss; None: any."""
-    pretrain_steps: Count = 0
-    """Loop steps at the start in which only the critic is trained."""
-    lora: LoraConfig | None = None
-    """Train adapters (and the head) instead of the whole critic; independent of model.lora."""
 
 
 class EngineConfig(Section):
@@ -340,6 +284,11 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return lay_over_preset(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":

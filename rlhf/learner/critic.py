@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.batch import Batch
-from rlhf.config.schema import CriticConfig, LearnerConfig
+from rlhf.config.algorithm import CriticConfig
+from rlhf.config.schema import LearnerConfig
 from rlhf.learner.forward import Inputs, decode, prepare, spread
 
 

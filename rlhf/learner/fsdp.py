@@ -73,8 +73,9 @@ class FsdpLearner:
             self._log("critic", self.critic)
         self.reference: PackedPolicy | None = None
         self._reference_parameters: dict[str, torch.nn.Parameter] = {}
-        if plan.needs_reference and plan.model.lora is None:
-            self.reference = self._sharded(plan.model, self._as_policy).requires_grad_(False)
+        if plan.needs_reference and (plan.model.lora is None or plan.reference is not None):
+            frozen = plan.reference or plan.model
+            self.reference = self._sharded(frozen, self._as_policy).requires_grad_(False)
             self._reference_parameters = dict(self.reference.model.named_parameters())
         self.sender: WeightSender | None = None
 
@@ -131,11 +132,11 @@ class FsdpLearner:
         """[N] per micro-batch, on the CPU: log-probability of each trained token, 0 elsewhere."""
         policy: PackedPolicy = self.policy.module
         base: AbstractContextManager[None] = nullcontext()
-        if reference and self.plan.model.lora is not None:
-            base = adapters_off(policy.model)
-        elif reference:
-            assert self.reference is not None, "LearnerPlan.needs_reference was False"
+        if reference and self.reference is not None:
             policy = self.reference
+        elif reference:
+            assert self.plan.model.lora is not None, "LearnerPlan.needs_reference was False"
+            base = adapters_off(policy.model)
         with base, inference(policy):
             return [score_tokens(policy, b.to(self.device), "none").logprobs.cpu() for b in microbatches]
 

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rlhf.config.schema import LoraConfig, ModelConfig
+from rlhf.config.algorithm import LoraConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.errors import ModelError
 from rlhf.learner.attention import PACKED
 from rlhf.learner.cpu_layers import use_cpu_layers

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf.config.schema import CriticConfig, LearnerConfig, ModelConfig
+from rlhf.config.algorithm import CriticConfig
+from rlhf.config.schema import LearnerConfig, ModelConfig
 
 EntropyMode = Literal["none", "metric", "gradient"]
 """Whether entropy is computed, and whether gradients flow through it."""
@@ -32,6 +33,8 @@ class LearnerPlan:
     seed: int = 0
     needs_reference: bool = False
     """Hold the initial weights frozen (LoRA holds them anyway)."""
+    reference: ModelConfig | None = None
+    """What the frozen reference is loaded from instead; None: `model`."""
     reference_resets: bool = False
     """The reference will be set to the policy now and then, so checkpoints hold it. Not with LoRA."""
     critic: CriticConfig | None = None

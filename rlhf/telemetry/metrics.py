@@ -66,6 +66,7 @@ _DECLARED = (
     Metric("update/ratio_max", "max", "", "Largest probability ratio new/old over trained tokens."),
     Metric("update/ratio_mean", "mean", "", "Mean probability ratio new/old over trained tokens."),
     Metric("update/kl", "mean", "nats", "KL divergence to the frozen reference."),
+    Metric("update/kl_coef", "last", "", "Weight of that KL, where it is steered."),
     Metric("update/kl_old", "mean", "nats", "KL divergence to the policy before this step's updates."),
     Metric("update/advantages_std", "mean", "", "Standard deviation of the advantages."),
     Metric("update/masked_share", "mean", "share", "Share of sampled tokens left out of the loss."),
@@ -97,16 +98,18 @@ _DECLARED = (
     Metric("mismatch/capped_share", "mean", "share", "Share of tokens whose importance weight was capped."),
     Metric("mismatch/masked_share", "mean", "share", "Share of tokens that an off-policy mask dropped."),
     Metric("mismatch/masked_share/*", "mean", "share", "Share of tokens that this mask dropped."),
-    Metric("value/loss", "mean", "", "The minimised value loss of the critic."),
-    Metric("value/clip_share", "mean", "share", "Share of tokens whose value was clipped."),
-    Metric("value/mean", "mean", "", "Mean value of trained tokens."),
-    Metric("value/return_mean", "mean", "", "Mean return of trained tokens."),
+    Metric("critic/loss", "mean", "", "The minimised value loss of the critic."),
+    Metric("critic/clip_share", "mean", "share", "Share of tokens whose value was clipped."),
+    Metric("critic/value_mean", "mean", "", "Mean value of trained tokens."),
+    Metric("critic/return_mean", "mean", "", "Mean return of trained tokens."),
     Metric(
-        "value/return_square_mean", "mean", "", "Mean squared return; part of `value/explained_variance`."
+        "critic/return_square_mean", "mean", "", "Mean squared return; part of `critic/explained_variance`."
     ),
-    Metric("value/error_mean", "mean", "", "Mean of return - value."),
-    Metric("value/error_square_mean", "mean", "", "Mean of its square; part of `value/explained_variance`."),
-    Metric("value/explained_variance", "mean", "share", "1 - Var(return - value) / Var(return)."),
+    Metric("critic/error_mean", "mean", "", "Mean of return - value."),
+    Metric(
+        "critic/error_square_mean", "mean", "", "Mean of its square; part of `critic/explained_variance`."
+    ),
+    Metric("critic/explained_variance", "mean", "share", "1 - Var(return - value) / Var(return)."),
     Metric("buffer/staleness_max", "max", "versions", "Age of the oldest token trained on."),
     Metric("buffer/staleness_mean", "mean", "versions", "Mean age of the tokens trained on."),
     Metric("buffer/head_wait_s", "sum", "s", "Wait for the oldest group while younger ones were finished."),

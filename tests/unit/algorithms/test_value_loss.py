@@ -94,7 +94,7 @@ def test_the_gradient_is_gone_only_where_the_clipped_branch_is_the_larger():
     for value, slope in ((1.0, 0.0), (-1.0, -4.0), (0.3, -2.7)):
         _, gradient, sums = run(ValueLoss(clip=0.5), torch.full((n,), value).double(), batch)
         assert gradient.tolist() == pytest.approx([slope] * n)
-        assert sums["value/clip_share"] == (n if slope == 0 else 0, n)
+        assert sums["critic/clip_share"] == (n if slope == 0 else 0, n)
 
 
 def test_explained_variance_is_formed_from_the_reduced_sums():
@@ -103,15 +103,15 @@ def test_explained_variance_is_formed_from_the_reduced_sums():
     means = with_explained_variance({name: (n / d).item() for name, (n, d) in sums.items()})
     returns, missed = (x[batch.loss_mask] for x in (batch.returns, batch.returns - values))
     expected = 1 - missed.var(correction=0) / returns.var(correction=0)
-    assert means["value/explained_variance"] == pytest.approx(expected.item())
+    assert means["critic/explained_variance"] == pytest.approx(expected.item())
     assert not [name for name in means if name.endswith("square_mean")]
     for name in means:
         declared(name)
     level = with_explained_variance(
-        {"value/return_mean": 2.0, "value/return_square_mean": 4.0, "value/error_mean": 0.0,
-         "value/error_square_mean": 1.0}
+        {"critic/return_mean": 2.0, "critic/return_square_mean": 4.0, "critic/error_mean": 0.0,
+         "critic/error_square_mean": 1.0}
     )  # fmt: skip
-    assert level == {"value/return_mean": 2.0, "value/error_mean": 0.0}
+    assert level == {"critic/return_mean": 2.0, "critic/error_mean": 0.0}
     assert with_explained_variance({"update/loss": 1.0}) == {"update/loss": 1.0}
 
 

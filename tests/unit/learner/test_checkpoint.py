@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.config.schema import CriticConfig, LoraConfig, ModelConfig
+from rlhf.config.algorithm import CriticConfig, LoraConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner.fsdp import FsdpLearner, RankPlace
 from tests.tiny import save_tiny, tiny_config

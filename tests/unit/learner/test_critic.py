@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.batch import Batch
-from rlhf.config.schema import CriticConfig, LoraConfig, ModelConfig
+from rlhf.config.algorithm import CriticConfig, LoraConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.errors import LearnerError
 from rlhf.interfaces import LossOutput
 from rlhf.learner.attention import PACKED

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.config.schema import LoraConfig, ModelConfig
+from rlhf.config.algorithm import LoraConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.errors import ConfigError, LearnerError
 from rlhf.interfaces import LossOutput
 from rlhf.learner.fsdp import FsdpLearner, RankPlace

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.config.schema import LoraConfig, ModelConfig
+from rlhf.config.algorithm import LoraConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.errors import ModelError
 from rlhf.learner.model import build_model
 from tests.tiny import tiny_config

@@ -1,0 +1,104 @@
+"""The sections `algorithm` and `critic` of a recipe: what is optimised, free of how it is run."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from rlhf.config.presets import preset_values
+from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
+
+
+class AlgorithmConfig(Section):
+    """A preset by name, and what is set beside it: a key written here wins over the preset."""
+
+    name: str = "grpo"
+    """A preset (rlhf/config/presets.py): what it sets is printed by `--dry-run`."""
+    advantages: str = "grpo"
+    """An estimator (rlhf/algorithms/estimators.py), or `module:attribute` or `file.py:attribute` of your own."""
+    advantage_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the estimator, for example {gamma: 1.0, lam: 0.95} of gae."""
+    whiten: bool = False
+    """Whiten the advantages over all trained tokens of the step, as a last move."""
+    policy: str = "ppo"
+    """A policy term (rlhf/algorithms/policy_terms.py), or `module:attribute` or `file.py:attribute`."""
+    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the policy term beside the clips, for example {tau_negative: 1.1} of sapo."""
+    clip_low: Positive | None = None
+    """None: the policy term's own; the same for clip_high and dual_clip."""
+    clip_high: Positive | None = None
+    dual_clip: Positive | None = None
+    log_ratio_limit: Positive | None = 20.0
+    """Log-ratios are clamped to +- this before exp; None: not at all."""
+    old_from: Literal["learner", "rollout"] = "learner"
+    """The old policy of the ratio: the learner's before the update, or the engine's log-probabilities as they are."""
+    aggregation: str = "seq_mean_token_mean"
+    loss_normaliser: Positive | None = None
+    """The constant C of `seq_mean_token_sum_norm`; None: sampling.max_tokens."""
+    kl_coef: NonNegative = 0.0
+    """Weight of the KL to the frozen reference; above 0 the reference is held and evaluated."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    kl_estimator: str | None = None
+    """None: k3_unbiased in the loss, k1 in the reward."""
+    kl_ratio_from: Literal["learner", "rollout"] = "learner"
+    """The old policy in the ratio of k3_unbiased."""
+    kl_target: Positive | None = None
+    """KL per token towards which kl_coef is steered, step by step; None: kl_coef stays."""
+    kl_horizon: Positive = 10_000.0
+    """Samples over which the steering acts."""
+    reference: str | None = None
+    """Model folder or hub name of the frozen reference, which is the teacher of `advantages: distill`.
+    None: the model before training."""
+    reference_reset_every: Count = 0
+    """Steps after which the policy becomes the reference; 0: never."""
+    entropy_coef: float = 0.0
+    positive_nll_coef: NonNegative = 0.0
+    """Weight of the mean negative log-likelihood of positively rewarded rows (VAPO)."""
+    correction: str = "token_tis"
+    """Weight or mask for learner/engine mismatch and staleness (rlhf/algorithms/correction.py)."""
+    correction_floor: Positive | None = None
+    """With correction_cap the bounds of the correction; None: the published ones."""
+    correction_cap: Positive | None = None
+    opsm_delta: float | None = None
+    """Bound of DeepSeek-V3.2's off-policy sequence mask; None: no such mask."""
+    masked_share_warning: Fraction = 0.3
+    """Warn at every step in which off-policy masks drop a larger share of the trained tokens."""
+    mask_truncated: bool = False
+    """Leave truncated rows out of the loss (they stay in the baseline)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return preset_values(values).get("algorithm", {}) | values if isinstance(values, dict) else values
+
+
+class LoraConfig(Section):
+    """Low-rank adapters through peft; the base stays frozen and serves as the reference."""
+
+    rank: PositiveInt = 16
+    alpha: Positive = 32.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class CriticConfig(Section):
+    """The critic of algorithms with a value function: a network like the policy, with a scalar head.
+
+    It starts from the policy's first weights; ranks, micro-batches and the rest of AdamW are the learner's.
+    """
+
+    lr: Positive = 1e-5
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive | None = 1.0
+    warmup_steps: Count = 0
+    """Optimizer steps of the learning rate's rise."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_ratio: Fraction = 0.0
+    """Final learning rate as a share of `lr` (linear, cosine)."""
+    lam: Fraction = 1.0
+    """Lambda of the returns that the critic is trained towards; 1: the sum of what was rewarded."""
+    value_clip: Positive | None = 0.5
+    """Furthest a value may move from that before the update and still lower the loss; None: any."""
+    pretrain_steps: Count = 0
+    """Loop steps at the start in which only the critic is trained."""
+    lora: LoraConfig | None = None
+    """Train adapters (and the head) instead of the whole critic; independent of model.lora."""

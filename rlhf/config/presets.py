@@ -1,0 +1,115 @@
+"""Names and the bundles they stand for, as parts of a recipe that lie below what the recipe itself says.
+
+A published algorithm is more than a loss: a preset may set keys of other sections, too. Sources and where we
+differ: docs/algorithms.md.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+Values = dict[str, Any]
+
+PRESETS: Mapping[str, Mapping[str, Values]] = {
+    "grpo": {},
+    "deepseekmath_grpo": {"algorithm": {"kl_coef": 0.04, "kl_estimator": "k3"}},
+    "r1_zero": {"algorithm": {"kl_coef": 0.001, "kl_estimator": "k3", "reference_reset_every": 400}},
+    "deepseek_v3_2": {
+        "algorithm": {
+            "advantages": "dr_grpo",
+            "kl_coef": 0.001,
+            "kl_estimator": "k3_unbiased",
+            "kl_ratio_from": "rollout",
+            "opsm_delta": 0.1,
+        },
+    },
+    "dapo": {
+        "algorithm": {"clip_high": 0.28, "aggregation": "token_mean"},
+        "schedule": {"drop_zero_variance": True},
+    },
+    "dr_grpo": {"algorithm": {"advantages": "dr_grpo", "aggregation": "seq_mean_token_sum_norm"}},
+    "gspo": {"algorithm": {"policy": "gspo"}},
+    "cispo": {"algorithm": {"policy": "cispo", "aggregation": "token_mean"}},
+    "rloo": {
+        "algorithm": {
+            "advantages": "rloo",
+            "policy": "reinforce",
+            "aggregation": "seq_mean_token_sum",
+            "kl_coef": 0.03,
+            "kl_in": "reward",
+        }
+    },
+    "reinforce_pp": {
+        "algorithm": {
+            "advantages": "reinforce_pp",
+            "whiten": True,
+            "aggregation": "token_mean",
+            "kl_coef": 0.001,
+            "kl_in": "reward",
+        }
+    },
+    "ppo": {
+        "algorithm": {
+            "advantages": "gae",
+            "whiten": True,
+            "aggregation": "token_mean",
+            "kl_coef": 0.001,
+            "kl_in": "reward",
+        }
+    },
+    "vapo": {
+        "algorithm": {
+            "advantages": "gae",
+            "advantage_kwargs": {"length_alpha": 0.05},
+            "whiten": True,
+            "clip_high": 0.28,
+            "aggregation": "token_mean",
+            "positive_nll_coef": 0.1,
+        },
+        "critic": {"lam": 1.0, "pretrain_steps": 50},
+    },
+}
+
+_BELONG = {
+    "advantages": ("advantage_kwargs",),
+    "policy": ("policy_kwargs", "clip_low", "clip_high", "dual_clip"),
+    "correction": ("correction_floor", "correction_cap"),
+}
+"""Settings of a choice: a preset's are dropped with the choice that they belong to."""
+
+
+def preset_values(algorithm: Mapping[str, Any]) -> Mapping[str, Values]:
+    """What the preset named in the section `algorithm` sets, by section.
+
+    Where the recipe makes another choice of estimator, policy term or correction, the preset's settings of that
+    choice do not apply. Raises ValueError for a name that is not known.
+    """
+    name = algorithm.get("name", "grpo")
+    if not isinstance(name, str):
+        return {}
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"algorithm.name: found {name!r}. {hint}Known: {', '.join(PRESETS)}.")
+    preset = PRESETS[name]
+    own = preset.get("algorithm", {})
+    gone = {
+        k
+        for choice, keys in _BELONG.items()
+        if algorithm.get(choice, own.get(choice)) != own.get(choice)
+        for k in keys
+    }
+    return {**preset, "algorithm": {key: value for key, value in own.items() if key not in gone}}
+
+
+def lay_over_preset(values: Mapping[str, Any]) -> Values:
+    """A recipe with its preset's keys filled in below its own, `algorithm` left to that section itself."""
+    algorithm = values.get("algorithm", {})
+    filled = dict(values)
+    if not isinstance(algorithm, Mapping):
+        return filled
+    for section, below in preset_values(algorithm).items():
+        given = filled.get(section, {})
+        if section != "algorithm" and isinstance(given, Mapping):
+            filled[section] = {**below, **given}
+    return filled

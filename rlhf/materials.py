@@ -1,0 +1,94 @@
+"""What a run is made from, checked before any process is started: model, prompts, renderer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.cluster.launch import device_for
+from rlhf.config.schema import ModelConfig, Recipe
+from rlhf.data.prompts import load_prompts
+from rlhf.engines.choice import choose_engine
+from rlhf.episodes.render import Renderer
+from rlhf.errors import ConfigError
+from rlhf.run_folder import RunFolder
+from rlhf.stages.model_folder import context_problem, tokenizer_path
+from rlhf.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials:
+    """What a run is made from once model and prompts are at hand, before any process is started."""
+
+    recipe: Recipe
+    folder: RunFolder
+    model_folder: str
+    renderer: Renderer
+    train: list[Prompt]
+    heldout: list[Prompt]
+    device: str
+    engine_kind: str
+
+
+def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
+    """(training prompts, held-out prompts), rows checked."""
+    needed = recipe.task.needs_reference
+    train = load_prompts(recipe.task.train, key="task.train", require_reference=needed)
+    heldout: list[Prompt] = []
+    if recipe.task.heldout is not None and recipe.eval.every > 0:
+        heldout = load_prompts(recipe.task.heldout, key="task.heldout", require_reference=needed)
+    return train, heldout[: recipe.eval.num_prompts]
+
+
+def renderer_for(recipe: Recipe, model_folder: str) -> Renderer:
+    """The renderer of a recipe's task for the model in `model_folder`."""
+    return Renderer(
+        model_folder=model_folder,
+        tokenizer_path=tokenizer_path(recipe.model),
+        template=recipe.task.template,
+        system_prompt=recipe.task.system_prompt,
+        chat_template=recipe.model.chat_template,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Materials:
+    """Check everything that can be checked before processes start; every error names its key."""
+    renderer = renderer_for(recipe, model_folder)
+    train, heldout = load_task(recipe)
+    limit = recipe.sampling.max_prompt_tokens
+    renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
+    if heldout:
+        renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
+    _check_context(recipe, model_folder)
+    kind, _ = choose_engine(recipe.engine.kind)
+    return Materials(
+        recipe=recipe,
+        folder=folder,
+        model_folder=model_folder,
+        renderer=renderer,
+        train=train,
+        heldout=heldout,
+        device=device_for(recipe.placement),
+        engine_kind=kind,
+    )
+
+
+def _check_context(recipe: Recipe, model_folder: str) -> None:
+    """Refuse rows that are longer than what the model was made for."""
+    longest = recipe.sampling.max_prompt_tokens + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
+    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
+    problem = context_problem(config, longest=longest)
+    if problem is not None:
+        raise ConfigError(problem)
+
+
+def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:
+    """The recipe's model section with its weights in `model_folder`."""
+    template = recipe.model.chat_template
+    found = {
+        "path": model_folder,
+        "config": None,
+        "tokenizer": tokenizer_path(recipe.model),
+        "chat_template": None if template is None else str(Path(template).resolve()),
+    }
+    return recipe.model.model_copy(update=found)
