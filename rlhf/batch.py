@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids"})
+_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids", "reward_parts", "last_values"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,15 @@ class Batch:
     """Critic, before the update."""
     returns: Float[Tensor, " N"] | None = None
     """What the critic is trained towards."""
+    last_values: Float[Tensor, " B"] | None = None
+    """Critic, after each row's last token: what a truncated trajectory would still have earned."""
+    token_rewards: Float[Tensor, " N"] | None = None
+    """Rewards of single tokens beside the terminal one, such as minus the KL penalty. Read on trained tokens."""
+    step_rewards: Float[Tensor, " N"] | None = None
+    """Reward of the reasoning step that ends with this token; NaN where none ends."""
+    reward_parts: Float[Tensor, "B K"] | None = None
+    """The rewards that `rewards` was made from, one column each; NaN where one does not apply."""
+    teacher_logprobs: Float[Tensor, " N"] | None = None
 
     @property
     def num_tokens(self) -> int:
