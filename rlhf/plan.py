@@ -41,7 +41,8 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
         ),
         (
             "optimizer steps per step",
-            f"{s.inner_epochs} x {s.minibatches} mini-batches of {per_minibatch} sequences",
+            f"{s.minibatches} mini-batches of {per_minibatch} sequences"
+            + (f", {s.inner_epochs} passes" if s.inner_epochs > 1 else ""),
         ),
         (
             "micro-batches per rank",

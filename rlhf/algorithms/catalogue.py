@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.advantages import whiten
 from rlhf.algorithms.correction import CORRECTIONS, Correction
-from rlhf.algorithms.estimators import ADVANTAGES, AdvantageFunction, returns, whiten
+from rlhf.algorithms.estimators import ADVANTAGES, AdvantageFunction
+from rlhf.algorithms.gae import returns
 from rlhf.algorithms.kl import KL_ESTIMATORS, KlEstimator
 from rlhf.algorithms.losses import PolicyLoss
 from rlhf.algorithms.policy_terms import POLICIES
@@ -103,24 +105,26 @@ class Algorithm:
         return self.loss.prepare(replace(minibatch, loss_weights=weights), seed=seed)
 
     def lines(self) -> list[tuple[str, str]]:
-        """(what, which) for the printed plan."""
-        bound = cast("partial[Tensor]", self.advantages)
-        settings = {"whiten": self.whiten, "mask_truncated": self.mask_truncated}
-        estimator = {**bound.keywords, **{key: True for key, is_on in settings.items() if is_on}}
-        loss = {
-            k: v for k, v in asdict(self.loss).items() if not k.startswith("kl") and v not in (None, 0.0, ())
+        """(what, which) for the printed plan, defaults written out."""
+        bound, loss = cast("partial[Tensor]", self.advantages), self.loss
+        switches = {"whiten": self.whiten, "mask_truncated": self.mask_truncated}
+        estimator = _settings(bound.func, bound.keywords) | {key: True for key, on in switches.items() if on}
+        extra = {
+            "correction": f"{loss.correction} {list(loss.bounds)}",
+            "opsm_delta": loss.opsm_delta,
+            "old_from": None if loss.old_from == "learner" else loss.old_from,
+            "entropy_coef": loss.entropy_coef or None,
+            "positive_nll_coef": loss.positive_nll_coef or None,
         }
-        loss |= dict(loss.pop("policy_kwargs", ()))
-        if self.loss.correction != "none":
-            loss["correction"] = f"{self.loss.correction} {list(self.loss.bounds)}"
-        weights = self.aggregation + (f" (C {self.loss_normaliser:g})" if self.loss_normaliser else "")
-        kl = f"{self.kl_coef:g} x {self.loss.kl_estimator} in the {'loss' if self.kl_in_reward is None else 'reward'}"
+        policy = _settings(loss.term, loss.settings()) | {k: v for k, v in extra.items() if v is not None}
+        weights = {} if self.loss_normaliser is None else {"C": f"{self.loss_normaliser:g}"}
+        kl = f"{self.kl_coef:g} x {loss.kl_estimator} in the {'loss' if self.kl_in_reward is None else 'reward'}"
         lines = [
             ("algorithm", self.name),
-            ("  advantages", _listed(getattr(bound.func, "__name__", str(bound.func)), estimator)),
-            ("  loss", _listed(str(loss.pop("policy")), loss)),
-            ("  aggregation", weights),
-            ("  KL to reference", kl if self.kl_coef else "none"),
+            ("  advantages", _listed(bound.func, estimator)),
+            ("  loss", _listed(loss.term, policy)),
+            ("  aggregation", _listed(self.aggregation, weights)),
+            ("  KL to the reference", kl if self.kl_coef else "none"),
         ]
         if self.value_loss is not None:
             towards = cast("partial[Tensor]", self.returns).keywords
@@ -251,6 +255,16 @@ def _known(key: str, name: str, names: Iterable[str]) -> str:
     raise ConfigError(f"{key}: found {name!r}. {hint}Known: {', '.join(names)}.")
 
 
-def _listed(name: str, settings: Mapping[str, Any]) -> str:
+def _settings(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword settings of a function: its defaults, and what is given over them."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+    return {key: value for key, value in {**defaults, **given}.items() if value is not None}
+
+
+def _listed(what: str | Callable[..., Any], settings: Mapping[str, Any]) -> str:
+    name = what if isinstance(what, str) else getattr(what, "__name__", repr(what))
     listed = ", ".join(f"{key} {value}" for key, value in settings.items())
     return f"{name} ({listed})" if listed else name

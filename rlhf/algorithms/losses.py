@@ -79,7 +79,7 @@ class PolicyLoss:
         parameters = inspect.signature(self.term).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-            if unknown := sorted(set(self._settings()) - known):
+            if unknown := sorted(set(self.settings()) - known):
                 takes = ", ".join(sorted(known)) or "no settings"
                 raise ValueError(f"policy {self.policy!r} has no {', '.join(unknown)}; it takes {takes}")
         if self.old_from == "rollout" and self.correction != "none":
@@ -173,7 +173,7 @@ class PolicyLoss:
 
     def _policy(self, inputs: PolicyInputs) -> tuple[Float[Tensor, " M"], Sums]:
         """The policy term per token, weighted and masked, and its sums."""
-        loss, clipped = self.term(inputs, **self._settings())
+        loss, clipped = self.term(inputs, **self.settings())
         weights = correction_weights(inputs, self.correction, bounds=self.bounds)
         dropped = None if self.opsm_delta is None else off_policy_mask(inputs, self.opsm_delta)
         out = weights.masked if dropped is None else weights.masked | dropped
@@ -191,8 +191,8 @@ class PolicyLoss:
         log_ratio = inputs.bounded(inputs.new - old)
         return kl_terms(inputs.new, ref, log_ratio=log_ratio, estimator=self.kl_estimator)
 
-    def _settings(self) -> Mapping[str, Any]:
-        """The keyword arguments of the term."""
+    def settings(self) -> Mapping[str, Any]:
+        """The keyword arguments that the term is called with."""
         clips = {"clip_low": self.clip_low, "clip_high": self.clip_high, "dual_clip": self.dual_clip}
         selecting = isinstance(self.policy, str) and self.policy in SELECTING
         further = {n: v for n, v in self.policy_kwargs if not (selecting and n in _OF_SELECTION)}

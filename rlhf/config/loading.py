@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rlhf.config.schema import Recipe, Section
+from rlhf.config.schema import Recipe
+from rlhf.config.section import Section
 from rlhf.errors import ConfigError
 
 EXTENDS = "extends"

@@ -71,11 +71,11 @@ PRESETS: Mapping[str, Mapping[str, Values]] = {
 }
 
 _BELONG = {
-    "advantages": ("advantage_kwargs",),
-    "policy": ("policy_kwargs", "clip_low", "clip_high", "dual_clip"),
-    "correction": ("correction_floor", "correction_cap"),
+    "advantages": ("grpo", ("advantage_kwargs",)),
+    "policy": ("ppo", ("policy_kwargs", "clip_low", "clip_high", "dual_clip")),
+    "correction": ("token_tis", ("correction_floor", "correction_cap")),
 }
-"""Settings of a choice: a preset's are dropped with the choice that they belong to."""
+"""A choice, its default, and its settings: a preset's settings are dropped with the choice they belong to."""
 
 
 def preset_values(algorithm: Mapping[str, Any]) -> Mapping[str, Values]:
@@ -93,12 +93,11 @@ def preset_values(algorithm: Mapping[str, Any]) -> Mapping[str, Values]:
         raise ValueError(f"algorithm.name: found {name!r}. {hint}Known: {', '.join(PRESETS)}.")
     preset = PRESETS[name]
     own = preset.get("algorithm", {})
-    gone = {
-        k
-        for choice, keys in _BELONG.items()
-        if algorithm.get(choice, own.get(choice)) != own.get(choice)
-        for k in keys
-    }
+    gone: set[str] = set()
+    for choice, (default, settings) in _BELONG.items():
+        ours = own.get(choice, default)
+        if algorithm.get(choice, ours) != ours:
+            gone.update(settings)
     return {**preset, "algorithm": {key: value for key, value in own.items() if key not in gone}}
 
 

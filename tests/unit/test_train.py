@@ -149,7 +149,7 @@ def assemble(asked: Recipe, world: World) -> Run:
         engine=world,
         sync=world,
         placement=world,
-        algorithm=resolve(asked.algorithm, max_tokens=8),
+        algorithm=resolve(asked),
         annotators=(),
         reward=world,
         prompts=prompts,

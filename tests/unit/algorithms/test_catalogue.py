@@ -4,28 +4,56 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.algorithms.catalogue import CATALOGUE, resolve
-from rlhf.config.schema import AlgorithmConfig
+from rlhf.algorithms.catalogue import resolve
+from rlhf.config.presets import PRESETS
+from rlhf.config.schema import Recipe
 from rlhf.data.packing import split_minibatches
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, LoadError
 from tests.unit.algorithms import reference
 from tests.unit.algorithms.ragged import ragged
 
 
+def recipe(name: str = "grpo", *, over: dict | None = None, **overrides) -> Recipe:
+    values = {
+        "name": "catalogue",
+        "model": {"path": "x"},
+        "task": {"train": {"file": "a"}, "rewards": [{"use": "a:b"}, {"use": "a:c", "weight": 0.5}]},
+        "sampling": {"max_tokens": 128},
+    }
+    return Recipe.model_validate(values | {"algorithm": {"name": name, **overrides}} | (over or {}))
+
+
 def algorithm(name: str = "grpo", **overrides):
-    return resolve(AlgorithmConfig(name=name, **overrides), max_tokens=128)
+    return resolve(recipe(name, **overrides))
+
+
+def printed(name: str = "grpo", **overrides) -> dict[str, str]:
+    return {what.strip(): which for what, which in algorithm(name, **overrides).lines()}
+
+
+def filled(seed: int = 1):
+    """A ragged batch with all that any preset's estimator reads."""
+    batch = ragged(seed)
+    noise = torch.linspace(-1, 1, batch.num_tokens, dtype=torch.float64)
+    old = batch.rollout_logprobs + 0.01 * noise
+    return replace(
+        batch, values=noise, last_values=batch.rewards * 0, old_logprobs=old, ref_logprobs=old - 0.1 * noise
+    )
 
 
 def test_grpo_is_the_papers_bundle():
-    grpo = algorithm("grpo")
-    assert grpo.aggregation == "seq_mean_token_mean"
-    assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.dual_clip) == (0.2, 0.2, None)
-    assert (grpo.loss.correction, grpo.loss.bounds) == ("token_tis", (None, 2.0))
-    assert not grpo.needs_reference
-    assert not grpo.needs_entropy
+    assert printed() == {
+        "algorithm": "grpo",
+        "advantages": "grpo",
+        "loss": "ppo (clip_low 0.2, clip_high 0.2, correction token_tis [None, 2.0])",
+        "aggregation": "seq_mean_token_mean",
+        "KL to the reference": "none",
+    }
+    assert not algorithm().needs_reference
+    assert not algorithm().needs_entropy
     batch = ragged(1)
     expected = torch.tensor(reference.token_advantages(batch, normalise=True), dtype=torch.float64)
-    torch.testing.assert_close(grpo.add_advantages(batch).advantages, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(algorithm().add_advantages(batch).advantages, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_dr_grpo_subtracts_the_mean_only_and_divides_by_a_constant():
@@ -37,6 +65,64 @@ def test_dr_grpo_subtracts_the_mean_only_and_divides_by_a_constant():
     torch.testing.assert_close(dr_grpo.add_advantages(batch).advantages, expected, rtol=1e-9, atol=1e-9)
 
 
+PAPERS = {
+    "deepseekmath_grpo": {
+        "KL to the reference": "0.04 x k3 in the loss",
+        "aggregation": "seq_mean_token_mean",
+    },
+    "r1_zero": {"KL to the reference": "0.001 x k3 in the loss", "advantages": "grpo"},
+    "deepseek_v3_2": {"advantages": "dr_grpo", "KL to the reference": "0.001 x k3_unbiased in the loss"},
+    "dapo": {"aggregation": "token_mean", "KL to the reference": "none"},
+    "dr_grpo": {"aggregation": "seq_mean_token_sum_norm (C 128)", "KL to the reference": "none"},
+    "gspo": {"aggregation": "seq_mean_token_mean"},
+    "cispo": {"aggregation": "token_mean"},
+    "rloo": {"advantages": "rloo", "KL to the reference": "0.03 x k1 in the reward"},
+    "reinforce_pp": {"aggregation": "token_mean", "KL to the reference": "0.001 x k1 in the reward"},
+    "ppo": {"critic": "value loss (clip 0.5, lam 1.0)", "aggregation": "token_mean"},
+    "vapo": {"critic": "value loss (clip 0.5, lam 1.0)", "KL to the reference": "none"},
+}
+LOSSES = {
+    "dapo": "ppo (clip_low 0.2, clip_high 0.28,",
+    "gspo": "gspo (clip_low 0.0003, clip_high 0.0004,",
+    "cispo": "cispo (clip_high 4.0,",
+    "rloo": "reinforce (",
+    "deepseek_v3_2": "opsm_delta 0.1",
+    "vapo": "positive_nll_coef 0.1",
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_preset_is_the_bundle_of_its_paper(name):
+    found = printed(name)
+    assert found | PAPERS[name] == found
+    assert LOSSES.get(name, "") in found["loss"]
+
+
+def test_every_preset_of_the_docs_is_checked_here():
+    assert set(PRESETS) == {"grpo", *PAPERS}
+
+
+def test_presets_reach_other_sections_and_the_recipe_wins():
+    assert recipe("dapo").schedule.drop_zero_variance
+    assert not recipe("dapo", over={"schedule": {"drop_zero_variance": False}}).schedule.drop_zero_variance
+    assert recipe("vapo").critic.pretrain_steps == 50
+    assert recipe("vapo", over={"critic": {"lr": 1.0}}).critic.pretrain_steps == 50
+    assert recipe("vapo", over={"critic": {"pretrain_steps": 3}}).critic.pretrain_steps == 3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_resolved_recipe_loads_back_to_itself(name):
+    assert Recipe.model_validate(recipe(name).model_dump()) == recipe(name)
+
+
+def test_settings_of_a_choice_go_with_the_choice():
+    found = algorithm("dapo", policy="gspo")
+    assert (found.loss.clip_low, found.loss.clip_high) == (None, None)
+    assert algorithm("dapo", policy="gspo", clip_high=0.1).loss.clip_high == 0.1
+    assert algorithm("vapo", advantages="grpo").value_loss is None
+    assert algorithm("dapo", policy="ppo").loss.clip_high == 0.28
+
+
 def test_overrides_reach_the_bundle_and_its_loss():
     found = algorithm(
         clip_high=0.28,
@@ -46,20 +132,48 @@ def test_overrides_reach_the_bundle_and_its_loss():
         correction="none",
         aggregation="token_mean",
     )
-    assert (found.loss.clip_low, found.loss.clip_high, found.loss.kl_coef) == (0.2, 0.28, 0.01)
+    assert (found.loss.clip_low, found.loss.clip_high, found.loss.kl_coef) == (None, 0.28, 0.01)
     assert (found.loss.kl_estimator, found.loss.entropy_coef, found.loss.correction) == ("k2", 0.1, "none")
     assert found.aggregation == "token_mean"
     assert found.needs_reference
     assert found.needs_entropy
 
 
-def test_old_logprobs_are_needed_only_for_several_updates():
+def test_kl_estimator_depends_on_where_the_kl_acts():
+    assert algorithm(kl_coef=0.1).loss.kl_estimator == "k3_unbiased"
+    inside = algorithm(kl_coef=0.1, kl_in="reward")
+    assert (inside.loss.kl_estimator, inside.loss.kl_coef, inside.kl_coef) == ("k1", 0.0, 0.1)
+    assert inside.needs_reference
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_kl_coef_is_replaced_where_it_acts(kl_in):
+    found = algorithm(kl_coef=0.1, kl_in=kl_in).with_kl_coef(0.2)
+    assert found.kl_coef == 0.2
+    assert (found.loss.kl_coef, found.kl_in_reward) == ((0.2, None) if kl_in == "loss" else (0.0, 0.2))
+
+
+def test_kl_in_the_reward_lowers_the_advantages_of_those_who_left():
+    batch = replace(filled(), rewards=torch.ones(ragged(1).num_rows).double())
+    advantages = algorithm("rloo", kl_coef=0.5).add_advantages(batch).advantages
+    assert advantages.abs().max() > 0
+    assert torch.equal(algorithm("rloo", kl_coef=0.0).add_advantages(batch).advantages, 0 * advantages)
+
+
+def test_old_logprobs_are_needed_for_several_updates_and_before_the_advantages():
     assert not algorithm().needs_old_logprobs(1)
     assert algorithm().needs_old_logprobs(2)
+    assert algorithm("ppo").needs_old_logprobs(1)
+    assert algorithm(advantages="distill").needs_old_logprobs(1)
+    assert algorithm(advantages="distill").needs_reference
+
+
+def test_gdpo_takes_the_weights_of_the_rewards():
+    assert printed(advantages="gdpo")["advantages"] == "gdpo (weights (1.0, 0.5))"
 
 
 @pytest.mark.parametrize("mask_truncated", [False, True])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", PRESETS)
 def test_loss_weights_leave_unscorable_and_masked_truncated_rows_out(name, mask_truncated):
     for seed in range(20):
         batch = ragged(seed)
@@ -90,9 +204,11 @@ def test_loss_weights_of_each_minibatch_are_its_own():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"name": "grop"}, "algorithm.name: found 'grop'. Did you mean 'grpo'"),
         ({"aggregation": "token_maen"}, "algorithm.aggregation: .*'token_mean'"),
         ({"kl_estimator": "k4"}, "algorithm.kl_estimator: .*Known: k1, k2, k3, k3_st, k3_unbiased"),
+        ({"advantages": "gea"}, "algorithm.advantages: found 'gea'. Did you mean 'gae'"),
+        ({"policy": "gsop"}, "algorithm.policy: found 'gsop'. Did you mean 'gspo'"),
+        ({"correction": "tis"}, "algorithm.correction: found 'tis'"),
         (
             {"loss_normaliser": 3.0},
             "algorithm.loss_normaliser is 3.0 but algorithm.aggregation is seq_mean_token_mean",
@@ -102,6 +218,13 @@ def test_loss_weights_of_each_minibatch_are_its_own():
             "algorithm.correction_cap is 3.0 but algorithm.correction",
         ),
         ({"kl_coef": 0.1, "kl_estimator": "k1"}, "expected gradient of 0"),
+        ({"kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k3_st"}, "a reward has no gradient"),
+        ({"kl_target": 0.1}, "algorithm.kl_target is 0.1 but algorithm.kl_coef is 0"),
+        ({"reference_reset_every": 9}, "algorithm.reference_reset_every is 9 but algorithm.kl_coef is 0"),
+        ({"advantage_kwargs": {"lam": 1.0}}, "algorithm.advantage_kwargs: found lam; grpo takes no settings"),
+        ({"advantages": "pass_at_k"}, "algorithm.advantage_kwargs: pass_at_k needs k"),
+        ({"policy": "sapo", "clip_low": 0.1}, "algorithm.policy 'sapo' has no clip_low"),
+        ({"old_from": "rollout"}, "algorithm.old_from is rollout and correction is token_tis"),
     ],
 )
 def test_a_configuration_that_cannot_mean_anything_is_refused(overrides, message):
@@ -109,20 +232,24 @@ def test_a_configuration_that_cannot_mean_anything_is_refused(overrides, message
         algorithm(**overrides)
 
 
-def test_an_algorithm_prints_as_one_line():
-    line = str(algorithm("dr_grpo", clip_high=0.28))
-    assert line.startswith(
-        "dr_grpo (aggregation seq_mean_token_sum_norm, loss_normaliser 128.0, policy ppo, clip_low 0.2,"
-    )
-    assert "clip_high 0.28" in line
-    assert "dual_clip" not in line
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"algorithm.name: found 'grop'. Did you mean 'grpo'"):
+        recipe("grop")
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_algorithms_pickle(name):
-    found = pickle.loads(pickle.dumps(algorithm(name)))
-    assert found.loss == algorithm(name).loss
-    batch = ragged(1)
-    assert torch.equal(
-        found.add_advantages(batch).advantages, algorithm(name).add_advantages(batch).advantages
-    )
+def test_a_users_function_that_is_not_there_is_named():
+    with pytest.raises(LoadError, match=r"algorithm.policy: there is no file 'nowhere.py'"):
+        algorithm(policy="nowhere.py:loss")
+
+
+def test_an_estimator_of_the_wrong_shape_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("def per_row(batch):\n    return batch.rewards\n")
+    with pytest.raises(ConfigError, match=r"algorithm.advantages gave a tensor of shape"):
+        algorithm(advantages=f"{tmp_path}/mine.py:per_row").add_advantages(ragged(1))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_losses_pickle(name):
+    found = algorithm(name)
+    for loss in (found.loss, found.value_loss):
+        assert pickle.loads(pickle.dumps(loss)) == loss
