@@ -89,8 +89,6 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
     recipe, schedule = materials.recipe, materials.recipe.schedule
     prompts = PromptStream(materials.train, seed=recipe.seed)
     state = _restore(materials.folder, prompts)
-    if recipe.algorithm.kl_target is not None and state.kl_coef is None:
-        state.kl_coef = parts.algorithm.kl_coef
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )

@@ -104,8 +104,11 @@ class Run:
 
     def current_algorithm(self) -> Algorithm:
         """The algorithm as it stands at this step."""
-        coef = self.state.kl_coef
-        return self.algorithm if coef is None else self.algorithm.with_kl_coef(coef)
+        if self.recipe.algorithm.kl_target is None:
+            return self.algorithm
+        if self.state.kl_coef is None:
+            self.state.kl_coef = self.algorithm.kl_coef
+        return self.algorithm.with_kl_coef(self.state.kl_coef)
 
     async def update(self, minibatches: Sequence[Batch], algorithm: Algorithm) -> dict[str, float]:
         """Train critic and policy on the mini-batches, and what follows from the step; returns its metrics."""
@@ -117,12 +120,12 @@ class Run:
             measured |= (await self.learner.update(minibatches, algorithm.loss)).values
         if config.reference_reset_every and number % config.reference_reset_every == 0:
             await self.learner.reset_reference()
-        if self.state.kl_coef is not None and "update/kl" in measured:
-            measured["update/kl_coef"] = self.state.kl_coef
+        if config.kl_target is not None and "update/kl" in measured:
+            measured["update/kl_coef"] = algorithm.kl_coef
             self.state.kl_coef = next_kl_coef(
-                self.state.kl_coef,
+                algorithm.kl_coef,
                 measured["update/kl"],
-                target=config.kl_target or 1.0,
+                target=config.kl_target,
                 horizon=config.kl_horizon,
                 num_samples=self.recipe.schedule.prompts_per_step * self.recipe.schedule.samples_per_prompt,
             )

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf.algorithms.catalogue import resolve
 from rlhf.config.schema import Recipe
@@ -40,6 +41,9 @@ class World:
     events: list[str] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
     generated_while_training: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    kl_coefs: list[float] = field(default_factory=list)
+    minibatches: list[list[list[int]]] = field(default_factory=list)
 
     async def __call__(self, prompt, *, seeds, sampling):  # noqa: ARG002
         assert self.live is not None, "generation before the first publish"
@@ -59,12 +63,32 @@ class World:
         yield
         self.is_training = False
 
-    async def update(self, minibatches, loss):  # noqa: ARG002
+    async def annotate(self, batch):
+        zeros = torch.zeros(batch.num_tokens)
+        return replace(
+            batch,
+            old_logprobs=zeros,
+            ref_logprobs=zeros,
+            values=zeros,
+            last_values=torch.zeros(batch.num_rows),
+        )
+
+    async def update(self, minibatches, loss):
         await asyncio.sleep(self.rng.expovariate(0.5))
         assert all(part.advantages is not None and part.loss_weights is not None for part in minibatches)
         self.version += 1
         self.events.append(f"update {self.version}")
-        return UpdateMetrics(values={"update/grad_norm": 1.0})
+        self.kl_coefs.append(loss.kl_coef)
+        self.minibatches.append([part.group_ids.tolist() for part in minibatches])
+        return UpdateMetrics(values={"update/grad_norm": 1.0} | self.measured)
+
+    async def update_critic(self, minibatches, loss):  # noqa: ARG002
+        assert all(part.returns is not None for part in minibatches)
+        self.events.append(f"update critic {self.version}")
+        return UpdateMetrics(values={"critic/grad_norm": 1.0})
+
+    async def reset_reference(self):
+        self.events.append(f"reset reference {self.version}")
 
     async def publish(self, version):
         await asyncio.sleep(0.1)
@@ -150,7 +174,7 @@ def assemble(asked: Recipe, world: World) -> Run:
         sync=world,
         placement=world,
         algorithm=resolve(asked),
-        annotators=(),
+        annotators=(world.annotate,),
         reward=world,
         prompts=prompts,
         buffer=buffer,
@@ -164,10 +188,10 @@ def assemble(asked: Recipe, world: World) -> Run:
 
 
 def run_steps(
-    folder: Path, *, num_steps: int, max_staleness: int, world: World | None = None
+    folder: Path, *, num_steps: int, max_staleness: int = 0, world: World | None = None, **sections
 ) -> tuple[Run, World]:
     world = world or World()
-    run = assemble(recipe(folder, num_steps=num_steps, max_staleness=max_staleness), world)
+    run = assemble(recipe(folder, num_steps=num_steps, max_staleness=max_staleness, **sections), world)
     run_virtually(train(run))
     return run, world
 
@@ -263,3 +287,51 @@ def test_engine_failure_ends_the_run_and_leaves_no_task(tmp_path):
     run = assemble(recipe(tmp_path, num_steps=5, max_staleness=1), world)
     assert run_virtually(main()) == 1
     assert "save" not in " ".join(world.events)
+
+
+def test_the_critic_is_trained_before_the_policy_and_alone_at_the_start(tmp_path):
+    _, world = run_steps(
+        tmp_path, num_steps=3, algorithm={"name": "ppo"}, critic={"pretrain_steps": 2}, eval={"every": 0}
+    )
+    updates = [event for event in world.events if event.startswith("update")]
+    assert updates == ["update critic 0", "update critic 0", "update critic 0", "update 1"]
+    assert "publish 3" in world.events
+
+
+def test_the_reference_becomes_the_policy_every_n_steps(tmp_path):
+    _, world = run_steps(
+        tmp_path, num_steps=5, algorithm={"kl_coef": 0.1, "reference_reset_every": 2}, eval={"every": 0}
+    )
+    assert [e for e in world.events if e.startswith("reset")] == ["reset reference 2", "reset reference 4"]
+    assert world.events.index("reset reference 2") < world.events.index("publish 2")
+
+
+def test_the_kl_coefficient_is_steered_and_survives_a_kill(tmp_path):
+    steered = {"kl_coef": 0.1, "kl_target": 0.01, "kl_horizon": 80.0}
+    first = World(measured={"update/kl": 1.0}, breaks_at=5)
+    with pytest.raises(SyncError, match="other weights"):
+        run_steps(tmp_path, num_steps=6, world=first, algorithm=steered)
+    second = World(measured={"update/kl": 0.0})
+    run, _ = run_steps(tmp_path, num_steps=6, world=second, algorithm=steered)
+    up, down = 1 + 0.2 * 8 / 80, 1 - 0.2 * 8 / 80
+    assert first.kl_coefs == pytest.approx([0.1 * up**step for step in range(5)])
+    assert second.kl_coefs == pytest.approx([0.1 * up**3 * down**step for step in range(3)])
+    assert lines_of(run)[4]["update/kl_coef"] == pytest.approx(0.1 * up**3)
+
+
+def test_every_pass_trains_each_group_once_in_an_order_of_its_own(tmp_path):
+    schedule = {"num_steps": 1, "prompts_per_step": 4, "samples_per_prompt": 2}
+    _, world = run_steps(
+        tmp_path, num_steps=1, schedule=schedule | {"minibatches": 2, "inner_epochs": 3}, eval={"every": 0}
+    )
+    (step,) = world.minibatches
+    assert len(step) == 6
+    orders = [tuple(step[2 * i] + step[2 * i + 1]) for i in range(3)]
+    assert all(sorted(order) == [0, 0, 1, 1, 2, 2, 3, 3] for order in orders)
+    assert len(set(orders)) > 1
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.2, False), (0.4, True)])
+def test_a_mask_that_eats_much_is_warned_of(tmp_path, caplog, share, warns):
+    run_steps(tmp_path, num_steps=1, world=World(measured={"mismatch/masked_share": share}))
+    assert ("off-policy masks dropped 40 %" in caplog.text) == warns
