@@ -12,7 +12,7 @@ from rlhf.batch import Batch
 
 STD_EPSILON = 1e-6
 _VARIANCE_EPSILON = 1e-8
-_EQUAL = 4 * torch.finfo(torch.float32).eps
+EQUAL = 4 * torch.finfo(torch.float32).eps
 """Rewards closer than this share of the largest are equal: the std of [0.1, 0.1, 0.1] is not exactly 0."""
 
 
@@ -118,4 +118,4 @@ def _num_groups(group: Int[Tensor, " T"]) -> int:
 
 def _differ(low: Float[Tensor, "*G"], high: Float[Tensor, "*G"]) -> Bool[Tensor, "*G"]:
     """False where low is not below high by more than rounding, or where there is nothing (inf, -inf)."""
-    return high - low > _EQUAL * torch.maximum(high.abs(), low.abs())
+    return high - low > EQUAL * torch.maximum(high.abs(), low.abs())

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf.algorithms.advantages import (
+    EQUAL,
     STD_EPSILON,
     group_advantages,
     group_relative,
@@ -86,12 +87,14 @@ def opo(batch: Batch) -> Float[Tensor, " N"]:
 def maxrl(batch: Batch) -> Float[Tensor, " N"]:
     """(R - mean) / mean in the group, for rewards that are not negative; 0 where the mean is not above 0.
 
-    A KL penalty in the reward can bring a mean near 0, where this has no bound: keep the KL in the loss.
-    Source: MaxRL (arXiv 2602.02710).
+    Above 0 by more than rounding: the mean of [0.1, 0.2, -0.3] is not exactly 0. A KL penalty in the reward can
+    bring a mean near 0, where this has no bound: keep the KL in the loss. Source: MaxRL (arXiv 2602.02710).
     """
     found = trajectory_rewards(batch)
-    positive = found.mean > 0
-    return on_tokens(torch.where(positive, found.centred / torch.where(positive, found.mean, 1), 0), batch)
+    size = group_sums(found.rewards.abs(), found.group) / found.count.clamp(min=1)
+    positive = found.mean > EQUAL * size
+    scale = torch.where(positive, found.mean, 1)
+    return on_tokens(torch.where(positive, found.centred / scale, 0), batch)
 
 
 def gdpo(batch: Batch, *, weights: Sequence[float] | None = None) -> Float[Tensor, " N"]:

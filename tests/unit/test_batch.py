@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf.batch import Batch
-from tests.unit.algorithms.ragged import ragged
+from tests.unit.algorithms.ragged import ragged, with_token_fields
+
+PER_ROW = ("rewards", "group_ids", "truncated", "trajectory_ids", "last_values", "reward_parts")
 
 
 def rows_of(batch: Batch, row: int) -> dict[str, list]:
@@ -17,14 +19,13 @@ def rows_of(batch: Batch, row: int) -> dict[str, list]:
     for item in fields(batch):
         value = getattr(batch, item.name)
         if isinstance(value, Tensor) and item.name != "segment_ids":
-            per_row = item.name in ("rewards", "group_ids", "truncated", "trajectory_ids")
-            said[item.name] = [str(value[i].item()) for i in ([row] if per_row else places)]
+            said[item.name] = [str(value[i].tolist()) for i in ([row] if item.name in PER_ROW else places)]
     return said
 
 
 @given(seed=st.integers(0, 10_000), picks=st.lists(st.integers(0, 8), max_size=12))
 def test_select_rows_carries_every_field_of_every_picked_row(seed, picks):
-    batch = ragged(seed)
+    batch = with_token_fields(ragged(seed), seed)
     chosen = batch.select_rows(torch.tensor(picks, dtype=torch.int64))
     assert chosen.num_rows == len(picks)
     assert [rows_of(chosen, i) for i in range(len(picks))] == [rows_of(batch, row) for row in picks]
@@ -48,10 +49,10 @@ def test_row_lengths_and_row_sampled_count_empty_rows():
 
 
 def test_to_moves_every_tensor():
-    moved = ragged(3).to("meta")
+    moved = with_token_fields(ragged(3), 3).to("meta")
     tensors = [v for f in fields(moved) if isinstance(v := getattr(moved, f.name), Tensor)]
     assert all(t.device.type == "meta" for t in tensors)
-    assert len(tensors) == 14
+    assert len(tensors) == 20
 
 
 def test_shapes_and_dtypes_are_checked_under_pytest():

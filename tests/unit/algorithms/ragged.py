@@ -1,6 +1,6 @@
 """Random packed batches in float64, with every awkward row in them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -71,3 +71,47 @@ def _noise(n: int, g: torch.Generator) -> Tensor:
 
 def _logprobs(n: int, g: torch.Generator) -> Tensor:
     return -4 * torch.rand(n, generator=g, dtype=torch.float64)
+
+
+def with_token_fields(batch: Batch, seed: int) -> Batch:
+    """The same batch with values, token, step and part rewards and a teacher; NaN under the mask of each."""
+    g = torch.Generator().manual_seed(seed + 3)
+    n, bad = batch.num_tokens, garbage(batch.rollout_logprobs)
+
+    def trained(values: Tensor) -> Tensor:
+        return torch.where(batch.loss_mask, values, bad)
+
+    parts = torch.tensor(REWARDS, dtype=torch.float64)
+    drawn = torch.randint(0, len(REWARDS), (batch.num_rows, 3), generator=g)
+    steps = torch.where(torch.rand(n, generator=g) < 0.4, _noise(n, g), torch.nan)
+    return replace(
+        with_garbage(batch),
+        values=trained(_noise(n, g)),
+        last_values=_noise(batch.num_rows, g),
+        token_rewards=trained(0.1 * _noise(n, g)),
+        step_rewards=trained(steps),
+        reward_parts=parts[drawn[batch.trajectory_ids]],
+        teacher_logprobs=trained(_logprobs(n, g)),
+    )
+
+
+def with_padding(batch: Batch, seed: int) -> Batch:
+    """The same batch with untrained tokens strewn into its rows, and garbage in all their fields."""
+    g = torch.Generator().manual_seed(seed + 4)
+    copies = torch.randint(1, 4, (batch.num_tokens,), generator=g)
+    index = torch.repeat_interleave(torch.arange(batch.num_tokens), copies)
+    starts = torch.cumsum(copies, 0) - copies
+    added = torch.ones_like(index, dtype=torch.bool)
+    added[starts + torch.randint(0, 9, copies.shape, generator=g) % copies] = False
+    stretched: dict[str, Tensor] = {}
+    for name in (f.name for f in fields(batch)):
+        value = getattr(batch, name)
+        if isinstance(value, Tensor) and value.shape == batch.tokens.shape:
+            long = value[index]
+            stretched[name] = torch.where(added, garbage(long), long) if long.is_floating_point() else long
+    segment_ids = stretched["segment_ids"]
+    lengths = torch.bincount(segment_ids, minlength=batch.num_rows)
+    offsets = (torch.cumsum(lengths, 0) - lengths)[segment_ids]
+    stretched["positions"] = torch.arange(index.numel()) - offsets
+    stretched["loss_mask"] = stretched["loss_mask"] & ~added
+    return replace(batch, **stretched)
