@@ -64,7 +64,9 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
         ),
     ]
     lines.append(("devices", _devices(recipe)))
-    return lines + _memory(recipe, needs_reference=algorithm.needs_reference)
+    return lines + _memory(
+        recipe, needs_reference=algorithm.needs_reference, has_critic=algorithm.value_loss is not None
+    )
 
 
 def _devices(recipe: Recipe) -> str:
@@ -121,7 +123,7 @@ def _from_name(name: str) -> ModelSize | None:
     )
 
 
-def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
+def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[tuple[str, str]]:
     size = model_size(recipe)
     if size is None:
         return [
@@ -134,6 +136,7 @@ def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
     ranks = recipe.learner.num_ranks
     trained = size.parameters if recipe.model.lora is None else _lora_parameters(recipe, size)
     state = (4 * size.parameters + 12 * trained) / ranks
+    critic = state if has_critic else 0.0
     reference = 4 * size.parameters / ranks if needs_reference and recipe.model.lora is None else 0
     tokens = recipe.learner.microbatch_tokens
     per_layer = 2 if recipe.learner.activation_checkpointing else 34
@@ -141,7 +144,7 @@ def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
     logits = recipe.learner.logprob_chunk * size.vocabulary * 4 * 3
     weights = width * size.parameters / recipe.engine.tensor_parallel
     cache = recipe.engine.kv_cache_mb
-    rank_total = state + reference + activations + logits
+    rank_total = state + critic + reference + activations + logits
     return [
         (
             "parameters",
@@ -149,7 +152,9 @@ def _memory(recipe: Recipe, *, needs_reference: bool) -> list[tuple[str, str]]:
         ),
         (
             "memory per learner rank",
-            f"about {_gib(rank_total)} (weights, gradients, AdamW {_gib(state)}; reference {_gib(reference)}; "
+            f"about {_gib(rank_total)} (weights, gradients, AdamW {_gib(state)}; "
+            + (f"critic {_gib(critic)}; " if has_critic else "")
+            + f"reference {_gib(reference)}; "
             f"activations up to {_gib(activations)}; logits {_gib(logits)})",
         ),
         (

@@ -137,6 +137,12 @@ def resolve(recipe: Recipe) -> Algorithm:
     config = recipe.algorithm
     _known("algorithm.aggregation", config.aggregation, AGGREGATIONS)
     _check_combinations(config)
+    if config.reference_reset_every and recipe.model.lora is not None:
+        raise ConfigError(
+            f"algorithm.reference_reset_every is {config.reference_reset_every} and model.lora is set: with LoRA the "
+            "reference is the frozen base with its adapters off, which cannot take the policy's weights. "
+            "Set reference_reset_every: 0, or remove model.lora."
+        )
     estimator = _chosen("algorithm.advantages", config.advantages, ADVANTAGES)
     settings = dict(config.advantage_kwargs)
     if config.advantages == "gdpo":

@@ -276,9 +276,9 @@ class FsdpLearner:
 def _refuse(plan: LearnerPlan) -> None:
     if plan.reference_resets and plan.model.lora is not None:
         raise ConfigError(
-            "the reference is to be reset to the policy, but model.lora is set: with LoRA the reference is the "
-            "frozen base with its adapters off, which cannot take the policy's weights. Switch the resets off, "
-            "or train without model.lora."
+            "algorithm.reference_reset_every is set, and so is model.lora: with LoRA the reference is the frozen "
+            "base with its adapters off, which cannot take the policy's weights. Set reference_reset_every: 0, "
+            "or remove model.lora."
         )
     assert plan.needs_reference or not plan.reference_resets, "only a reference that is held can be reset"
 

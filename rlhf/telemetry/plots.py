@@ -122,8 +122,29 @@ CHARTS = (
         series=(Series(metric="rollout/tokens_per_s", label="sampled"),),
         unit="tokens/s",
     ),
-    Chart(title="Gradient norm", series=(Series(metric="update/grad_norm", label="before clipping"),)),
-    Chart(title="Learning rate", series=(Series(metric="update/lr", label="learning rate"),)),
+    Chart(
+        title="Gradient norm",
+        series=(
+            Series(metric="update/grad_norm", label="policy, before clipping"),
+            Series(metric="critic/grad_norm", label="critic"),
+        ),
+    ),
+    Chart(
+        title="Learning rate",
+        series=(
+            Series(metric="update/lr", label="policy"),
+            Series(metric="critic/lr", label="critic"),
+        ),
+    ),
+    Chart(
+        title="Critic",
+        series=(
+            Series(metric="critic/value_mean", label="value"),
+            Series(metric="critic/return_mean", label="return"),
+            Series(metric="critic/explained_variance", label="explained variance"),
+        ),
+        note="Means over trained tokens. Explained variance 1: the critic knows every return; 0: none.",
+    ),
     Chart(
         title="Signal",
         series=(
@@ -140,6 +161,7 @@ CHARTS = (
         series=(
             Series(metric="mismatch/ess", label="effective sample size"),
             Series(metric="mismatch/capped_share", label="capped tokens"),
+            Series(metric="mismatch/masked_share", label="masked tokens"),
         ),
         unit="%",
     ),

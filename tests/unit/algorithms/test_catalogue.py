@@ -232,6 +232,11 @@ def test_a_configuration_that_cannot_mean_anything_is_refused(overrides, message
         algorithm(**overrides)
 
 
+def test_a_reference_cannot_be_reset_under_lora():
+    with pytest.raises(ConfigError, match=r"algorithm.reference_reset_every is 400 and model.lora is set"):
+        resolve(recipe("r1_zero", over={"model": {"path": "x", "lora": {}}}))
+
+
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"algorithm.name: found 'grop'. Did you mean 'grpo'"):
         recipe("grop")
