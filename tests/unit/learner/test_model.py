@@ -31,7 +31,6 @@ def test_dropout_is_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "qwen3_moe", "num_experts": 4}, "mixture of experts"),
         ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling"),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "layers of type conv"),
