@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -128,6 +128,11 @@ def _add_lora(network: PreTrainedModel, lora: LoraConfig) -> None:
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {error}") from error
     adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    if any(isinstance(module, ParamWrapper) for module in adapted):
+        raise ModelError(
+            "model.lora.targets reaches the experts, which are one tensor per layer and get no adapters here. "
+            "Name the other modules, for example [q_proj, k_proj, v_proj, o_proj]."
+        )
     if network.get_output_embeddings() in adapted or network.get_input_embeddings() in adapted:
         raise ModelError("model.lora.targets names the embeddings or the output head. Leave them out.")
 
