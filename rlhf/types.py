@@ -59,9 +59,9 @@ class Sampling:
     """Report what top-p and top-k left of the vocabulary, for sets of at most so many tokens; 0: do not."""
 
     @property
-    def truncates(self) -> bool:
-        """Whether only a part of the vocabulary is sampled from."""
-        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
+    def reports_kept(self) -> bool:
+        """Whether completions tell their kept sets: asked to, and only a part of the vocabulary is sampled from."""
+        return self.kept_limit > 0 and self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from rlhf.types import Sampling
 
 def num_reported(sampling: Sampling, vocabulary: int) -> int:
     """How many of the likeliest tokens tell the kept set: one more than the limit shows that it overflows."""
-    return min(sampling.kept_limit + 1, vocabulary) if sampling.kept_limit and sampling.truncates else 0
+    return min(sampling.kept_limit + 1, vocabulary) if sampling.reports_kept else 0
 
 
 def check_limit(sampling: Sampling, *, most: int) -> None:

@@ -70,21 +70,25 @@ def assert_routed_as(model: nn.Module, request: GenerateRequest, completion: Com
 
 
 def slow_kept(logits: list[float], sampling: Sampling) -> tuple[set[int], set[int]]:
-    """(ids surely kept, ids possibly kept), in float64 by the definitions of top-k, then top-p on the rest."""
-    scaled = [z / sampling.temperature for z in logits]
-    order = sorted(range(len(scaled)), key=lambda j: -scaled[j])
-    if sampling.top_k:
-        kth = scaled[order[sampling.top_k - 1]]
-        order = [j for j in order if scaled[j] >= kth]
-    total = sum(math.exp(scaled[j]) for j in order)
-    surely, possibly, before = set(), set(), 0.0
-    for place, j in enumerate(order):
+    """(ids surely kept, ids possibly kept), in float64 by the definitions of top-k, then top-p on the rest.
+
+    All that tie with the k-th are kept; of those that tie where top-p is reached, any may be.
+    """
+    z = [value / sampling.temperature for value in logits]
+    ordered = sorted(z, reverse=True)
+    cut = 0 < sampling.top_k < len(z)
+    kth, next_best = (ordered[sampling.top_k - 1], ordered[sampling.top_k]) if cut else (-math.inf, -math.inf)
+    rest = [j for j in range(len(z)) if z[j] >= kth - TIE]
+    total = sum(math.exp(z[j]) for j in rest)
+    surely, possibly = set(), set()
+    for j in rest:
         # A token stays while the mass before it has not reached top-p; the first always does.
-        if place == 0 or before < sampling.top_p - TIE:
-            surely.add(j)
-        if place == 0 or before < sampling.top_p + TIE:
+        at_least = sum(math.exp(z[i]) for i in rest if z[i] > z[j] + TIE) / total
+        at_most = sum(math.exp(z[i]) for i in rest if z[i] >= z[j] - TIE and i != j) / total
+        if at_least < sampling.top_p + TIE:
             possibly.add(j)
-        before += math.exp(scaled[j]) / total
+        if at_most < sampling.top_p - TIE and (z[j] > next_best + TIE or kth == next_best):
+            surely.add(j)
     return surely, possibly
 
 

@@ -1,37 +1,37 @@
 """Recorded experts and kept sets on a real vLLM whose KV cache is too small for all requests at once."""
 
 import asyncio
-import os
 import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rlhf.config.schema import EngineConfig
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_arguments, engine_environment
 from rlhf.errors import EngineError
-from rlhf.weight_sync.files import FileSender
-from rlhf.weight_sync.probe import Probe
-from rlhf.weight_sync.verified import VerifiedSync
-from tests.live_vllm import REPOSITORY, LiveEngine, LocalLearner, OneEngine
+from tests.live_vllm import REPOSITORY, LiveEngine
 from tests.tiny import MOE, save_tiny, tiny_model
 from tests.unit.engines.mixtures import ask, assert_kept_as, assert_routed_as, collect, random_prompt
 
 slow = pytest.mark.slow
+TIED = range(40, 50)
+"""Tokens of one embedding and so of one logit."""
 SHAPE = MOE | {"num_hidden_layers": 3, "mlp_only_layers": [1]}
 SETTINGS = EngineSettings(
     model="m", config=EngineConfig(max_sequences=32, kv_cache_mb=1), device="cpu", dtype="float32",
-    max_model_len=256, record_routing=True, kept_limit=8,
+    max_model_len=256, record_routing=True, kept_limit=24,
 )  # fmt: skip
 NUM_SLOTS = (1 << 20) // (3 * 2 * 2 * 32 * 4)
 """Tokens that 1 MiB of KV cache holds: layers, keys and values, heads, their width, bytes."""
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory):
+def live(tmp_path_factory, model):
     pytest.importorskip("vllm")
     folder = save_tiny(tmp_path_factory.mktemp("moe"), **SHAPE)
+    model.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in engine_environment(SETTINGS.config, "cpu", record_routing=True).items():
             patch.setenv(name, value)
@@ -46,7 +46,10 @@ def live(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(**SHAPE).eval()
+    model = tiny_model(**SHAPE).eval()
+    with torch.no_grad():
+        model.lm_head.weight[TIED] = model.lm_head.weight[47].clone()
+    return model
 
 
 def num_held(live):
@@ -60,7 +63,7 @@ def generate(live, requests):
 def test_recording_loads_the_recorder_and_allows_enough_logprobs():
     arguments = engine_arguments(SETTINGS)
     assert arguments["worker_extension_cls"] == "rlhf.engines.recorder.RoutingRecorder"
-    assert arguments["max_logprobs"] == 9
+    assert arguments["max_logprobs"] == 25
     plain = engine_arguments(replace(SETTINGS, record_routing=False, kept_limit=0))
     assert not {"worker_extension_cls", "max_logprobs"} & set(plain)
 
@@ -92,7 +95,7 @@ def test_routing_survives_prefix_cache_hits(live, model):
 @slow
 def test_routing_survives_preemption(live, model):
     requests = [ask(random_prompt(20 + i, 20), samples=2, max_tokens=90, stop_token_ids=()) for i in range(8)]
-    assert 8 * 2 * 110 > 2 * NUM_SLOTS
+    assert 2 * NUM_SLOTS < 8 * 2 * 110
     for request, group in zip(requests, generate(live, requests), strict=True):
         for completion in group:
             assert_routed_as(model, request, completion)
@@ -133,6 +136,14 @@ def test_kept_sets_are_those_of_the_definition(live, model, sampling):
 
 
 @slow
+def test_kept_sets_hold_all_tokens_that_tie_with_the_last_one(live):
+    request = ask(random_prompt(60, 20), samples=32, max_tokens=60, kept_limit=24, top_k=8, temperature=1.5)
+    sets = [set(kept.tolist()) for c in generate(live, [request])[0] for kept in c.kept]
+    assert all(len(kept) == 8 or kept >= set(TIED) for kept in sets)
+    assert any(len(kept) > 8 for kept in sets)
+
+
+@slow
 def test_kept_sets_are_reported_only_to_who_asks_for_them(live):
     prompt = random_prompt(50, 20)
     asked = [ask(prompt, top_k=3, kept_limit=4), ask(prompt, top_k=3), ask(prompt, kept_limit=4)]
@@ -144,8 +155,10 @@ def test_kept_sets_are_reported_only_to_who_asks_for_them(live):
 
 @slow
 def test_kept_limit_beyond_the_engines_is_refused(live):
-    with pytest.raises(EngineError, match="up to 9 tokens are asked for, but the engine was started with .* 8"):
-        generate(live, [ask([5, 6], top_k=3, kept_limit=9)])
+    with pytest.raises(
+        EngineError, match=r"up to 25 tokens are asked for, but the engine was started with .* 24"
+    ):
+        generate(live, [ask([5, 6], top_k=3, kept_limit=25)])
 
 
 @slow
