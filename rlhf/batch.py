@@ -38,6 +38,10 @@ class Batch:
     """Trajectory of each row; None: every row is one. Its rows share reward, group and truncation."""
     temperature: float = 1.0
     """Logits are divided by this before every log-probability, as the engine did."""
+    routing: Int[Tensor, "N L k"] | None = None
+    """Experts that the engine chose in each decoder layer when the token was the input; -1: not recorded."""
+    kept_ids: Int[Tensor, "N K"] | None = None
+    """Ids of which the engine sampled the token, then -1; a row of -1 alone: of the whole vocabulary."""
     advantages: Float[Tensor, " N"] | None = None
     loss_weights: Float[Tensor, " N"] | None = None
     """W of the aggregation, computed once on the whole optimizer batch; loss = sum(W * token loss)."""
@@ -93,8 +97,8 @@ class Batch:
         """For each token, the place of the first that says the same: same group, same tokens before it.
 
         A row shares its beginning (a prompt, earlier turns) with the first row of its group as far as the two
-        agree; all other tokens are their own origin. Where nothing later acts on what is earlier, as in a causal
-        model, a token and its origin have the same hidden state.
+        agree, in recorded experts, too; all other tokens are their own origin. Where nothing later acts on what
+        is earlier, as in a causal model, a token and its origin have the same hidden state.
         """
         places = torch.arange(self.num_tokens, device=self.tokens.device)
         if self.num_rows == 0:
@@ -107,6 +111,8 @@ class Batch:
         inside = self.positions < lengths[leader][self.segment_ids]
         origin = torch.where(inside, starts[leader][self.segment_ids] + self.positions, places)
         agrees = inside & (self.tokens[origin] == self.tokens)
+        if self.routing is not None:
+            agrees &= (self.routing[origin] == self.routing).flatten(1).all(1)
         differs_at = torch.where(agrees, lengths[self.segment_ids], self.positions)
         shared = lengths.scatter_reduce(0, self.segment_ids, differs_at, "amin")
         return torch.where(self.positions < shared[self.segment_ids], origin, places)

@@ -4,9 +4,13 @@ Index convention: element t of a per-token field speaks about token t itself
 (its log-probability was computed from tokens before t). The shift happens once, in `learner/forward.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
@@ -51,6 +55,13 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    kept_limit: int = 0
+    """Report what top-p and top-k left of the vocabulary, for sets of at most so many tokens; 0: do not."""
+
+    @property
+    def reports_kept(self) -> bool:
+        """Whether completions tell their kept sets: asked to, and only a part of the vocabulary is sampled from."""
+        return self.kept_limit > 0 and self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +70,23 @@ class Completion:
 
     token_ids, logprobs (nats, of the processed sampling distribution) and versions
     (weight version that sampled each token) all have length [T]. The stop token, if any, is included.
+
+    Equality leaves the arrays out.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
     finish_reason: FinishReason
+    routing: "NDArray[np.int16] | None" = field(default=None, compare=False, repr=False)
+    """[P + T, L, k] over prompt and sampled tokens: the experts of each decoder layer when the token was the
+    input. -1 in layers without experts and for the last token, which never is an input."""
+    kept: "tuple[NDArray[np.int32], ...] | None" = field(default=None, compare=False, repr=False)
+    """[T] of what each token was sampled from: the ids that top-p and top-k left, ascending; none where they
+    were more than `Sampling.kept_limit`."""
 
     def __post_init__(self) -> None:
-        _same_length(token_ids=self.token_ids, logprobs=self.logprobs, versions=self.versions)
+        _same_length(token_ids=self.token_ids, logprobs=self.logprobs, versions=self.versions, kept=self.kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +94,7 @@ class Segment:
     """One contiguous token sequence as an engine saw it = one training row.
 
     All fields have length [T]. `loss_mask` is True only where an engine sampled the token;
-    elsewhere rollout_logprobs is 0.0 and versions is NOT_SAMPLED.
+    elsewhere rollout_logprobs is 0.0 and versions is NOT_SAMPLED. Equality leaves the arrays out.
     """
 
     token_ids: tuple[int, ...]
@@ -83,6 +102,10 @@ class Segment:
     rollout_logprobs: tuple[float, ...]
     versions: tuple[int, ...]
     images: tuple[str, ...] = ()
+    routing: "NDArray[np.int16] | None" = field(default=None, compare=False, repr=False)
+    """[T, L, k]: as Completion.routing; -1 also for tokens after the last sampled one."""
+    kept: "tuple[NDArray[np.int32], ...] | None" = field(default=None, compare=False, repr=False)
+    """[T]: as Completion.kept; nothing for tokens that were not sampled."""
 
     def __post_init__(self) -> None:
         _same_length(
@@ -90,6 +113,8 @@ class Segment:
             loss_mask=self.loss_mask,
             rollout_logprobs=self.rollout_logprobs,
             versions=self.versions,
+            routing=self.routing,
+            kept=self.kept,
         )
         if any(m != (v != NOT_SAMPLED) for m, v in zip(self.loss_mask, self.versions, strict=True)):
             raise ValueError("segment: loss_mask and versions disagree about which tokens were sampled")
@@ -98,6 +123,13 @@ class Segment:
     def num_sampled(self) -> int:
         """Number of tokens that an engine sampled."""
         return sum(self.loss_mask)
+
+    @property
+    def trained_mask(self) -> tuple[bool, ...]:
+        """[T]: sampled, and not from a set too large to be reported: that cannot be compared on one support."""
+        if self.kept is None:
+            return self.loss_mask
+        return tuple(m and len(ids) > 0 for m, ids in zip(self.loss_mask, self.kept, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +195,7 @@ class TrajectoryGroup:
         return min(versions, default=NOT_SAMPLED)
 
 
-def _same_length(**fields: tuple[Any, ...]) -> None:
-    lengths = {name: len(value) for name, value in fields.items()}
+def _same_length(**fields: Sized | None) -> None:
+    lengths = {name: len(value) for name, value in fields.items() if value is not None}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"per-token fields must have one length, found {lengths}")

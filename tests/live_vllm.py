@@ -41,7 +41,7 @@ def live_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEngine]:
     pytest.importorskip("vllm")
     folder = save_tiny(tmp_path_factory.mktemp("model"), **SHAPE)
     config = EngineConfig(max_sequences=64, kv_cache_mb=256)
-    plugin = _faulty_plugin(tmp_path_factory.mktemp("plugin"))
+    plugin = faulty_plugin(tmp_path_factory.mktemp("plugin"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in engine_environment(config, "cpu").items():
             patch.setenv(name, value)
@@ -57,7 +57,7 @@ def live_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEngine]:
         loop.close()
 
 
-def _faulty_plugin(folder: Path) -> Path:
+def faulty_plugin(folder: Path) -> Path:
     """A distribution of one entry point: how the faulty backend gets into the engine's child process."""
     metadata = folder / "faulty_transfer-0.dist-info"
     metadata.mkdir()

@@ -32,6 +32,21 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
+MOE: dict[str, Any] = {
+    "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}  # fmt: skip
+"""Changes to `tiny_config` that make a mixture of experts in every layer."""
+MIXTRAL = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None}
+DEEPSEEK: dict[str, Any] = {
+    "model_type": "deepseek_v3", "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "norm_topk_prob": True, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "n_shared_experts": 1,
+    "kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32,
+    "head_dim": 16, "num_key_value_heads": 4, "tie_word_embeddings": False,
+}  # fmt: skip
+"""Latent attention, a dense first layer, a selection bias, experts chosen by groups, one that is always used."""
+
+
 def tiny_model(seed: int = 0, **changes: Any) -> PreTrainedModel:
     """The model of `tiny_config`, random but fixed by `seed`."""
     config = AutoConfig.for_model(**tiny_config(**changes))

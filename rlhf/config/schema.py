@@ -112,6 +112,12 @@ class SamplingConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     """0: off."""
+    keep_routing: bool = False
+    """Record the experts that the engine chose for every token and replay them in the learner (MoE models)."""
+    keep_sampling_mask: bool = False
+    """Compare log-probabilities over the tokens that top_p and top_k left, as recorded at sampling."""
+    kept_limit: PositiveInt = 256
+    """Largest such set that is recorded; a token sampled from a larger one is left out of the loss."""
 
 
 class ScheduleConfig(Section):
@@ -306,11 +312,17 @@ class Recipe(Section):
                 "the first two."
             )
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
-        if truncated and self.algorithm.correction != "none":
+        if truncated and self.algorithm.correction != "none" and not self.sampling.keep_sampling_mask:
             raise ValueError(
                 f"sampling.top_p is {self.sampling.top_p} and sampling.top_k is {self.sampling.top_k}: the engine "
                 "samples from a truncated distribution that the learner does not renormalise, so every importance "
-                "weight would be biased. Use top_p: 1 and top_k: 0, or set algorithm.correction: none."
+                "weight would be biased. Set sampling.keep_sampling_mask: true, or top_p: 1 and top_k: 0, or "
+                "algorithm.correction: none."
+            )
+        if self.sampling.keep_routing and self.engine.compile:
+            raise ValueError(
+                "sampling.keep_routing is true and so is engine.compile: the experts are recorded by code that a "
+                "compiled model does not run. Set one of the two to false."
             )
         if self.schedule.prompts_per_step % self.schedule.minibatches:
             raise ValueError(

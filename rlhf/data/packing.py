@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf.batch import Batch
 from rlhf.errors import DataError, RewardError
-from rlhf.types import Trajectory, TrajectoryGroup
+from rlhf.types import Segment, Trajectory, TrajectoryGroup
 
 ATTENTION_TOKENS = 16_384
 """Row length at which attention costs about as much as everything else (12 hidden sizes of a 1.5 B model)."""
@@ -25,8 +25,8 @@ ATTENTION_TOKENS = 16_384
 def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
-    `group_ids` are places in `groups`. Raises RewardError for a trajectory without a score or with one that
-    is not finite, DataError for images, which are not packed yet.
+    `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
+    trajectory without a score or with one that is not finite, DataError for images, which are not packed yet.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     num_samples = [len(group.trajectories) for group in groups]
@@ -48,7 +48,7 @@ def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
         tokens=per_token((s.token_ids for s in segments), np.int64),
         positions=torch.from_numpy(np.arange(num_tokens) - np.repeat(starts, lengths)),
         segment_ids=torch.from_numpy(np.repeat(np.arange(len(segments)), lengths)),
-        loss_mask=per_token((s.loss_mask for s in segments), np.bool_),
+        loss_mask=per_token((s.trained_mask for s in segments), np.bool_),
         rollout_logprobs=per_token((s.rollout_logprobs for s in segments), np.float32),
         versions=per_token((s.versions for s in segments), np.int64),
         rewards=per_row([_reward(t) for t in trajectories], np.float32),
@@ -56,7 +56,29 @@ def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
         truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
         temperature=temperature,
+        routing=_routing(segments),
+        kept_ids=_kept_ids(segments),
     )
+
+
+def _routing(segments: Sequence[Segment]) -> Tensor | None:
+    """[N, L, k]; None where no segment has any."""
+    shape = next((s.routing.shape[1:] for s in segments if s.routing is not None), None)
+    if shape is None:
+        return None
+    rows = [np.full((len(s.token_ids), *shape), -1) if s.routing is None else s.routing for s in segments]
+    return torch.from_numpy(np.concatenate(rows, dtype=np.int16))
+
+
+def _kept_ids(segments: Sequence[Segment]) -> Tensor | None:
+    """[N, K], K the size of the largest set; None where no segment has any."""
+    if all(s.kept is None for s in segments):
+        return None
+    rows = [ids for s in segments for ids in s.kept or [np.empty(0, np.int32)] * len(s.token_ids)]
+    sizes = np.array([len(ids) for ids in rows])
+    kept_ids = np.full((len(rows), max(sizes.max(initial=0), 1)), -1, np.int32)
+    kept_ids[np.arange(kept_ids.shape[1]) < sizes[:, None]] = np.concatenate(rows)
+    return torch.from_numpy(kept_ids)
 
 
 def split_minibatches(batch: Batch, num_minibatches: int, *, seed: int | None = None) -> list[Batch]:

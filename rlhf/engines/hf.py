@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from rlhf.engines.experts import ChosenExperts
+from rlhf.engines.kept import check_limit
 from rlhf.engines.settings import EngineSettings
 from rlhf.errors import EngineError, SyncError
 from rlhf.interfaces import GenerateRequest
@@ -35,6 +39,9 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    kept: list[NDArray[np.int32]] = field(default_factory=list)
+    routing: list[NDArray[np.int16]] = field(default_factory=list)
+    """[tokens, layers, k] of each forward pass."""
     finish: FinishReason | None = None
 
     def append(self, token: int, logprob: float, version: int) -> None:
@@ -59,6 +66,8 @@ class HfEngine:
             attn_implementation="sdpa",
         ).to(settings.device)
         self._model.eval()
+        self._experts = ChosenExperts(self._model) if settings.record_routing else None
+        self._kept_limit = settings.kept_limit
         self._device = torch.device(settings.device)
         self._max_rows = settings.config.max_sequences
         self._read = read
@@ -71,6 +80,8 @@ class HfEngine:
         self, requests: Sequence[GenerateRequest]
     ) -> AsyncIterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, one Completion per seed) as each request finishes."""
+        for request in requests:
+            check_limit(request.sampling, most=self._kept_limit)
         done: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
         for rows in _batches(self._rows(requests), self._max_rows):
             async for row in self._decode(rows):
@@ -111,6 +122,10 @@ class HfEngine:
         ids = torch.tensor(prompts, device=self._device)
         cache = DynamicCache(config=self._model.config)
         logits = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        if self._experts is not None:
+            chosen = self._experts.of_last_pass(len(prompts))
+            for row in rows:
+                row.routing.append(chosen[place[row.prompt]])
         order = torch.tensor([place[row.prompt] for row in rows], device=self._device)
         cache.batch_select_indices(order)
         return cache, logits[order]
@@ -119,6 +134,9 @@ class HfEngine:
     def _step(self, cache: DynamicCache, rows: Sequence[_Row]) -> Tensor:
         ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=self._device)
         logits: Tensor = self._model(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+        if self._experts is not None:
+            for row, chosen in zip(rows, self._experts.of_last_pass(len(rows)), strict=True):
+                row.routing.append(chosen)
         return logits
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -219,6 +237,9 @@ def _draw(rows: Sequence[_Row], logits: Tensor, version: int) -> None:
             token = int(logprobs.argmax())
         else:
             token = int(torch.multinomial(logprobs.exp(), 1, generator=row.generator))
+        if row.sampling.reports_kept:
+            kept = logprobs.isfinite().nonzero()[:, 0].int().numpy()
+            row.kept.append(kept if len(kept) <= row.sampling.kept_limit else kept[:0])
         row.append(token, float(logprobs[token]), version)
 
 
@@ -244,9 +265,15 @@ def _completion(row: _Row) -> Completion:
         raise EngineError(
             f"request {row.request}: a log-probability is not finite. The weights may hold NaN."
         )
+    routing = None
+    if row.routing:
+        known = np.concatenate(row.routing)
+        routing = np.concatenate([known, np.full_like(known[:1], -1)])
     return Completion(
         token_ids=tuple(row.token_ids),
         logprobs=tuple(row.logprobs),
         versions=tuple(row.versions),
         finish_reason=row.finish,
+        routing=routing,
+        kept=tuple(row.kept) if row.sampling.reports_kept else None,
     )

@@ -23,3 +23,7 @@ class EngineSettings:
     index: int = 0
     """Place of this engine among the engines of the run."""
     trust_remote_code: bool = False
+    record_routing: bool = False
+    """Fill Completion.routing; the model must have experts."""
+    kept_limit: int = 0
+    """The largest Sampling.kept_limit that will be asked for."""

@@ -7,24 +7,31 @@ them all, and an update or a sleep holds it while it lasts. `_gate` keeps them a
 import asyncio
 import gc
 import itertools
-import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf.config.schema import EngineConfig
+from rlhf.engines.kept import check_limit, num_reported
 from rlhf.engines.settings import EngineSettings
+from rlhf.engines.vllm_outputs import completion, prompt_logprobs
 from rlhf.errors import DependencyError, EngineError, SyncError
 from rlhf.interfaces import GenerateRequest
-from rlhf.types import Completion, FinishReason, Sampling
+from rlhf.types import Completion, Sampling
 
 _CPU_KV_CACHE_MB = 512
 _CPU_BLOCK_TOKENS = 32
+_RECORDER = "rlhf.engines.recorder.RoutingRecorder"
 _VLLM_TRANSFERS = ("nccl", "ipc")
 
 
-def engine_environment(config: EngineConfig, device: str) -> dict[str, str]:
+def engine_environment(config: EngineConfig, device: str, *, record_routing: bool = False) -> dict[str, str]:
     """Environment that a process needs before it imports vLLM; children inherit it."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if record_routing:
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if device == "cuda":
         # CUDA IPC handles cross to the engine core as pickles.
         return environment | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
@@ -61,6 +68,10 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "distributed_executor_backend": "mp" if config.tensor_parallel > 1 else "uni",
         "trust_remote_code": settings.trust_remote_code,
     }
+    if settings.record_routing:
+        arguments["worker_extension_cls"] = _RECORDER
+    if settings.kept_limit:
+        arguments["max_logprobs"] = settings.kept_limit + 1
     if settings.device == "cpu":
         arguments |= {
             "kv_cache_memory_bytes": (config.kv_cache_mb or _CPU_KV_CACHE_MB) << 20,
@@ -88,6 +99,7 @@ class VllmEngine:
         self._ids = itertools.count()
         self._version = 0
         self._incoming: int | None = None
+        self._routing_shape: tuple[int, ...] = ()
         self._collecting: set[asyncio.Task[tuple[int, list[Completion]]]] = set()
 
     @classmethod
@@ -95,7 +107,20 @@ class VllmEngine:
         """Load the model and start the engine core. Takes 10 s and more."""
         engine = cls(_launch(settings), settings)
         await engine._llm.update_weight_version("0")
+        if settings.record_routing:
+            await engine._start_recording()
         return engine
+
+    async def _start_recording(self) -> None:
+        try:
+            self._routing_shape = (await self._llm.collective_rpc("start_routing_record"))[0]
+        # As in _rpc: a bare Exception that carries only the message.
+        except Exception as error:
+            await self.close()
+            raise EngineError(
+                f"sampling.keep_routing is true, but vLLM's choice of experts in {self._settings.model} cannot be "
+                f"recorded: {error}. Set sampling.keep_routing: false, or engine.kind: hf."
+            ) from error
 
     async def generate_many(
         self, requests: Sequence[GenerateRequest]
@@ -106,7 +131,10 @@ class VllmEngine:
         the same tokens and bitwise the same log-probabilities. Waits while weights are being updated.
         """
         streams = await self._submit(requests)
-        tasks = [asyncio.create_task(self._collect(index, stream)) for index, stream in enumerate(streams)]
+        tasks = [
+            asyncio.create_task(self._collect(index, request, group))
+            for index, (request, group) in enumerate(zip(requests, streams, strict=True))
+        ]
         self._collecting.update(tasks)
         try:
             for finished in asyncio.as_completed(tasks):
@@ -122,6 +150,7 @@ class VllmEngine:
             if self._llm is not None:
                 left = [stream.request_id for group in streams for stream in group]
                 await self._llm.abort(left, internal=True)
+                await self._forget_routing(left)
 
     async def _submit(self, requests: Sequence[GenerateRequest]) -> list[list[Any]]:
         async with self._gate:
@@ -132,7 +161,9 @@ class VllmEngine:
                 await self._llm.resume_generation()
 
     async def _add(self, request: GenerateRequest, seed: int) -> Any:
-        params = sampling_params(request.sampling, seed)
+        check_limit(request.sampling, most=self._settings.kept_limit)
+        num_logprobs = num_reported(request.sampling, self._llm.model_config.get_vocab_size())
+        params = sampling_params(request.sampling, seed, num_logprobs=num_logprobs)
         return await self._enqueue(request.prompt_token_ids, params)
 
     async def _enqueue(self, token_ids: Sequence[int], params: Any) -> Any:
@@ -140,8 +171,29 @@ class VllmEngine:
         prompt = {"type": "token", "prompt_token_ids": list(token_ids), "cache_salt": str(self._version)}
         return await self._llm.add_request(str(next(self._ids)), prompt, params)
 
-    async def _collect(self, index: int, streams: Sequence[Any]) -> tuple[int, list[Completion]]:
-        return index, [_completion(await _last_output(stream)) for stream in streams]
+    async def _collect(
+        self, index: int, request: GenerateRequest, streams: Sequence[Any]
+    ) -> tuple[int, list[Completion]]:
+        outputs = [await _last_output(stream) for stream in streams]
+        routing: Sequence[NDArray[np.int16] | None] = [None] * len(outputs)
+        if self._settings.record_routing:
+            routing = await self._take_routing(outputs, [stream.request_id for stream in streams])
+        sampling = request.sampling
+        return index, [completion(o, sampling, routing=r) for o, r in zip(outputs, routing, strict=True)]
+
+    async def _take_routing(self, outputs: Sequence[Any], ids: Sequence[str]) -> list[NDArray[np.int16]]:
+        """[P + T, L, k] of each sample; its last token was no input."""
+        lengths = [len(o.prompt_token_ids) + len(o.outputs[0].token_ids) for o in outputs]
+        wanted = [(i, length - 1) for i, length in zip(ids, lengths, strict=True)]
+        found = (await self._llm.collective_rpc("take_routing", args=(wanted,)))[0]
+        routing = [np.full((length, *self._routing_shape), -1, np.int16) for length in lengths]
+        for rows, taken in zip(routing, found, strict=True):
+            rows[:-1] = np.frombuffer(taken, np.int16).reshape(-1, *self._routing_shape)
+        return routing
+
+    async def _forget_routing(self, ids: Sequence[str]) -> None:
+        if self._settings.record_routing:
+            await self._llm.collective_rpc("forget_routing", args=(ids,))
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """[sequence][T-1] log-probability (temperature 1, full vocabulary) of each token after the first."""
@@ -155,7 +207,8 @@ class VllmEngine:
         )
         streams = [await self._enqueue(sequence, params) for sequence in sequences]
         outputs = [await _last_output(stream) for stream in streams]
-        return [_prompt_logprobs(output) for output in outputs]
+        await self._forget_routing([stream.request_id for stream in streams])
+        return [prompt_logprobs(output) for output in outputs]
 
     async def pause(self) -> None:
         """Stop decoding; requests in flight keep their place, new ones wait."""
@@ -286,8 +339,8 @@ def _launch(settings: EngineSettings) -> Any:
         raise EngineError(f"vLLM did not start on {settings.model}: {error}") from error
 
 
-def sampling_params(sampling: Sampling, seed: int) -> Any:
-    """One sample's SamplingParams."""
+def sampling_params(sampling: Sampling, seed: int, *, num_logprobs: int = 0) -> Any:
+    """One sample's SamplingParams; `num_logprobs` of the likeliest tokens are reported beside the sampled one."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -299,7 +352,7 @@ def sampling_params(sampling: Sampling, seed: int) -> Any:
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,
         seed=seed,
-        logprobs=0,
+        logprobs=num_logprobs,
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -317,39 +370,3 @@ async def _last_output(stream: Any) -> Any:
     while not output.finished:
         output = await stream.get()
     return output
-
-
-def _completion(output: Any) -> Completion:
-    sample = output.outputs[0]
-    logprobs = tuple(sample.logprobs.logprobs)
-    if len(logprobs) != len(sample.token_ids) or not all(map(math.isfinite, logprobs)):
-        raise EngineError(
-            f"request {output.request_id}: {len(sample.token_ids)} tokens, {len(logprobs)} logprobs, "
-            f"{sum(not math.isfinite(p) for p in logprobs)} of them not finite. The weights may hold NaN."
-        )
-    if sample.weight_versions is None:
-        raise EngineError(f"request {output.request_id}: the engine core reported no weight version")
-    spans = [(int(span.version), span.end - span.start) for span in sample.weight_versions]
-    return Completion(
-        token_ids=tuple(sample.token_ids),
-        logprobs=logprobs,
-        versions=tuple(version for version, length in spans for _ in range(length)),
-        finish_reason=_finish_reason(sample.finish_reason, output.request_id),
-    )
-
-
-def _finish_reason(reason: str | None, request_id: str) -> FinishReason:
-    match reason:
-        case "stop":
-            return "stop"
-        case "length":
-            return "length"
-        case _:
-            raise EngineError(
-                f"request {request_id}: the engine ended it with {reason!r}, expected stop or length"
-            )
-
-
-def _prompt_logprobs(output: Any) -> list[float]:
-    ids = output.prompt_token_ids
-    return [float(p[token].logprob) for token, p in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]

@@ -2,36 +2,72 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf.types import NOT_SAMPLED, Completion, Message, Segment, Turn
+
+_NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
 
 
 class _OpenSegment:
-    """A segment that still grows; four lists of one length."""
+    """A segment that still grows; five lists of one length, and the routing of its first tokens."""
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.loss_mask: list[bool] = []
         self.logprobs: list[float] = []
         self.versions: list[int] = []
+        self.kept: list[NDArray[np.int32]] = []
+        self.routing: list[NDArray[np.int16]] = []
+        self.records: tuple[bool, bool] | None = None
+        """Whether the engine reports (routing, kept sets); None before it has said."""
 
     def given(self, ids: Sequence[int]) -> None:
         self.token_ids += ids
         self.loss_mask += [False] * len(ids)
         self.logprobs += [0.0] * len(ids)
         self.versions += [NOT_SAMPLED] * len(ids)
+        self.kept += [_NO_IDS] * len(ids)
 
     def sampled(self, completion: Completion) -> None:
+        records = (completion.routing is not None, completion.kept is not None)
+        if self.records not in (None, records):
+            raise ValueError(
+                f"ledger: (routing, kept sets) of an episode were reported {self.records}, now {records}"
+            )
+        self.records = records
         self.token_ids += completion.token_ids
         self.loss_mask += [True] * len(completion.token_ids)
         self.logprobs += completion.logprobs
         self.versions += completion.versions
+        self.kept += completion.kept or [_NO_IDS] * len(completion.token_ids)
+        if completion.routing is not None:
+            self._routed(completion.routing)
+
+    def _routed(self, routing: NDArray[np.int16]) -> None:
+        if len(routing) != len(self.token_ids):
+            raise ValueError(
+                f"ledger: routing of {len(routing)} tokens for {len(self.token_ids)} written down"
+            )
+        # What an earlier turn reported stays: its tokens were sampled with that.
+        num_known = sum(map(len, self.routing))
+        self.routing.append(routing[num_known:-1])
+
+    def _all_routing(self) -> NDArray[np.int16]:
+        known = np.concatenate(self.routing)
+        never_inputs = np.full((len(self.token_ids) - len(known), *known.shape[1:]), -1, np.int16)
+        return np.concatenate([known, never_inputs])
 
     def close(self) -> Segment:
+        has_routing, has_kept = self.records or (False, False)
         return Segment(
             token_ids=tuple(self.token_ids),
             loss_mask=tuple(self.loss_mask),
             rollout_logprobs=tuple(self.logprobs),
             versions=tuple(self.versions),
+            routing=self._all_routing() if has_routing else None,
+            kept=tuple(self.kept) if has_kept else None,
         )
 
 

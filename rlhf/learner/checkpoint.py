@@ -87,7 +87,8 @@ def export_model(folder: Path, model: PreTrainedModel, weights: Iterable[tuple[s
     if first:
         model.config.dtype = next(iter(state.values())).dtype
         partial = _emptied(folder.with_name(folder.name + ".partial"))
-        model.save_pretrained(partial, state_dict=state)
+        # Named as in a checkpoint already.
+        model.save_pretrained(partial, state_dict=state, save_original_format=False)
         _replace(partial, folder)
     dist.barrier()
 

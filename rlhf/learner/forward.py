@@ -9,8 +9,10 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from rlhf.batch import Batch
+from rlhf.errors import LearnerError
 from rlhf.learner.attention import Packing, build_packing
 from rlhf.learner.plan import EntropyMode
+from rlhf.learner.routing import hook_routers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,10 @@ class Inputs:
     last: Tensor
     """[B]: which of the U ends each row."""
     temperature: float
+    kept: Tensor | None = None
+    """[M, K]: the tokens among which each target was sampled, as Batch.kept_ids gives them."""
+    routing: Tensor | None = None
+    """[U, L, k]: as Batch.routing gives them; a shared token has those of its origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,7 @@ class PackedPolicy(nn.Module):
         super().__init__()
         self.model = model
         self.chunk = chunk
+        self._routing_problem = hook_routers(model.get_decoder())
 
     @property
     def decoder(self) -> Any:
@@ -58,19 +65,34 @@ class PackedPolicy(nn.Module):
 
     def forward(self, inputs: Inputs, entropy: EntropyMode) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [M] and entropies [M] of the trained tokens, in float32 nats."""
+        if inputs.routing is not None:
+            self.require_routing()
         head = self.model.get_output_embeddings()
-        before = decode(self.decoder, inputs).index_select(0, inputs.before)
-        settings = _HeadSettings(inputs.targets, inputs.temperature, self.chunk, entropy)
+        hidden = decode(self.decoder, inputs, routing=inputs.routing)
+        settings = _HeadSettings(inputs.targets, inputs.temperature, self.chunk, entropy, inputs.kept)
+        before = hidden.index_select(0, inputs.before)
         return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
 
+    def require_routing(self) -> None:
+        """Raise LearnerError where recorded experts cannot be chosen again."""
+        if self._routing_problem is not None:
+            raise LearnerError(
+                f"{type(self.model).__name__} cannot repeat the experts that the sampler chose: "
+                f"{self._routing_problem}. Switch sampling.keep_routing off, or choose a model such as Qwen3-MoE."
+            )
 
-def decode(decoder: Any, inputs: Inputs) -> Tensor:
-    """Hidden states [U, H] of the last layer; that of a token knows the tokens up to itself."""
+
+def decode(decoder: Any, inputs: Inputs, *, routing: Tensor | None = None) -> Tensor:
+    """Hidden states [U, H] of the last layer; that of a token knows the tokens up to itself.
+
+    `routing` reaches the layers as `packing` does; without it a mixture of experts chooses for itself.
+    """
     hidden: Tensor = decoder(
         input_ids=inputs.tokens[None],
         position_ids=inputs.positions[None],
         use_cache=False,
         packing=inputs.packing,
+        routing=routing,
     ).last_hidden_state[0]
     return hidden
 
@@ -78,6 +100,7 @@ def decode(decoder: Any, inputs: Inputs) -> Tensor:
 def prepare(batch: Batch) -> Inputs:
     """The inputs of a batch, which may be empty: then one token stands in, so that collectives still run."""
     device = batch.tokens.device
+    kept = routing = None
     if batch.num_tokens == 0:
         zero = torch.zeros(1, dtype=torch.long, device=device)
         packing, tokens, positions, trained = build_packing([1], device), zero, zero, zero[:0]
@@ -92,6 +115,8 @@ def prepare(batch: Batch) -> Inputs:
         trained = torch.nonzero(batch.loss_mask & (batch.positions > 0)).flatten()
         before, targets = packing.place[trained - 1], batch.tokens[trained]
         last = packing.place[torch.cumsum(lengths, 0) - 1]
+        kept = None if batch.kept_ids is None else batch.kept_ids[trained]
+        routing = None if batch.routing is None else batch.routing[own]
     return Inputs(
         tokens=tokens,
         positions=positions,
@@ -101,6 +126,8 @@ def prepare(batch: Batch) -> Inputs:
         trained=trained,
         last=last,
         temperature=batch.temperature,
+        kept=kept,
+        routing=routing,
     )
 
 
@@ -126,13 +153,18 @@ class _HeadSettings:
     temperature: float
     chunk: int
     entropy: EntropyMode
+    kept: Tensor | None
+
+    def support(self, part: slice) -> tuple[Tensor, Tensor] | None:
+        """Kept sets and targets of a chunk."""
+        return None if self.kept is None else (self.kept[part], self.targets[part])
 
 
 class _ChunkedHead(torch.autograd.Function):
     """The output head, `chunk` rows at a time; backward computes the logits again instead of keeping them.
 
-    With z the logits over temperature, p their softmax and H = -sum p log p:
-    d logprob / dz = onehot - p, and dH / dz = -p (log p + H).
+    With z the logits over temperature, p their softmax over the support and H = -sum p log p:
+    d logprob / dz = onehot - p, and dH / dz = -p (log p + H): both exactly 0 outside the support.
     """
 
     @staticmethod
@@ -142,7 +174,8 @@ class _ChunkedHead(torch.autograd.Function):
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         entropy = None if settings.entropy == "none" else torch.empty_like(logprobs)
         for part in _parts(hidden.shape[0], settings.chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, settings.temperature)
+            logits = _logits(hidden[part], weight, bias, settings.temperature)
+            log_p = log_softmax(logits, settings.support(part))
             logprobs[part] = log_p.gather(1, settings.targets[part, None])[:, 0]
             if entropy is not None:
                 entropy[part] = -(log_p.exp() * log_p).sum(1)
@@ -163,7 +196,8 @@ class _ChunkedHead(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if trains_bias else None
         for part in _parts(hidden.shape[0], settings.chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, settings.temperature)
+            logits = _logits(hidden[part], weight, bias, settings.temperature)
+            log_p = log_softmax(logits, settings.support(part))
             d_logits = _d_logits(
                 log_p, settings.targets[part], _take(d_logprobs, part), _take(d_entropy, part)
             )
@@ -189,9 +223,29 @@ def _take(values: Tensor | None, part: slice) -> Tensor | None:
     return None if values is None else values[part, None]
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     logits = linear(hidden, weight, bias).float()
-    return torch.log_softmax(logits.div_(temperature) if temperature != 1.0 else logits, dim=-1)
+    return logits.div_(temperature) if temperature != 1.0 else logits
+
+
+def log_softmax(logits: Tensor, support: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Log-probabilities [M, V] of logits, which are overwritten; under a `support` on that alone.
+
+    `support` is (kept [M, K], targets [M]): kept ids, padded with -1 (nothing but -1: the whole vocabulary);
+    the target is always of the set. Outside it the result is finite and its exp exactly 0.
+    Source: DeepSeek-V3.2 (arXiv 2512.02556), Keep Sampling Mask.
+    """
+    if support is not None:
+        kept, targets = support
+        size = logits.shape[1]
+        # One column more, where padding lands.
+        inside = torch.zeros(len(targets), size + 1, dtype=torch.bool, device=logits.device)
+        inside.scatter_(1, torch.where(kept >= 0, kept, size).long(), True)
+        inside |= (kept < 0).all(1, keepdim=True)
+        inside.scatter_(1, targets[:, None], True)
+        # Not -inf, whose product with a probability of 0 is NaN.
+        logits.masked_fill_(~inside[:, :size], torch.finfo(logits.dtype).min / 2)
+    return torch.log_softmax(logits, dim=-1)
 
 
 def _d_logits(log_p: Tensor, targets: Tensor, d_logprobs: Tensor | None, d_entropy: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from rlhf.learner.model import (
     scatter_from_first,
     shard,
     tokenizer_files,
-    weight_shapes,
+    weight_specs,
 )
 from rlhf.learner.optimizer import local
 from rlhf.learner.plan import LearnerPlan, RankPlace
@@ -129,7 +130,11 @@ class FsdpLearner:
         return self._held_critic().update(minibatches, loss)
 
     def logprobs(self, microbatches: Sequence[Batch], reference: bool = False) -> list[Tensor]:
-        """[N] per micro-batch, on the CPU: log-probability of each trained token, 0 elsewhere."""
+        """[N] per micro-batch, on the CPU: log-probability of each trained token, 0 elsewhere.
+
+        The reference keeps the sampling mask, so that all are distributions on one support, but routes for
+        itself: the sampler's experts were never those of its weights.
+        """
         policy: PackedPolicy = self.policy.module
         base: AbstractContextManager[None] = nullcontext()
         if reference and self.reference is not None:
@@ -137,6 +142,8 @@ class FsdpLearner:
         elif reference:
             assert self.plan.model.lora is not None, "LearnerPlan.needs_reference was False"
             base = adapters_off(policy.model)
+        if reference:
+            microbatches = [replace(batch, routing=None) for batch in microbatches]
         with base, inference(policy):
             return [score_tokens(policy, b.to(self.device), "none").logprobs.cpu() for b in microbatches]
 
@@ -171,8 +178,8 @@ class FsdpLearner:
     def open_sender(self, make: SenderFactory) -> None:
         """Make this rank's half of the weight transfer; it is kept for the run."""
         specs = [
-            TensorSpec(name=n, dtype=self.plan.model.dtype, shape=shape)
-            for n, shape in weight_shapes(self.policy.module)
+            TensorSpec(name=name, dtype=str(t.dtype).removeprefix("torch."), shape=tuple(t.shape))
+            for name, t in weight_specs(self.policy.module, self.dtype)
         ]
         self.sender = make(self.place.rank, specs)
 

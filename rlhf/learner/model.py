@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, revert_weight_conversion
 
 from rlhf.config.algorithm import LoraConfig
 from rlhf.config.schema import ModelConfig
@@ -24,6 +26,7 @@ from rlhf.learner.cpu_layers import use_cpu_layers
 from rlhf.learner.critic import PackedCritic
 from rlhf.learner.forward import PackedPolicy
 from rlhf.learner.optimizer import local
+from rlhf.learner.routing import routers
 
 _MIXERS = re.compile(r"mamba|deltanet|shortconv|recurrent|linearattention|rwkv|ssm", re.IGNORECASE)
 _NO_BACKENDS = (
@@ -31,7 +34,6 @@ _NO_BACKENDS = (
     "Choose a model that does (Qwen, Llama, Mistral, Phi, ...)."
 )
 _UNIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
@@ -58,21 +60,16 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
 def _refuse_config(config: PretrainedConfig) -> None:
     found = config.to_dict()
     mixers = sorted(set(found.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
-    experts = [name for name in _EXPERTS if (found.get(name) or 0) > 1]
     scaled = [name for name in _UNIT_SCALES if found.get(name) not in (None, 1, 1.0)]
     reason = ""
     if mixers:
         reason = f"layers of type {', '.join(mixers)}, which cannot be packed"
-    elif experts:
-        reason = f"a mixture of experts ({experts[0]}), which the learner does not shard yet"
     elif scaled or found.get("final_logit_softcapping") is not None:
         reason = (
             f"rescaled logits ({(*scaled, 'final_logit_softcapping')[0]}), which the learner does not compute"
         )
     if reason:
-        raise ModelError(
-            f"model type {config.model_type!r} has {reason}. Choose a dense full-attention model."
-        )
+        raise ModelError(f"model type {config.model_type!r} has {reason}. Choose a full-attention model.")
 
 
 def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedModel:
@@ -101,6 +98,14 @@ def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedMo
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if "jitter_noise" in vars(module):
+            module.jitter_noise = 0.0
+    # The same names on every rank, whether its model was loaded or made.
+    network._weight_conversions = [
+        conversion
+        for conversion in get_model_conversion_mapping(network, add_legacy=False)
+        if not isinstance(conversion, PrefixChange)
+    ]
     use_cpu_layers(network)
     return network
 
@@ -124,8 +129,17 @@ def _add_lora(network: PreTrainedModel, lora: LoraConfig) -> None:
     except ValueError as error:
         raise ModelError(f"model.lora.targets: {error}") from error
     adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    if any(isinstance(module, ParamWrapper) for module in adapted):
+        raise ModelError(
+            "model.lora.targets reaches the experts, which are one tensor per layer and get no adapters here. "
+            "Name the other modules, for example [q_proj, k_proj, v_proj, o_proj]."
+        )
     if network.get_output_embeddings() in adapted or network.get_input_embeddings() in adapted:
         raise ModelError("model.lora.targets names the embeddings or the output head. Leave them out.")
+
+
+_EXACT = MixedPrecisionPolicy(param_dtype=torch.float32)
+"""Of routers: a bfloat16 logit is too coarse to say which expert comes next."""
 
 
 def shard(module: PackedPolicy | PackedCritic, mesh: DeviceMesh, dtype: torch.dtype) -> None:
@@ -135,6 +149,9 @@ def shard(module: PackedPolicy | PackedCritic, mesh: DeviceMesh, dtype: torch.dt
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     spread = mesh.size() > 1
     for layer in module.decoder.layers:
+        if dtype != torch.float32:
+            for router in routers(layer):
+                fully_shard(router, mesh=mesh, mp_policy=_EXACT, reshard_after_forward=spread)
         fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=spread)
     fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
     for part in module.modules():
@@ -183,7 +200,10 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
 
 
 def full_weights(policy: PackedPolicy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter whole, under its Hugging Face name, LoRA merged, a tied head left out. A collective."""
+    """Every weight whole, named and shaped as in a checkpoint, LoRA merged, a tied head left out. A collective.
+
+    Experts, which transformers fuses, are apart again. Buffers that a checkpoint holds keep their own dtype.
+    """
     adapters = {
         name: module for name, module in policy.model.named_modules() if isinstance(module, LoraLayer)
     }
@@ -197,16 +217,32 @@ def full_weights(policy: PackedPolicy, dtype: torch.dtype) -> Iterator[tuple[str
             weight = weight + layer.scaling["default"] * (
                 whole(layer.lora_B["default"].weight) @ whole(layer.lora_A["default"].weight)
             )
-        yield name.replace(".base_layer.", "."), weight.to(dtype)
+        yield from _as_in_checkpoint(policy, name, weight.to(dtype))
+    for name, buffer in _saved_buffers(policy):
+        yield from _as_in_checkpoint(policy, name, buffer)
 
 
-def weight_shapes(policy: PackedPolicy) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and full shape of what `full_weights` yields, in its order, without gathering anything."""
-    return [
-        (name.replace(".base_layer.", "."), tuple(parameter.shape))
-        for name, parameter in policy.model.named_parameters()
-        if ".lora_" not in name
-    ]
+def weight_specs(policy: PackedPolicy, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+    """What `full_weights` yields, in its order, as tensors without storage: nothing is gathered."""
+    with torch.device("meta"):
+        tensors = [
+            (name, torch.empty(parameter.shape, dtype=dtype))
+            for name, parameter in policy.model.named_parameters()
+            if ".lora_" not in name
+        ]
+    tensors += [(name, buffer.to("meta")) for name, buffer in _saved_buffers(policy)]
+    return [spec for name, tensor in tensors for spec in _as_in_checkpoint(policy, name, tensor)]
+
+
+def _saved_buffers(policy: PackedPolicy) -> list[tuple[str, Tensor]]:
+    """Buffers that are weights: the selection bias of a router."""
+    saved = policy.model.state_dict().keys()
+    return [(name, buffer) for name, buffer in policy.model.named_buffers() if name in saved]
+
+
+def _as_in_checkpoint(policy: PackedPolicy, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    name = name.replace(".base_layer.", ".")
+    yield from revert_weight_conversion(policy.model, {name: tensor}).items()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
     outcomes = Counter(t.reward.outcome for t in trajectories if t.reward is not None)
     for outcome, count in outcomes.items():
         metrics[f"rollout/outcome/{outcome}"] = count / len(trajectories)
+    recorded = [s for t in trajectories for s in t.segments if s.kept is not None]
+    if recorded:
+        num_sampled = sum(s.num_sampled for s in recorded)
+        num_trained = sum(sum(s.trained_mask) for s in recorded)
+        metrics["rollout/kept_overflow_share"] = 1.0 - num_trained / max(num_sampled, 1)
     return {**metrics, **_part_metrics([t.reward for t in trajectories if t.reward is not None])}
 
 

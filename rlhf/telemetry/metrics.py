@@ -32,6 +32,12 @@ _DECLARED = (
     Metric("rollout/tokens_per_s", "mean", "tokens/s", "Sampled tokens per second of wall time."),
     Metric("rollout/num_tokens", "sum", "tokens", "Sampled tokens trained on."),
     Metric("rollout/num_trajectories", "sum", "trajectories", "Trajectories trained on."),
+    Metric(
+        "rollout/kept_overflow_share",
+        "mean",
+        "share",
+        "Share of sampled tokens left out of the loss: their kept set exceeded sampling.kept_limit.",
+    ),
     Metric("rollout/groups", "sum", "groups", "Groups trained on."),
     Metric(
         "rollout/zero_variance_share",

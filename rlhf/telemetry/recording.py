@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhf.errors import DataError
 from rlhf.types import Message, Prompt, RewardResult, Segment, Trajectory, TrajectoryGroup, Turn
 
@@ -121,7 +123,7 @@ def save_groups(path: Path, groups: Sequence[TrajectoryGroup]) -> None:
     with gzip.open(path, "wt", encoding="utf-8") as file:
         for group in groups:
             _check_columns(group.prompt)
-            file.write(json.dumps(asdict(group)) + "\n")
+            file.write(json.dumps(asdict(group), default=np.ndarray.tolist) + "\n")
 
 
 def load_groups(path: Path) -> list[TrajectoryGroup]:
@@ -153,12 +155,19 @@ def _group(raw: Mapping[str, Any]) -> TrajectoryGroup:
 
 def _trajectory(raw: Mapping[str, Any]) -> Trajectory:
     fields = dict(raw)
-    fields["segments"] = tuple(
-        Segment(**{name: tuple(values) for name, values in segment.items()}) for segment in raw["segments"]
-    )
+    fields["segments"] = tuple(_segment(segment) for segment in raw["segments"])
     fields["turns"] = tuple(Turn(**{**turn, "message": Message(**turn["message"])}) for turn in raw["turns"])
     fields["reward"] = RewardResult(**raw["reward"]) if raw["reward"] else None
     return Trajectory(**fields)
+
+
+def _segment(raw: Mapping[str, Any]) -> Segment:
+    fields: dict[str, Any] = {name: tuple(values) for name, values in raw.items() if values is not None}
+    if "routing" in fields:
+        fields["routing"] = np.array(fields["routing"], np.int16)
+    if "kept" in fields:
+        fields["kept"] = tuple(np.array(ids, np.int32) for ids in fields["kept"])
+    return Segment(**fields)
 
 
 def _check_columns(prompt: Prompt) -> None:

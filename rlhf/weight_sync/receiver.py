@@ -100,9 +100,17 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         """Nothing is left to do."""
 
     def mend(self) -> None:
-        """Repack tied heads: the reload repacks only layers that were loaded, and a tied head never is."""
+        """Repack what the reload leaves unpacked: tied heads, which are never loaded, and experts on a CPU.
+
+        Those vLLM packs when it makes their kernel, which it does once (vLLM 0.32).
+        """
         for _, head in self._heads:
             head.quant_method.process_weights_after_loading(head)  # type: ignore[operator,union-attr]
+        if self.device.type == "cpu":
+            for layer in self.model.modules():
+                kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+                if kernel is not None:
+                    kernel.fused_experts.process_weights_after_loading(layer)
 
     def check(self) -> None:
         """Raise SyncError when a tied head still computes with older weights."""

@@ -7,15 +7,17 @@ import torch
 from rlhf.config.schema import EngineConfig
 from rlhf.engines.hf import HfEngine, processed_logprobs
 from rlhf.engines.settings import EngineSettings
-from rlhf.errors import SyncError
+from rlhf.errors import EngineError, SyncError
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Sampling
 from rlhf.weight_sync.files import FileSender, read_weights
 from rlhf.weight_sync.probe import Probe
 from rlhf.weight_sync.verified import VerifiedSync
 from tests.live_vllm import LocalLearner, OneEngine, model_logprobs
-from tests.tiny import EOS, save_tiny, tiny_model
+from tests.tiny import EOS, MOE, save_tiny, tiny_model
+from tests.unit.engines.mixtures import assert_kept_as, assert_routed_as
 
+MIXTURE = MOE | {"num_hidden_layers": 3, "mlp_only_layers": [1]}
 SEQUENCES = [[5, 9, 30, 44, 60], [70, 3, 8, 8, 21]]
 
 
@@ -119,3 +121,52 @@ def test_probe_runs_at_its_cadence_and_the_first_time(engine):
         return ["sync/probe_gap" in await sync.publish(version) for version in (1, 2, 3)]
 
     assert asyncio.run(scenario()) == [True, False, True]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    folder = save_tiny(tmp_path_factory.mktemp("moe"), **MIXTURE)
+    return HfEngine(recording(folder), read=read_weights)
+
+
+def recording(folder):
+    return EngineSettings(
+        model=str(folder), config=EngineConfig(max_sequences=6), device="cpu", dtype="float32",
+        max_model_len=128, record_routing=True, kept_limit=8,
+    )  # fmt: skip
+
+
+def test_hf_routing_is_that_of_the_models_router(mixture):
+    model = tiny_model(**MIXTURE).eval()
+    requests = [request(0, length=7), request(1, length=9), request(2, length=7, samples=5)]
+    for asked, group in zip(requests, generate(mixture, requests), strict=True):
+        for completion in group:
+            assert_routed_as(model, asked, completion)
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 5}, {"top_p": 0.4}, {"top_k": 12, "top_p": 0.9}])
+def test_hf_kept_sets_are_those_of_the_definition(mixture, sampling):
+    asked = request(3, length=8, kept_limit=8, temperature=0.9, **sampling)
+    for completion in generate(mixture, [asked])[0]:
+        assert_kept_as(tiny_model(**MIXTURE).eval(), asked, completion)
+    assert all(c.kept is None for c in generate(mixture, [request(3, length=8, **sampling)])[0])
+
+
+def test_hf_kept_limit_beyond_the_engines_is_refused(mixture):
+    with pytest.raises(
+        EngineError, match=r"up to 9 tokens are asked for, but the engine was started with .* 8"
+    ):
+        generate(mixture, [request(3, length=8, kept_limit=9)])
+
+
+def test_hf_routing_of_a_dense_model_is_refused_by_key(folder):
+    with pytest.raises(
+        EngineError, match=r"sampling\.keep_routing is true, but Qwen3ForCausalLM has no layer"
+    ):
+        HfEngine(recording(folder), read=read_weights)
+
+
+def test_top_k_keeps_all_that_tie_with_the_last():
+    logits = torch.tensor([3.0, 1.0, 1.0, 1.0, 0.0])
+    kept = processed_logprobs(logits, Sampling(max_tokens=1, top_k=2)).isfinite()
+    assert kept.tolist() == [True, True, True, True, False]

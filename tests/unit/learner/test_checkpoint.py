@@ -11,7 +11,8 @@ from rlhf.config.algorithm import CriticConfig, LoraConfig
 from rlhf.config.schema import ModelConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner.fsdp import FsdpLearner, RankPlace
-from tests.tiny import save_tiny, tiny_config
+from rlhf.learner.model import weight_specs
+from tests.tiny import DEEPSEEK, MIXTRAL, MOE, save_tiny, tiny_config
 from tests.unit.learner.ranks import Ranks, example_batch, plan, policy_gradient, train
 
 LORA = ModelConfig(config=tiny_config(), dtype="float32", lora=LoraConfig(rank=4))
@@ -133,9 +134,18 @@ def test_save_into_a_file_raises_checkpoint_error(place: RankPlace, tmp_path: Pa
         FsdpLearner(plan(), place).save(str(tmp_path / "taken" / "last"))
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
-def test_export_loads_in_transformers_with_the_same_logprobs(place: RankPlace, tmp_path: Path, lora) -> None:
-    source = save_tiny(tmp_path / "source")
+def adapters(changes: dict[str, object]) -> LoraConfig:
+    """On every linear layer, but not on fused experts."""
+    return LoraConfig(rank=4, targets=("o_proj",) if changes else "all-linear")
+
+
+@pytest.mark.parametrize("changes", [{}, MOE, MIXTRAL, DEEPSEEK], ids=["dense", "moe", "mixtral", "deepseek"])
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+def test_export_loads_in_transformers_with_the_same_logprobs(
+    place: RankPlace, tmp_path: Path, adapted: bool, changes
+) -> None:
+    lora = adapters(changes) if adapted else None
+    source = save_tiny(tmp_path / "source", **changes)
     learner = FsdpLearner(plan(ModelConfig(path=str(source), dtype="float32", lora=lora)), place)
     learner.update([[example_batch()]], policy_gradient)
     learner.export(str(tmp_path / "out"))
@@ -149,14 +159,17 @@ def test_export_loads_in_transformers_with_the_same_logprobs(place: RankPlace, t
     ).encode("a b")
 
 
-def test_weights_carry_the_names_that_transformers_saves(place: RankPlace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, MOE, MIXTRAL, DEEPSEEK], ids=["dense", "moe", "mixtral", "deepseek"])
+def test_weights_carry_the_names_that_transformers_saves(place: RankPlace, tmp_path: Path, changes) -> None:
     from safetensors.torch import load_file
 
-    source = save_tiny(tmp_path / "source")
+    source = save_tiny(tmp_path / "source", **changes)
     saved = load_file(source / "model.safetensors")
-    for lora in (None, LoraConfig(rank=4)):
+    for lora in (None, adapters(changes)):
         learner = FsdpLearner(plan(ModelConfig(path=str(source), dtype="float32", lora=lora)), place)
         found = dict(learner.weights())
         assert found.keys() == saved.keys()
         assert all(torch.equal(found[name], saved[name]) for name in saved)
+        announced = [(n, t.dtype, t.shape) for n, t in weight_specs(learner.policy.module, torch.float32)]
+        assert announced == [(n, t.dtype, t.shape) for n, t in learner.weights()]
         learner.close()

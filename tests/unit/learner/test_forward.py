@@ -12,7 +12,7 @@ from rlhf.batch import Batch
 from rlhf.errors import ModelError
 from rlhf.learner.attention import MAX_WASTE, PACKED, build_packing
 from rlhf.learner.forward import EntropyMode, PackedPolicy, TokenScores, prepare, score_tokens
-from tests.tiny import tiny_model
+from tests.tiny import DEEPSEEK, MIXTRAL, MOE, tiny_model
 from tests.unit.learner.ranks import example_batch
 
 VARIANTS = [
@@ -21,6 +21,10 @@ VARIANTS = [
     {"model_type": "llama"},
     {"model_type": "qwen2", "num_key_value_heads": 4},
     {"model_type": "phi3", "tie_word_embeddings": False},
+    MOE,
+    MOE | {"norm_topk_prob": False, "mlp_only_layers": [0]},
+    MIXTRAL,
+    DEEPSEEK,
 ]
 
 

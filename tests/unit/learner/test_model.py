@@ -9,7 +9,7 @@ from rlhf.config.algorithm import LoraConfig
 from rlhf.config.schema import ModelConfig
 from rlhf.errors import ModelError
 from rlhf.learner.model import build_model
-from tests.tiny import tiny_config
+from tests.tiny import MOE, tiny_config
 
 
 def configured(**changes: object) -> ModelConfig:
@@ -32,7 +32,6 @@ def test_dropout_is_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "qwen3_moe", "num_experts": 4}, "mixture of experts"),
         ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling"),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "layers of type conv"),
@@ -67,3 +66,9 @@ def test_lora_target_that_cannot_be_adapted_is_named(target: str) -> None:
     model = ModelConfig(config=tiny_config(tie_word_embeddings=False), lora=LoraConfig(targets=(target,)))
     with pytest.raises(ModelError, match=r"model\.lora\.targets"):
         build_model(model, 0, on_meta=True)
+
+
+@pytest.mark.parametrize("target", [("gate_proj", "up_proj"), ("down_proj",), "all-linear"], ids=str)
+def test_lora_on_fused_experts_is_refused(target) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.targets reaches the experts"):
+        build_model(ModelConfig(config=tiny_config(**MOE), lora=LoraConfig(targets=target)), 0, on_meta=True)
