@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids"})
+_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids", "temperatures"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,8 @@ class Batch:
     """True where the engine stopped at the token limit."""
     trajectory_ids: Int[Tensor, " B"] | None = None
     """Trajectory of each row; None: every row is one. Its rows share reward, group and truncation."""
-    temperature: float = 1.0
-    """Logits are divided by this before every log-probability, as the engine did."""
+    temperatures: Float[Tensor, " B"] | None = None
+    """Logits of a row are divided by its own before every log-probability, as the engine did; None: all 1."""
     advantages: Float[Tensor, " N"] | None = None
     loss_weights: Float[Tensor, " N"] | None = None
     """W of the aggregation, computed once on the whole optimizer batch; loss = sum(W * token loss)."""

@@ -179,6 +179,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         samples_per_prompt=schedule.samples_per_prompt,
         seed=recipe.seed,
         drop_zero_variance=schedule.drop_zero_variance,
+        temperature_points=recipe.sampling.temperature_points,
         version=lambda: state.step,
     )
     return Run(

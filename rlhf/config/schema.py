@@ -145,9 +145,21 @@ class SamplingConfig(Section):
     """A longer prompt is refused at load (counted, named)."""
     max_tokens: PositiveInt = 1024
     temperature: Positive = 1.0
+    temperature_points: tuple[tuple[Count, Positive], ...] = ()
+    """[step, temperature] pairs in the order of their steps, in place of `temperature`: linear between two
+    points, constant outside them. [[999, 1.0], [1000, 0.7]] is a jump."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     """0: off."""
+
+    @model_validator(mode="after")
+    def _points_in_order(self) -> "SamplingConfig":
+        steps = [step for step, _ in self.temperature_points]
+        if steps != sorted(set(steps)):
+            raise ValueError(
+                f"sampling.temperature_points has steps {steps}: put them in rising order, each step once."
+            )
+        return self
 
 
 class ScheduleConfig(Section):

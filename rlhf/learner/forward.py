@@ -29,7 +29,8 @@ class Inputs:
     """[M]: their places in the batch."""
     last: Tensor
     """[B]: which of the U ends each row."""
-    temperature: float
+    temperatures: Tensor | None
+    """[M]; None: all 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class PackedPolicy(nn.Module):
         """Log-probabilities [M] and entropies [M] of the trained tokens, in float32 nats."""
         head = self.model.get_output_embeddings()
         before = decode(self.decoder, inputs).index_select(0, inputs.before)
-        settings = _HeadSettings(inputs.targets, inputs.temperature, self.chunk, entropy)
+        settings = _HeadSettings(inputs.targets, inputs.temperatures, self.chunk, entropy)
         return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -100,7 +101,7 @@ def prepare(batch: Batch) -> Inputs:
         targets=targets,
         trained=trained,
         last=last,
-        temperature=batch.temperature,
+        temperatures=None if batch.temperatures is None else batch.temperatures[batch.segment_ids[trained]],
     )
 
 
@@ -123,7 +124,7 @@ def spread(values: Tensor, index: Tensor, size: int) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class _HeadSettings:
     targets: Tensor
-    temperature: float
+    temperatures: Tensor | None
     chunk: int
     entropy: EntropyMode
 
@@ -131,7 +132,7 @@ class _HeadSettings:
 class _ChunkedHead(torch.autograd.Function):
     """The output head, `chunk` rows at a time; backward computes the logits again instead of keeping them.
 
-    With z the logits over temperature, p their softmax and H = -sum p log p:
+    With z the logits over their temperature, p their softmax and H = -sum p log p:
     d logprob / dz = onehot - p, and dH / dz = -p (log p + H).
     """
 
@@ -142,7 +143,7 @@ class _ChunkedHead(torch.autograd.Function):
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         entropy = None if settings.entropy == "none" else torch.empty_like(logprobs)
         for part in _parts(hidden.shape[0], settings.chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, settings.temperature)
+            log_p = _log_softmax(hidden[part], weight, bias, _take(settings.temperatures, part))
             logprobs[part] = log_p.gather(1, settings.targets[part, None])[:, 0]
             if entropy is not None:
                 entropy[part] = -(log_p.exp() * log_p).sum(1)
@@ -163,11 +164,12 @@ class _ChunkedHead(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if trains_bias else None
         for part in _parts(hidden.shape[0], settings.chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, settings.temperature)
+            temperatures = _take(settings.temperatures, part)
+            log_p = _log_softmax(hidden[part], weight, bias, temperatures)
             d_logits = _d_logits(
                 log_p, settings.targets[part], _take(d_logprobs, part), _take(d_entropy, part)
             )
-            d_logits = d_logits.div_(settings.temperature).to(weight.dtype)
+            d_logits = (d_logits if temperatures is None else d_logits.div_(temperatures)).to(weight.dtype)
             torch.mm(d_logits, weight, out=d_hidden[part])
             if d_weight is not None:
                 d_weight += d_logits.T @ hidden[part]
@@ -189,9 +191,9 @@ def _take(values: Tensor | None, part: slice) -> Tensor | None:
     return None if values is None else values[part, None]
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatures: Tensor | None) -> Tensor:
     logits = linear(hidden, weight, bias).float()
-    return torch.log_softmax(logits.div_(temperature) if temperature != 1.0 else logits, dim=-1)
+    return torch.log_softmax(logits if temperatures is None else logits.div_(temperatures), dim=-1)
 
 
 def _d_logits(log_p: Tensor, targets: Tensor, d_logprobs: Tensor | None, d_entropy: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
         "rollout/num_tokens": float(sum(lengths)),
         "rollout/num_trajectories": float(len(trajectories)),
         "rollout/groups": float(len(groups)),
+        "rollout/temperature": _mean([t.temperature for t in trajectories]),
         "rollout/zero_variance_share": _mean([float(_spread(g) < 1e-9) for g in groups]),
         "rollout/ungradable_share": 1.0 - len(values) / max(len(trajectories), 1),
         "buffer/staleness_max": float(max(ages, default=0)),

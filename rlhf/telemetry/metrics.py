@@ -33,6 +33,7 @@ _DECLARED = (
     Metric("rollout/num_tokens", "sum", "tokens", "Sampled tokens trained on."),
     Metric("rollout/num_trajectories", "sum", "trajectories", "Trajectories trained on."),
     Metric("rollout/groups", "sum", "groups", "Groups trained on."),
+    Metric("rollout/temperature", "mean", "", "Mean sampling temperature of the trajectories trained on."),
     Metric(
         "rollout/zero_variance_share",
         "mean",
