@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -135,7 +136,9 @@ def shard(module: PackedPolicy | PackedCritic, mesh: DeviceMesh, dtype: torch.dt
     spread = mesh.size() > 1
     for layer in module.decoder.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=spread)
-    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    # Cast here, temperatures would be rounded to bfloat16; hidden states take its type from the embeddings.
+    uncast = replace(precision, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=uncast, reshard_after_forward=False)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)

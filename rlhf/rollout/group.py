@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from rlhf.data.prompts import PromptStream
 from rlhf.interfaces import Reward, RolloutFunction
