@@ -108,12 +108,12 @@ class Batch:
         changed = {n: t[rows] if n in _PER_ROW else t[index] for n, t in self._tensors()}
         order = torch.arange(rows.numel(), device=rows.device)
         changed["segment_ids"] = torch.repeat_interleave(order, self.row_lengths()[rows])
-        return replace(self, **changed)  # type: ignore[arg-type]
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         moved = {name: value.to(device) for name, value in self._tensors()}
-        return replace(self, **moved)  # type: ignore[arg-type]
+        return replace(self, **moved)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for item in fields(self):
