@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids", "temperatures"})
+_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids", "temperatures", "task_rewards"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,8 @@ class Batch:
     """Trajectory of each row; None: every row is one. Its rows share reward, group and truncation."""
     temperatures: Float[Tensor, " B"] | None = None
     """Logits of a row are divided by its own before every log-probability, as the engine did; None: all 1."""
+    task_rewards: Float[Tensor, " B"] | None = None
+    """As graded. None while `rewards` are not shaped."""
     advantages: Float[Tensor, " N"] | None = None
     loss_weights: Float[Tensor, " N"] | None = None
     """W of the aggregation, computed once on the whole optimizer batch; loss = sum(W * token loss)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf.algorithms.catalogue import Algorithm
 from rlhf.algorithms.correction import with_ess
+from rlhf.algorithms.shaping import shaping_metrics
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
 from rlhf.data.prompts import PromptStream
@@ -126,6 +127,7 @@ class Run:
         metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
         metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
         metrics |= self._buffer_metrics(spent)
+        metrics |= shaping_metrics(batch)
         assert batch.advantages is not None
         metrics["update/num_tokens"] = float(batch.num_tokens)
         sample = self.recorder.record(self.state.step, groups, row_advantages(groups, batch))

@@ -49,6 +49,7 @@ _DECLARED = (
     Metric("rollout/discarded", "sum", "groups", "Groups rolled out and thrown away since the step before."),
     Metric("rollout/discarded/*", "sum", "groups", "Groups thrown away for this reason."),
     Metric("rollout/outcome/*", "mean", "share", "Share of trajectories with this verdict."),
+    Metric("reward/shaped_mean", "mean", "", "Mean reward after shaping, which advantages are made of."),
     Metric("reward/*/mean", "mean", "", "Mean of this part of the reward."),
     Metric("reward/*/std", "mean", "", "Standard deviation of this part of the reward."),
     Metric("reward/*/seconds_p50", "mean", "s", "Median time this reward took for one trajectory."),

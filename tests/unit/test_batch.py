@@ -50,7 +50,7 @@ def test_to_moves_every_tensor():
     moved = ragged(3).to("meta")
     tensors = [v for f in fields(moved) if isinstance(v := getattr(moved, f.name), Tensor)]
     assert all(t.device.type == "meta" for t in tensors)
-    assert len(tensors) == 15
+    assert len(tensors) == 16
 
 
 def test_shapes_and_dtypes_are_checked_under_pytest():
