@@ -17,7 +17,7 @@ from rlhf.data.prompts import PromptStream
 from rlhf.interfaces import Learner, Placement, Reward, RolloutEngine, WeightSync
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.group import Producer, sample_seed
-from rlhf.rollout.statistics import rollout_metrics
+from rlhf.rollout.statistics import rollout_metrics, solved
 from rlhf.run_folder import RunFolder
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
@@ -100,7 +100,7 @@ class Run:
         self.state.step += 1
         self.state.num_tokens += sum(t.num_sampled for g in groups for t in g.trajectories)
         for group in groups:
-            self.prompts.trained(group.index)
+            self.prompts.trained(group.index, solved(group))
 
     async def evaluate(self, *, first: bool = False) -> None:
         """Evaluate on held-out prompts if this step is due; `first` only before any training."""
@@ -126,7 +126,7 @@ class Run:
         metrics |= with_ess(measured)
         metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
         metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
-        metrics |= self._buffer_metrics(spent)
+        metrics |= self._buffer_metrics(spent) | dict(self.prompts.metrics())
         metrics |= shaping_metrics(batch)
         assert batch.advantages is not None
         metrics["update/num_tokens"] = float(batch.num_tokens)
@@ -168,10 +168,12 @@ class Run:
             "time/overlap_share": min(overlap / max(spent["step_s"], 1e-9), 1.0),
         }
         self._busy_mark = busy
-        for reason, count in self.buffer.discarded.items():
-            metrics[f"rollout/discarded/{reason}"] = float(count - self._discard_mark.get(reason, 0))
+        counts = {r: n - self._discard_mark.get(r, 0) for r, n in self.buffer.discarded.items()}
         self._discard_mark = dict(self.buffer.discarded)
-        return metrics
+        discarded = sum(counts.values())
+        metrics["rollout/discarded"] = float(discarded)
+        metrics["rollout/discarded_share"] = discarded / (discarded + self.buffer.groups_per_step)
+        return metrics | {f"rollout/discarded/{reason}": float(n) for reason, n in counts.items()}
 
 
 def row_advantages(groups: Sequence[TrajectoryGroup], batch: Batch) -> list[list[float]]:

@@ -101,6 +101,21 @@ class RewardConfig(Section):
     """A failure leaves this part out for the whole group instead of voiding the sample."""
 
 
+class CurriculumConfig(Section):
+    """Pass over prompts whose measured pass rate lies outside [low, high]."""
+
+    low: Fraction = 0.05
+    high: Fraction = 0.95
+    revisit: Fraction = 0.1
+    """Chance, drawn anew each epoch, to roll out such a prompt all the same."""
+
+    @model_validator(mode="after")
+    def _is_band(self) -> "CurriculumConfig":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}: low must not be above high.")
+        return self
+
+
 class TaskConfig(Section):
     """What is asked and how it is judged."""
 
@@ -111,6 +126,8 @@ class TaskConfig(Section):
     """`chat` (the tokenizer's chat template) or a plain template with {prompt}, for example 'Q: {prompt}\\nA: '."""
     system_prompt: str | None = None
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    curriculum: CurriculumConfig | None = None
+    """Roll out prompts by how often training has solved them; none: every prompt once an epoch."""
     needs_reference: bool = True
     """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
     reward_workers: PositiveInt = 2

@@ -9,6 +9,7 @@ from itertools import pairwise
 from rlhf.data.prompts import PromptStream
 from rlhf.interfaces import Reward, RolloutFunction
 from rlhf.rollout.buffer import GroupBuffer
+from rlhf.rollout.statistics import solved
 from rlhf.types import Prompt, Sampling, TrajectoryGroup
 
 
@@ -92,7 +93,7 @@ class Producer:
             if reason is None:
                 self.buffer.finish(group)
             else:
-                self.prompts.discard(index, reason)
+                self.prompts.discard(index, reason, solved(group))
                 self.buffer.discard(index, reason)
         except Exception as error:  # noqa: BLE001 -- the consumer raises it
             self.buffer.fail(error)

@@ -36,6 +36,11 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
     return {**metrics, **_part_metrics([t.reward for t in trajectories if t.reward is not None])}
 
 
+def solved(group: TrajectoryGroup) -> list[bool]:
+    """Of each gradable trajectory, in order: is it correct?"""
+    return [is_correct(t.reward) for t in group.trajectories if _value(t) is not None]
+
+
 def is_correct(result: RewardResult | None) -> bool:
     """Whether the task was solved: graded, and the first reward of the recipe (the task's) is above 0.5."""
     if result is None or result.value is None:
