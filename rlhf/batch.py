@@ -10,7 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_PER_ROW = frozenset({"rewards", "group_ids", "truncated", "trajectory_ids", "reward_parts", "last_values"})
+_PER_ROW = frozenset(
+    {
+        "rewards",
+        "group_ids",
+        "truncated",
+        "trajectory_ids",
+        "temperatures",
+        "task_rewards",
+        "reward_parts",
+        "last_values",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +47,14 @@ class Batch:
     """True where the engine stopped at the token limit."""
     trajectory_ids: Int[Tensor, " B"] | None = None
     """Trajectory of each row; None: every row is one. Its rows share reward, group and truncation."""
-    temperature: float = 1.0
-    """Logits are divided by this before every log-probability, as the engine did."""
+    temperatures: Float[Tensor, " B"] | None = None
+    """Logits of a row are divided by its own before every log-probability, as the engine did; None: all 1."""
     routing: Int[Tensor, "N L k"] | None = None
     """Experts that the engine chose in each decoder layer when the token was the input; -1: not recorded."""
     kept_ids: Int[Tensor, "N K"] | None = None
     """Ids of which the engine sampled the token, then -1; a row of -1 alone: of the whole vocabulary."""
+    task_rewards: Float[Tensor, " B"] | None = None
+    """As graded. None while `rewards` are not shaped."""
     advantages: Float[Tensor, " N"] | None = None
     loss_weights: Float[Tensor, " N"] | None = None
     """W of the aggregation, computed once on the whole optimizer batch; loss = sum(W * token loss)."""
@@ -123,12 +136,12 @@ class Batch:
         changed = {n: t[rows] if n in _PER_ROW else t[index] for n, t in self._tensors()}
         order = torch.arange(rows.numel(), device=rows.device)
         changed["segment_ids"] = torch.repeat_interleave(order, self.row_lengths()[rows])
-        return replace(self, **changed)  # type: ignore[arg-type]
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         moved = {name: value.to(device) for name, value in self._tensors()}
-        return replace(self, **moved)  # type: ignore[arg-type]
+        return replace(self, **moved)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for item in fields(self):

@@ -87,19 +87,18 @@ class _Parts:
 
 def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
     recipe, schedule = materials.recipe, materials.recipe.schedule
-    prompts = PromptStream(materials.train, seed=recipe.seed)
+    prompts = PromptStream(materials.train, seed=recipe.seed, curriculum=recipe.task.curriculum)
     state = _restore(materials.folder, prompts)
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
     rollout = SingleTurn(parts.engine, renderer=materials.renderer)
-    stop = materials.renderer.stop_token_ids
     sampling = Sampling(
         max_tokens=recipe.sampling.max_tokens,
         temperature=recipe.sampling.temperature,
         top_p=recipe.sampling.top_p,
         top_k=recipe.sampling.top_k,
-        stop_token_ids=stop,
+        stop_token_ids=materials.renderer.stop_token_ids,
     )
     producer = Producer(
         buffer=buffer,
@@ -110,6 +109,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         samples_per_prompt=schedule.samples_per_prompt,
         seed=recipe.seed,
         drop_zero_variance=schedule.drop_zero_variance,
+        temperature_points=recipe.sampling.temperature_points,
         version=lambda: state.step,
     )
     return Run(

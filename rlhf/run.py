@@ -12,6 +12,7 @@ from typing import Any
 from rlhf.algorithms.catalogue import Algorithm
 from rlhf.algorithms.correction import with_ess
 from rlhf.algorithms.kl import next_kl_coef
+from rlhf.algorithms.shaping import shaping_metrics
 from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
@@ -19,7 +20,7 @@ from rlhf.data.prompts import PromptStream
 from rlhf.interfaces import Learner, Placement, Reward, RolloutEngine, WeightSync
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.group import Producer, sample_seed
-from rlhf.rollout.statistics import rollout_metrics
+from rlhf.rollout.statistics import rollout_metrics, solved
 from rlhf.run_folder import RunFolder
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
@@ -145,7 +146,7 @@ class Run:
         self.state.step += 1
         self.state.num_tokens += sum(t.num_sampled for g in groups for t in g.trajectories)
         for group in groups:
-            self.prompts.trained(group.index)
+            self.prompts.trained(group.index, solved(group))
 
     async def evaluate(self, *, first: bool = False) -> None:
         """Evaluate on held-out prompts if this step is due; `first` only before any training."""
@@ -171,7 +172,8 @@ class Run:
         metrics |= with_explained_variance(with_ess(measured))
         metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
         metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
-        metrics |= self._buffer_metrics(spent)
+        metrics |= self._buffer_metrics(spent) | dict(self.prompts.metrics())
+        metrics |= shaping_metrics(batch)
         assert batch.advantages is not None
         metrics["update/num_tokens"] = float(batch.num_tokens)
         sample = self.recorder.record(self.state.step, groups, row_advantages(groups, batch))
@@ -212,10 +214,12 @@ class Run:
             "time/overlap_share": min(overlap / max(spent["step_s"], 1e-9), 1.0),
         }
         self._busy_mark = busy
-        for reason, count in self.buffer.discarded.items():
-            metrics[f"rollout/discarded/{reason}"] = float(count - self._discard_mark.get(reason, 0))
+        counts = {r: n - self._discard_mark.get(r, 0) for r, n in self.buffer.discarded.items()}
         self._discard_mark = dict(self.buffer.discarded)
-        return metrics
+        discarded = sum(counts.values())
+        metrics["rollout/discarded"] = float(discarded)
+        metrics["rollout/discarded_share"] = discarded / (discarded + self.buffer.groups_per_step)
+        return metrics | {f"rollout/discarded/{reason}": float(n) for reason, n in counts.items()}
 
 
 def row_advantages(groups: Sequence[TrajectoryGroup], batch: Batch) -> list[list[float]]:

@@ -162,6 +162,8 @@ class Trajectory:
     stop: FinishReason
     sample_index: int
     seed: int
+    temperature: float = 1.0
+    """That it was sampled with: the one of the weight version at which its group was admitted."""
     reward: RewardResult | None = None
 
     @property

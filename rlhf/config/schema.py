@@ -85,6 +85,21 @@ class RewardConfig(Section):
     """A failure leaves this part out for the whole group instead of voiding the sample."""
 
 
+class CurriculumConfig(Section):
+    """Pass over prompts whose measured pass rate lies outside [low, high]."""
+
+    low: Fraction = 0.05
+    high: Fraction = 0.95
+    revisit: Fraction = 0.1
+    """Chance, drawn anew each epoch, to roll out such a prompt all the same."""
+
+    @model_validator(mode="after")
+    def _is_band(self) -> "CurriculumConfig":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}: low must not be above high.")
+        return self
+
+
 class TaskConfig(Section):
     """What is asked and how it is judged."""
 
@@ -95,6 +110,8 @@ class TaskConfig(Section):
     """`chat` (the tokenizer's chat template) or a plain template with {prompt}, for example 'Q: {prompt}\\nA: '."""
     system_prompt: str | None = None
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    curriculum: CurriculumConfig | None = None
+    """Roll out prompts by how often training has solved them; none: every prompt once an epoch."""
     needs_reference: bool = True
     """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
     reward_workers: PositiveInt = 2
@@ -109,6 +126,9 @@ class SamplingConfig(Section):
     """A longer prompt is refused at load (counted, named)."""
     max_tokens: PositiveInt = 1024
     temperature: Positive = 1.0
+    temperature_points: tuple[tuple[Count, Positive], ...] = ()
+    """[step, temperature] pairs in the order of their steps, in place of `temperature`: linear between two
+    points, constant outside them. [[999, 1.0], [1000, 0.7]] is a jump."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     """0: off."""
@@ -118,6 +138,15 @@ class SamplingConfig(Section):
     """Compare log-probabilities over the tokens that top_p and top_k left, as recorded at sampling."""
     kept_limit: PositiveInt = 256
     """Largest such set that is recorded; a token sampled from a larger one is left out of the loss."""
+
+    @model_validator(mode="after")
+    def _points_in_order(self) -> "SamplingConfig":
+        steps = [step for step, _ in self.temperature_points]
+        if steps != sorted(set(steps)):
+            raise ValueError(
+                f"sampling.temperature_points has steps {steps}: put them in rising order, each step once."
+            )
+        return self
 
 
 class ScheduleConfig(Section):

@@ -22,7 +22,7 @@ ATTENTION_TOKENS = 16_384
 """Row length at which attention costs about as much as everything else (12 hidden sizes of a 1.5 B model)."""
 
 
-def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
+def pack(groups: Sequence[TrajectoryGroup]) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
     `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
@@ -31,6 +31,7 @@ def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
     trajectories = [t for group in groups for t in group.trajectories]
     num_samples = [len(group.trajectories) for group in groups]
     num_segments = [len(t.segments) for t in trajectories]
+    temperatures = [t.temperature for t in trajectories]
     segments = [segment for t in trajectories for segment in t.segments]
     if any(segment.images for segment in segments):
         raise DataError("a segment holds images, which are not packed yet: use text-only prompts")
@@ -55,7 +56,7 @@ def pack(groups: Sequence[TrajectoryGroup], *, temperature: float) -> Batch:
         group_ids=per_row(np.repeat(np.arange(len(groups)), num_samples).tolist(), np.int64),
         truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
-        temperature=temperature,
+        temperatures=None if set(temperatures) <= {1.0} else per_row(temperatures, np.float32),
         routing=_routing(segments),
         kept_ids=_kept_ids(segments),
     )

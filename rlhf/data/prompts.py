@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy
 
-from rlhf.config.schema import SourceConfig
+from rlhf.config.schema import CurriculumConfig, SourceConfig
+from rlhf.data.curriculum import Curriculum
 from rlhf.data.records import REFERENCE_COLUMNS, parse_row
 from rlhf.data.sources import read_rows
 from rlhf.errors import CheckpointError, DataError
@@ -47,14 +48,19 @@ class PromptStream:
     (seed, index) alone, so the ledger is three things: the next index, a mark below which all are settled,
     and the settled ones above it. After `load_state_dict` the admissions that were in flight are handed out
     again first, in order and with their index: nothing is lost, nothing is trained twice.
+
+    A prompt that the curriculum passes over is an admission that is discarded at once, by that reason.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], *, seed: int, curriculum: CurriculumConfig | None = None
+    ) -> None:
         """`prompts` must be the same at every resume (checked)."""
         if not prompts:
             raise DataError("a prompt stream needs at least one prompt")
         self._prompts = prompts
         self._seed = seed
+        self._curriculum = None if curriculum is None else Curriculum(curriculum, seed=seed)
         self._next = 0
         self._mark = 0
         self._settled: set[int] = set()
@@ -66,14 +72,21 @@ class PromptStream:
         """(admission index, prompt); it is in flight from now on."""
         if self._again:
             index = self._again.pop(0)
-        else:
+            return index, self.prompt(index)
+        for _ in range(len(self._prompts)):
             index = self._next
             self._next += 1
-        return index, self.prompt(index)
+            prompt = self.prompt(index)
+            if self._curriculum is None or not self._curriculum.skips(prompt.id, epoch=self._epoch(index)):
+                return index, prompt
+            self.discard(index, "curriculum")
+        # Every prompt was passed over once: take the next one as it comes.
+        self._next += 1
+        return self._next - 1, self.prompt(self._next - 1)
 
     def prompt(self, index: int) -> Prompt:
         """The prompt of an admission."""
-        epoch, place = divmod(index, len(self._prompts))
+        epoch, place = self._epoch(index), index % len(self._prompts)
         if epoch not in self._orders:
             oldest_open = self._mark // len(self._prompts)
             self._orders = {e: order for e, order in self._orders.items() if e >= oldest_open}
@@ -81,13 +94,13 @@ class PromptStream:
             self._orders[epoch] = order.tolist()
         return self._prompts[self._orders[epoch][place]]
 
-    def trained(self, index: int) -> None:
-        """Settle an admission: the weights have learned from it."""
-        self._settle(index)
+    def trained(self, index: int, solved: Sequence[bool] = ()) -> None:
+        """Settle an admission: the weights have learned from it. `solved` says so of each gradable attempt."""
+        self._settle(index, solved)
 
-    def discard(self, index: int, reason: str) -> None:
+    def discard(self, index: int, reason: str, solved: Sequence[bool] = ()) -> None:
         """Settle an admission that will not be trained on; counted by reason."""
-        self._settle(index)
+        self._settle(index, solved)
         self._discarded[reason] += 1
 
     @property
@@ -97,7 +110,7 @@ class PromptStream:
 
     @property
     def num_fetched(self) -> int:
-        """Admissions handed out so far."""
+        """Admissions so far, those that the curriculum passed over included."""
         return self._next
 
     @property
@@ -115,14 +128,19 @@ class PromptStream:
         """Passes over the prompts so far, with the fraction of the current one."""
         return self._next / len(self._prompts)
 
+    def metrics(self) -> Mapping[str, float]:
+        """`curriculum/` metrics since the last call."""
+        return {} if self._curriculum is None else self._curriculum.metrics()
+
     def state_dict(self) -> dict[str, Any]:
-        """The ledger as plain JSON; its size does not grow with the run."""
+        """The ledger (and what the curriculum measured) as plain JSON; its size does not grow with the run."""
         return {
             "source": self._fingerprint(),
             "next": self._next,
             "mark": self._mark,
             "settled": sorted(self._settled),
             "discarded": dict(self._discarded),
+            "measured": {} if self._curriculum is None else self._curriculum.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -138,10 +156,17 @@ class PromptStream:
         self._settled = set(state["settled"])
         self._discarded = Counter(state["discarded"])
         self._again = self.in_flight
+        if self._curriculum is not None:
+            self._curriculum.load_state_dict(state["measured"])
 
-    def _settle(self, index: int) -> None:
+    def _epoch(self, index: int) -> int:
+        return index // len(self._prompts)
+
+    def _settle(self, index: int, solved: Sequence[bool]) -> None:
         if index in self._settled or not self._mark <= index < self._next or index in self._again:
             raise ValueError(f"admission {index} is not in flight: settled before, or never handed out")
+        if self._curriculum is not None:
+            self._curriculum.record(self.prompt(index).id, epoch=self._epoch(index), solved=solved)
         self._settled.add(index)
         while self._mark in self._settled:
             self._settled.remove(self._mark)

@@ -31,7 +31,8 @@ class Inputs:
     """[M]: their places in the batch."""
     last: Tensor
     """[B]: which of the U ends each row."""
-    temperature: float
+    temperatures: Tensor | None = None
+    """[M]; None: all 1."""
     kept: Tensor | None = None
     """[M, K]: the tokens among which each target was sampled, as Batch.kept_ids gives them."""
     routing: Tensor | None = None
@@ -69,7 +70,7 @@ class PackedPolicy(nn.Module):
             self.require_routing()
         head = self.model.get_output_embeddings()
         hidden = decode(self.decoder, inputs, routing=inputs.routing)
-        settings = _HeadSettings(inputs.targets, inputs.temperature, self.chunk, entropy, inputs.kept)
+        settings = _HeadSettings(inputs.targets, inputs.temperatures, self.chunk, entropy, inputs.kept)
         before = hidden.index_select(0, inputs.before)
         return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -125,7 +126,7 @@ def prepare(batch: Batch) -> Inputs:
         targets=targets,
         trained=trained,
         last=last,
-        temperature=batch.temperature,
+        temperatures=None if batch.temperatures is None else batch.temperatures[batch.segment_ids[trained]],
         kept=kept,
         routing=routing,
     )
@@ -150,7 +151,7 @@ def spread(values: Tensor, index: Tensor, size: int) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class _HeadSettings:
     targets: Tensor
-    temperature: float
+    temperatures: Tensor | None
     chunk: int
     entropy: EntropyMode
     kept: Tensor | None
@@ -163,7 +164,7 @@ class _HeadSettings:
 class _ChunkedHead(torch.autograd.Function):
     """The output head, `chunk` rows at a time; backward computes the logits again instead of keeping them.
 
-    With z the logits over temperature, p their softmax over the support and H = -sum p log p:
+    With z the logits over their temperature, p their softmax over the support and H = -sum p log p:
     d logprob / dz = onehot - p, and dH / dz = -p (log p + H): both exactly 0 outside the support.
     """
 
@@ -174,7 +175,7 @@ class _ChunkedHead(torch.autograd.Function):
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         entropy = None if settings.entropy == "none" else torch.empty_like(logprobs)
         for part in _parts(hidden.shape[0], settings.chunk):
-            logits = _logits(hidden[part], weight, bias, settings.temperature)
+            logits = _logits(hidden[part], weight, bias, _take(settings.temperatures, part))
             log_p = log_softmax(logits, settings.support(part))
             logprobs[part] = log_p.gather(1, settings.targets[part, None])[:, 0]
             if entropy is not None:
@@ -196,12 +197,12 @@ class _ChunkedHead(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if trains_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if trains_bias else None
         for part in _parts(hidden.shape[0], settings.chunk):
-            logits = _logits(hidden[part], weight, bias, settings.temperature)
-            log_p = log_softmax(logits, settings.support(part))
+            temperatures = _take(settings.temperatures, part)
+            log_p = log_softmax(_logits(hidden[part], weight, bias, temperatures), settings.support(part))
             d_logits = _d_logits(
                 log_p, settings.targets[part], _take(d_logprobs, part), _take(d_entropy, part)
             )
-            d_logits = d_logits.div_(settings.temperature).to(weight.dtype)
+            d_logits = (d_logits if temperatures is None else d_logits.div_(temperatures)).to(weight.dtype)
             torch.mm(d_logits, weight, out=d_hidden[part])
             if d_weight is not None:
                 d_weight += d_logits.T @ hidden[part]
@@ -223,9 +224,9 @@ def _take(values: Tensor | None, part: slice) -> Tensor | None:
     return None if values is None else values[part, None]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatures: Tensor | None) -> Tensor:
     logits = linear(hidden, weight, bias).float()
-    return logits.div_(temperature) if temperature != 1.0 else logits
+    return logits if temperatures is None else logits.div_(temperatures)
 
 
 def log_softmax(logits: Tensor, support: tuple[Tensor, Tensor] | None = None) -> Tensor:

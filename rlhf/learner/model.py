@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -153,7 +154,9 @@ def shard(module: PackedPolicy | PackedCritic, mesh: DeviceMesh, dtype: torch.dt
             for router in routers(layer):
                 fully_shard(router, mesh=mesh, mp_policy=_EXACT, reshard_after_forward=spread)
         fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=spread)
-    fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    # Cast here, temperatures would be rounded to bfloat16; hidden states take its type from the embeddings.
+    uncast = replace(precision, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=uncast, reshard_after_forward=False)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)

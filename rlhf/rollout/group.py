@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from rlhf.data.prompts import PromptStream
 from rlhf.interfaces import Reward, RolloutFunction
 from rlhf.rollout.buffer import GroupBuffer
+from rlhf.rollout.statistics import solved
 from rlhf.types import Prompt, Sampling, TrajectoryGroup
 
 
@@ -15,6 +17,20 @@ def sample_seed(run_seed: int, prompt_id: str, sample_index: int, version: int) 
     """The seed of one sample, in [0, 2**63): a function of what is drawn, never of when it completes."""
     key = f"{run_seed}\x00{prompt_id}\x00{sample_index}\x00{version}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def temperature_at(points: Sequence[tuple[int, float]], version: int) -> float:
+    """The temperature of a group admitted at weight version `version`, from (step, temperature) points.
+
+    Linear between two points, constant outside them. A function of the version alone: a resumed run samples as
+    one that never stopped.
+    """
+    if version >= points[-1][0]:
+        return points[-1][1]
+    for (start, before), (stop, after) in pairwise(points):
+        if start <= version < stop:
+            return before + (after - before) * (version - start) / (stop - start)
+    return points[0][1]
 
 
 def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool) -> str | None:
@@ -47,6 +63,8 @@ class Producer:
     drop_zero_variance: bool
     version: Callable[[], int]
     """The weight version that is live now."""
+    temperature_points: Sequence[tuple[int, float]] = ()
+    """As in `temperature_at`, in place of the temperature in `sampling`."""
 
     async def run(self) -> None:
         """Admit groups until cancelled."""
@@ -57,7 +75,8 @@ class Producer:
                 for _ in range(await self.buffer.free_slots()):
                     index, prompt = self.prompts.next()
                     self.buffer.admit(index)
-                    task = asyncio.create_task(self._one(index, prompt), name=f"group {index}")
+                    one = self._one(index, prompt, version=self.version())
+                    task = asyncio.create_task(one, name=f"group {index}")
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
         except Exception as error:  # noqa: BLE001 -- the consumer raises it
@@ -67,24 +86,27 @@ class Producer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, index: int, prompt: Prompt) -> None:
+    async def _one(self, index: int, prompt: Prompt, *, version: int) -> None:
         try:
-            group = await self._roll_out(index, prompt)
+            group = await self._roll_out(index, prompt, version=version)
             reason = rejection(group, drop_zero_variance=self.drop_zero_variance)
             if reason is None:
                 self.buffer.finish(group)
             else:
-                self.prompts.discard(index, reason)
+                self.prompts.discard(index, reason, solved(group))
                 self.buffer.discard(index, reason)
         except Exception as error:  # noqa: BLE001 -- the consumer raises it
             self.buffer.fail(error)
 
-    async def _roll_out(self, index: int, prompt: Prompt) -> TrajectoryGroup:
-        version = self.version()
+    async def _roll_out(self, index: int, prompt: Prompt, *, version: int) -> TrajectoryGroup:
+        sampling = self.sampling
+        if self.temperature_points:
+            sampling = replace(sampling, temperature=temperature_at(self.temperature_points, version))
         # The admission index tells two visits to one prompt apart that fall into one weight version.
         key = f"{prompt.id}\x00{index}"
         seeds = [sample_seed(self.seed, key, i, version) for i in range(self.samples_per_prompt)]
-        trajectories = await self.rollout(prompt, seeds=seeds, sampling=self.sampling)
+        made = await self.rollout(prompt, seeds=seeds, sampling=sampling)
+        trajectories = [replace(t, temperature=sampling.temperature) for t in made]
         group = TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(trajectories))
         rewards = await self.reward.score(group)
         scored = [replace(t, reward=r) for t, r in zip(trajectories, rewards, strict=True)]

@@ -24,6 +24,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
         "rollout/num_tokens": float(sum(lengths)),
         "rollout/num_trajectories": float(len(trajectories)),
         "rollout/groups": float(len(groups)),
+        "rollout/temperature": _mean([t.temperature for t in trajectories]),
         "rollout/zero_variance_share": _mean([float(_spread(g) < 1e-9) for g in groups]),
         "rollout/ungradable_share": 1.0 - len(values) / max(len(trajectories), 1),
         "buffer/staleness_max": float(max(ages, default=0)),
@@ -38,6 +39,11 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
         num_trained = sum(sum(s.trained_mask) for s in recorded)
         metrics["rollout/kept_overflow_share"] = 1.0 - num_trained / max(num_sampled, 1)
     return {**metrics, **_part_metrics([t.reward for t in trajectories if t.reward is not None])}
+
+
+def solved(group: TrajectoryGroup) -> list[bool]:
+    """Of each gradable trajectory, in order: is it correct?"""
+    return [is_correct(t.reward) for t in group.trajectories if _value(t) is not None]
 
 
 def is_correct(result: RewardResult | None) -> bool:

@@ -39,6 +39,7 @@ _DECLARED = (
         "Share of sampled tokens left out of the loss: their kept set exceeded sampling.kept_limit.",
     ),
     Metric("rollout/groups", "sum", "groups", "Groups trained on."),
+    Metric("rollout/temperature", "mean", "", "Mean sampling temperature of the trajectories trained on."),
     Metric(
         "rollout/zero_variance_share",
         "mean",
@@ -52,8 +53,15 @@ _DECLARED = (
         "Share of trajectories whose reward could not be computed.",
     ),
     Metric("rollout/discarded", "sum", "groups", "Groups rolled out and thrown away since the step before."),
+    Metric(
+        "rollout/discarded_share", "mean", "share", "Share of them among those and the groups trained on."
+    ),
     Metric("rollout/discarded/*", "sum", "groups", "Groups thrown away for this reason."),
+    Metric("curriculum/pass_rate", "mean", "share", "Mean measured pass rate of the prompts seen so far."),
+    Metric("curriculum/outside_share", "mean", "share", "Share of them outside task.curriculum's band."),
+    Metric("curriculum/skipped", "sum", "prompts", "Prompts passed over since the step before."),
     Metric("rollout/outcome/*", "mean", "share", "Share of trajectories with this verdict."),
+    Metric("reward/shaped_mean", "mean", "", "Mean reward after shaping, which advantages are made of."),
     Metric("reward/*/mean", "mean", "", "Mean of this part of the reward."),
     Metric("reward/*/std", "mean", "", "Standard deviation of this part of the reward."),
     Metric("reward/*/seconds_p50", "mean", "s", "Median time this reward took for one trajectory."),

@@ -51,7 +51,10 @@ CHARTS = (
     ),
     Chart(
         title="Reward",
-        series=(Series(metric="rollout/reward_mean", label="mean", spread="rollout/reward_std"),),
+        series=(
+            Series(metric="rollout/reward_mean", label="mean", spread="rollout/reward_std"),
+            Series(metric="reward/shaped_mean", label="after shaping"),
+        ),
         note="Mean over the trajectories of a step; the ribbon is one standard deviation.",
     ),
     Chart(
@@ -149,12 +152,21 @@ CHARTS = (
         title="Signal",
         series=(
             Series(metric="rollout/zero_variance_share", label="groups without signal"),
+            Series(metric="rollout/discarded_share", label="groups discarded"),
             Series(metric="rollout/truncated_share", label="truncated"),
             Series(metric="rollout/ungradable_share", label="not gradable"),
             Series(metric="update/clip_share", label="clipped tokens"),
         ),
         unit="%",
         note="Shares of the step. A group whose rewards are all equal teaches nothing.",
+    ),
+    Chart(
+        title="Curriculum",
+        series=(
+            Series(metric="curriculum/pass_rate", label="measured pass rate"),
+            Series(metric="curriculum/outside_share", label="prompts outside the band"),
+        ),
+        unit="%",
     ),
     Chart(
         title="Importance weights",
@@ -220,7 +232,11 @@ def _series(series: Series, lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _families(reported: set[str]) -> list[Chart]:
-    families = (("Reward parts", r"reward/([^/]+)/mean", ""), ("Verdicts", r"rollout/outcome/([^/]+)", "%"))
+    families = (
+        ("Reward parts", r"reward/([^/]+)/mean", ""),
+        ("Verdicts", r"rollout/outcome/([^/]+)", "%"),
+        ("Discarded groups", r"rollout/discarded/([^/]+)", ""),
+    )
     charts = []
     for title, pattern, unit in families:
         found = sorted((match[1], name) for name in reported if (match := re.fullmatch(pattern, name)))

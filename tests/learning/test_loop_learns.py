@@ -58,3 +58,17 @@ def test_lora_run_publishes_merged_weights_and_compares_with_its_base(tmp_path: 
     assert max(column(steps, "mismatch/logprob_gap_max")) < 1e-4
     assert max(column(steps, "sync/probe_gap")) < 1e-4
     assert column(steps, "update/kl")[-1] > 0
+
+
+def test_rows_of_every_temperature_agree_with_the_engine_through_a_schedule(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    recipe = toy_recipe(
+        tmp_path,
+        schedule={"num_steps": 6},
+        sampling={"temperature_points": [[0, 1.4], [2, 1.0], [4, 1.0], [5, 0.6]]},
+    )
+    code, output = train(recipe, "checkpoint.every=0")
+    assert code == 0, output
+    steps = metrics(tmp_path / "run")
+    assert column(steps, "rollout/temperature") == pytest.approx([1.4, 1.2, 1.0, 1.0, 1.0, 0.6])
+    assert max(column(steps, "mismatch/logprob_gap_max")) < 1e-4

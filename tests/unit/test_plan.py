@@ -75,7 +75,7 @@ def test_packing_never_makes_more_micro_batches_than_the_plan_says(lengths, rank
     )
     at_most = int(lines["micro-batches per rank"].split()[2])
     rows = tuple(make_trajectory(prompt_ids=(), sampled_ids=range(length)) for length in lengths)
-    batch = pack([replace(make_group(), trajectories=rows)], temperature=1.0)
+    batch = pack([replace(make_group(), trajectories=rows)])
     shares = plan_microbatches(batch, ranks=ranks, budget_tokens=budget)
     assert max(len(share) for share in shares) <= at_most
 

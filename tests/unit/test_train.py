@@ -146,7 +146,8 @@ def recipe(folder: Path, *, num_steps: int, max_staleness: int, **sections) -> R
 def assemble(asked: Recipe, world: World) -> Run:
     """As build.py does, from fakes; resumes from the folder's last checkpoint."""
     folder = RunFolder.open(asked, fresh=False)
-    prompts, state = PromptStream([make_prompt(i) for i in range(NUM_PROMPTS)], seed=0), RunState()
+    source = [make_prompt(i) for i in range(NUM_PROMPTS)]
+    prompts, state = PromptStream(source, seed=0, curriculum=asked.task.curriculum), RunState()
     if checkpoints := folder.checkpoints():
         state, ledger = load_state(checkpoints[-1])
         prompts.load_state_dict(ledger)
@@ -161,11 +162,12 @@ def assemble(asked: Recipe, world: World) -> Run:
         sampling=Sampling(max_tokens=8),
         samples_per_prompt=2,
         seed=0,
-        drop_zero_variance=False,
+        drop_zero_variance=asked.schedule.drop_zero_variance,
+        temperature_points=asked.sampling.temperature_points,
         version=lambda: state.step,
     )
     settle = prompts.trained
-    prompts.trained = lambda index: (world.trained.append(index), settle(index))[1]
+    prompts.trained = lambda index, solved: (world.trained.append(index), settle(index, solved))[1]
     return Run(
         recipe=asked,
         folder=folder,

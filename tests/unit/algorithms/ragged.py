@@ -32,6 +32,8 @@ def ragged(seed: int, *, num_rows: int = 9, num_groups: int = 3) -> Batch:
         group_ids=(of_trajectory[:, 1] % num_groups) * 7 - 3,
         truncated=of_trajectory[:, 2] % 3 == 0,
         trajectory_ids=trajectory_ids,
+        task_rewards=torch.arange(num_rows, dtype=torch.float64),
+        temperatures=0.5 + torch.rand(num_rows, generator=torch.Generator().manual_seed(seed)),
         advantages=torch.where(mask, torch.randn(n, generator=g, dtype=torch.float64), 0),
         loss_weights=torch.where(mask, torch.rand(n, generator=g, dtype=torch.float64), 0),
         old_logprobs=torch.where(mask, rollout + 0.3 * _noise(n, g), 0),

@@ -134,6 +134,13 @@ def test_combination_error_names_both_keys(write):
     assert "Value error" not in message
 
 
+def test_temperature_points_are_pairs_in_rising_order(write):
+    recipe = load_recipe(write(MINIMAL), ["sampling.temperature_points=[[0, 1.0], [9, 0.6]]"])
+    assert recipe.sampling.temperature_points == ((0, 1.0), (9, 0.6))
+    message = message_of(write(MINIMAL), ["sampling.temperature_points=[[9, 1.0], [9, 0.6]]"])
+    assert "sampling.temperature_points has steps [9, 9]" in message
+
+
 def test_missing_key_is_named(write):
     assert "missing key 'task'" in message_of(write({"name": "a", "model": {"path": "x"}}))
 

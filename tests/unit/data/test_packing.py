@@ -50,7 +50,7 @@ def two_segments(*, reward: float | None, sample_index: int = 0) -> Trajectory:
 def test_pack_is_token_exact():
     first = make_group(5, rewards=(0.0, None))
     second = replace(first, index=9, trajectories=(two_segments(reward=0.25), make_trajectory(reward=-1.0)))
-    batch = pack([first, second], temperature=0.7)
+    batch = pack([first, second])
     assert batch.tokens.tolist() == [1, 2, 3, 4, 5] * 3 + [9, 8] + [1, 2, 3, 4, 5]
     assert batch.positions.tolist() == [0, 1, 2, 3, 4] * 3 + [0, 1] + [0, 1, 2, 3, 4]
     assert batch.segment_ids.tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 2 + [4] * 5
@@ -69,12 +69,24 @@ def test_pack_is_token_exact():
     assert batch.trajectory_ids.tolist() == [0, 1, 2, 2, 3]
     assert batch.truncated.tolist() == [False, False, True, True, False]
     assert [None if math.isnan(r) else r for r in batch.rewards.tolist()] == [0, None, 0.25, 0.25, -1]
-    assert batch.temperature == 0.7
-    assert batch.advantages is batch.loss_weights is batch.old_logprobs is batch.ref_logprobs is None
+    assert (
+        batch.temperatures
+        is batch.advantages
+        is batch.loss_weights
+        is batch.old_logprobs
+        is batch.ref_logprobs
+        is None
+    )
+
+
+def test_pack_gives_every_row_the_temperature_of_its_trajectory():
+    warm = replace(two_segments(reward=0.25), temperature=0.5)
+    batch = pack([replace(make_group(), trajectories=(warm, make_trajectory()))])
+    assert batch.temperatures.tolist() == [0.5, 0.5, 1.0]
 
 
 def test_pack_of_no_groups_is_an_empty_batch():
-    batch = pack([], temperature=1.0)
+    batch = pack([])
     assert (batch.num_tokens, batch.num_rows) == (0, 0)
 
 
@@ -83,7 +95,7 @@ def test_pack_refuses_what_was_never_scored_or_is_not_finite():
     infinite = replace(make_trajectory(sample_index=3), reward=RewardResult(value=math.inf))
     for trajectory, message in ((unscored, "sample 0 was not scored"), (infinite, "sample 3 has reward inf")):
         with pytest.raises(RewardError, match=message):
-            pack([replace(make_group(), trajectories=(trajectory,))], temperature=1.0)
+            pack([replace(make_group(), trajectories=(trajectory,))])
 
 
 def test_pack_refuses_images_instead_of_dropping_them():
@@ -92,7 +104,6 @@ def test_pack_refuses_images_instead_of_dropping_them():
     with pytest.raises(DataError, match="images"):
         pack(
             [replace(make_group(), trajectories=(replace(trajectory, segments=(with_image,)),))],
-            temperature=1.0,
         )
 
 

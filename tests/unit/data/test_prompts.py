@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.config.schema import SourceConfig
+from rlhf.config.schema import CurriculumConfig, SourceConfig
 from rlhf.data.prompts import PromptStream, load_prompts
 from rlhf.errors import CheckpointError, DataError
 from rlhf.types import Message, Prompt
@@ -15,8 +15,8 @@ def prompts(count):
     return [Prompt(id=f"p{i}", messages=(Message(role="user", content=str(i)),)) for i in range(count)]
 
 
-def stream(count=5, seed=0):
-    return PromptStream(prompts(count), seed=seed)
+def stream(count=5, seed=0, **options):
+    return PromptStream(prompts(count), seed=seed, **options)
 
 
 def write(tmp_path, *rows):
@@ -90,9 +90,12 @@ ACTIONS = st.lists(
 )
 
 
-@given(actions=ACTIONS, count=st.integers(1, 7))
-def test_nothing_is_lost_and_nothing_trained_twice_over_crashes(actions, count):
-    source, original = stream(count), {}
+BAND = CurriculumConfig(low=0.3, high=0.7, revisit=0.2)
+
+
+@given(actions=ACTIONS, count=st.integers(1, 7), curriculum=st.sampled_from([None, BAND]))
+def test_nothing_is_lost_and_nothing_trained_twice_over_crashes(actions, count, curriculum):
+    source, original = stream(count, curriculum=curriculum), {}
     trained, held, again = Counter(), [], []
     saved = (json.dumps(source.state_dict()), Counter())
     for action, pick in actions:
@@ -103,14 +106,18 @@ def test_nothing_is_lost_and_nothing_trained_twice_over_crashes(actions, count):
             held.append(index)
         elif action in ("trained", "discard") and held:
             index = held.pop(pick % len(held))
-            source.trained(index) if action == "trained" else source.discard(index, "reason")
+            solved = [place < pick % 3 for place in range(2)]
+            source.trained(index, solved) if action == "trained" else source.discard(index, "reason", solved)
             trained[index] += 1
         elif action == "save":
             saved = (json.dumps(source.state_dict()), trained.copy())
         elif action == "crash":
-            source, held = stream(count), []
+            source, held = stream(count, curriculum=curriculum), []
             source.load_state_dict(json.loads(saved[0]))
             trained, again = saved[1].copy(), source.in_flight
     assert set(trained.values()) <= {1}
-    assert set(source.in_flight) == set(range(source.num_fetched)) - set(trained)
-    assert source.num_trained + sum(source.discarded.values()) == len(trained)
+    passed_over = source.discarded.get("curriculum", 0)
+    assert curriculum is not None or passed_over == 0
+    assert set(source.in_flight).isdisjoint(trained)
+    assert len(source.in_flight) + len(trained) + passed_over == source.num_fetched
+    assert source.num_trained + sum(source.discarded.values()) == len(trained) + passed_over

@@ -3,6 +3,7 @@ import random
 
 import psutil
 import pytest
+import torch
 
 from rlhf.config.schema import EngineConfig
 from rlhf.engines.settings import EngineSettings
@@ -82,6 +83,19 @@ def test_logprobs_are_those_of_the_model(live_vllm):
     for completion in generate(live_vllm, [asked])[0]:
         expected = model_logprobs(learner.model, [[*asked.prompt_token_ids, *completion.token_ids]])[0]
         assert completion.logprobs == pytest.approx(expected[-len(completion.token_ids) :], abs=1e-4)
+
+
+@slow
+@pytest.mark.parametrize("temperature", [0.6, 1.4])
+def test_logprobs_are_those_of_the_model_at_the_asked_temperature(live_vllm, temperature):
+    learner = LocalLearner(changed_model(3), FileSender(run="unit", rank=0))
+    live_vllm.run(update(live_vllm, learner, 1))
+    asked = request(1, samples=2, temperature=temperature)
+    for completion in generate(live_vllm, [asked])[0]:
+        ids = torch.tensor([*asked.prompt_token_ids, *completion.token_ids])
+        log_p = (learner.model(input_ids=ids[None]).logits[0] / temperature).log_softmax(-1)
+        expected = log_p[:-1].gather(1, ids[1:, None])[-len(completion.token_ids) :, 0].tolist()
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 @slow

@@ -43,7 +43,9 @@ def padded(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
     log_p = torch.log_softmax(
-        model(input_ids=ids, attention_mask=mask.long()).logits.float() / batch.temperature, -1
+        model(input_ids=ids, attention_mask=mask.long()).logits.float()
+        / temperatures_of(batch)[:, None, None],
+        -1,
     )
     picked = log_p[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     entropies = -(log_p.exp() * log_p).sum(-1)[:, :-1]
@@ -57,6 +59,15 @@ def padded(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return result[0], result[1]
 
 
+def temperatures_of(batch: Batch) -> Tensor:
+    return torch.ones(batch.num_rows) if batch.temperatures is None else batch.temperatures
+
+
+def mixed(batch: Batch) -> Batch:
+    """Every row at a temperature of its own, those of one group too."""
+    return replace(batch, temperatures=torch.linspace(0.6, 1.4, batch.num_rows))
+
+
 def gradient(model: PreTrainedModel, value: Tensor) -> Tensor:
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, trained)])
@@ -64,7 +75,7 @@ def gradient(model: PreTrainedModel, value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_packed_forward_equals_padded_reference(changes) -> None:
-    model, batch = tiny_model(**changes), replace(example_batch(), temperature=0.7)
+    model, batch = tiny_model(**changes), mixed(example_batch())
     weights = torch.randn(batch.num_tokens, generator=torch.Generator().manual_seed(1))
     expected, _ = padded(model, batch)
     expected_gradient = gradient(model, (expected * weights).sum())
@@ -76,7 +87,7 @@ def test_packed_forward_equals_padded_reference(changes) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
 def test_chunked_scores_equal_the_full_softmax(chunk: int) -> None:
-    model, batch = tiny_model(), replace(example_batch(), temperature=1.3)
+    model, batch = tiny_model(), mixed(example_batch())
     expected_logprobs, expected_entropy = padded(model, batch)
     scores = packed(model, batch, "gradient", chunk)
     assert scores.entropy is not None

@@ -151,7 +151,7 @@ def test_lora_trains_only_adapters_and_two_ranks_equal_one(place: RankPlace, two
 
 def test_probe_equals_logprobs_at_temperature_one(place: RankPlace) -> None:
     learner = FsdpLearner(plan(), place)
-    batch = replace(example_batch(rows=1), temperature=1.0)
+    batch = example_batch(rows=1)
     everything = replace(batch, loss_mask=torch.ones_like(batch.loss_mask))
     (logprobs,) = learner.logprobs([everything])
     (row,) = learner.probe([batch.tokens.tolist()])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rlhf.data.prompts import PromptStream
 from rlhf.errors import EngineError, RewardError
 from rlhf.rollout.buffer import GroupBuffer
-from rlhf.rollout.group import Producer, rejection, sample_seed
+from rlhf.rollout.group import Producer, rejection, sample_seed, temperature_at
 from rlhf.types import RewardResult, Sampling
 from tests.fakes import make_group, make_prompt, make_trajectory, run_virtually
 
@@ -57,11 +57,13 @@ class World:
     broken: dict[str, Exception] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
     seeds: dict[str, list[int]] = field(default_factory=dict)
+    temperatures: dict[str, float] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     version: int = 0
 
-    async def __call__(self, prompt, *, seeds, sampling):  # noqa: ARG002
+    async def __call__(self, prompt, *, seeds, sampling):
         self.started.append(prompt.id)
+        self.temperatures.setdefault(prompt.id, sampling.temperature)
         self.seeds[prompt.id] = list(seeds)
         try:
             await asyncio.sleep(int(prompt.id[1:]) % 5)
@@ -130,6 +132,33 @@ def test_seeds_follow_from_prompt_and_live_version():
         version = place // 4
         key = f"{prompt_id}\x00{place}"
         assert world.seeds[prompt_id] == [sample_seed(5, key, i, version) for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0, 1.0), (4, 0.6)], [1.0, 0.9, 0.8, 0.7, 0.6, 0.6]),
+        ([(1, 1.0), (2, 0.7)], [1.0, 1.0, 0.7, 0.7, 0.7, 0.7]),
+        ([(2, 0.5), (3, 1.0), (5, 0.0625)], [0.5, 0.5, 0.5, 1.0, 0.53125, 0.0625]),
+        ([(3, 0.7)], [0.7] * 6),
+    ],
+)
+def test_temperature_is_linear_between_points_and_constant_outside_them(points, expected):
+    assert [temperature_at(points, version) for version in range(6)] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 4])
+def test_trajectories_carry_the_temperature_of_the_version_that_admitted_them(max_staleness):
+    world = World()
+    made = producer(world, max_staleness=max_staleness)
+    made.temperature_points = [(0, 1.0), (8, 0.2)]
+    taken = run_virtually(steps(made, world, 3))
+    found = {g.prompt.id: {t.temperature for t in g.trajectories} for step in taken for g in step}
+    assert found == {prompt_id: {world.temperatures[prompt_id]} for prompt_id in found}
+    # The first (max_staleness + 1) steps are admitted at version 0, then one step per version.
+    admitted = [max(place // 4 - max_staleness, 0) for place in range(12)]
+    expected = [1.0 - 0.1 * version for version in admitted]
+    assert [world.temperatures[i] for i in world.started[:12]] == pytest.approx(expected)
 
 
 def test_discarded_groups_are_replaced_and_counted_by_reason():

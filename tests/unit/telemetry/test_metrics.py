@@ -12,6 +12,7 @@ PREFIXES = {
     "reward",
     "update",
     "critic",
+    "curriculum",
     "value",
     "mismatch",
     "buffer",
