@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from rlhf.algorithms.kl import KL_ESTIMATORS, KlEstimator
 from rlhf.algorithms.losses import PolicyLoss
 from rlhf.algorithms.policy_terms import POLICIES
 from rlhf.algorithms.reduce import AGGREGATIONS, Aggregation, loss_weights
+from rlhf.algorithms.shaping import CosineReward, Shaping
 from rlhf.algorithms.token_rewards import kl_token_rewards
 from rlhf.algorithms.value_loss import ValueLoss
 from rlhf.batch import Batch
@@ -42,6 +43,8 @@ class Algorithm:
     loss_normaliser: float | None = None
     whiten: bool = False
     mask_truncated: bool = False
+    shaping: Shaping | None = None
+    """What lengths do to the rewards, before anything else."""
     kl_in_reward: float | None = None
     """Coefficient of the KL penalty on every token's reward; None: there is none."""
     value_loss: ValueLoss | None = None
@@ -78,6 +81,8 @@ class Algorithm:
 
     def add_advantages(self, batch: Batch) -> Batch:
         """The whole step with `advantages`, and `returns` for a critic. Groups must be complete: before any split."""
+        if self.shaping is not None:
+            batch = self.shaping(batch)
         if self.kl_in_reward is not None:
             penalty = kl_token_rewards(batch, kl_coef=self.kl_in_reward, estimator=self.loss.kl_estimator)
             batch = replace(batch, token_rewards=penalty)
@@ -124,6 +129,7 @@ class Algorithm:
             ("  advantages", _listed(bound.func, estimator)),
             ("  loss", _listed(loss.term, policy)),
             ("  aggregation", _listed(self.aggregation, weights)),
+            *(() if self.shaping is None else (("  reward shaping", _shown(self.shaping)),)),
             ("  KL to the reference", kl if self.kl_coef else "none"),
         ]
         if self.value_loss is not None:
@@ -163,6 +169,7 @@ def resolve(recipe: Recipe) -> Algorithm:
         loss_normaliser=normaliser,
         whiten=config.whiten,
         mask_truncated=config.mask_truncated,
+        shaping=_shaping(config, max_tokens=recipe.sampling.max_tokens),
         kl_in_reward=config.kl_coef if config.kl_in == "reward" and config.kl_coef else None,
         value_loss=ValueLoss(clip=recipe.critic.value_clip) if has_critic else None,
         returns=partial(returns, lam=recipe.critic.lam, **shared) if has_critic else None,
@@ -197,6 +204,22 @@ def _policy_loss(config: AlgorithmConfig) -> PolicyLoss:
         )
     except ValueError as error:
         raise ConfigError(f"algorithm.{error}") from error
+
+
+def _shaping(config: AlgorithmConfig, *, max_tokens: int) -> Shaping | None:
+    if config.shaping is None:
+        return None
+    given = config.shaping.model_dump(exclude={"overlong_share", "cosine"})
+    share, cosine = config.shaping.overlong_share, config.shaping.cosine
+    try:
+        return Shaping(
+            max_tokens=max_tokens,
+            cosine=None if cosine is None else CosineReward(**cosine.model_dump()),
+            overlong_cache=None if share is None else max(round(share * max_tokens), 1),
+            **given,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"algorithm.shaping: {error}") from error
 
 
 def _check_combinations(config: AlgorithmConfig) -> None:
@@ -268,6 +291,11 @@ def _settings(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
         p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
     }
     return {key: value for key, value in {**defaults, **given}.items() if value is not None}
+
+
+def _shown(record: Shaping) -> str:
+    settings = {key: value for key, value in asdict(record).items() if value is not None}
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def _listed(what: str | Callable[..., Any], settings: Mapping[str, Any]) -> str:

@@ -200,13 +200,14 @@ class PolicyLoss:
 
 
 def add_nll_weights(minibatch: Batch) -> Batch:
-    """One optimizer batch with `nll_weights`: 1 / their number on the trained tokens of rewarded rows (> 0).
+    """One optimizer batch with `nll_weights`: 1 / their number on the trained tokens of rewarded rows (> 0, unshaped).
 
     Source: VAPO (arXiv 2504.05118), the positive-example language-model loss.
     """
     weights = torch.zeros_like(minibatch.rollout_logprobs)
     trained = trained_tokens(minibatch)
-    positive = trained[(minibatch.rewards > 0)[minibatch.segment_ids[trained]]]
+    graded = minibatch.rewards if minibatch.task_rewards is None else minibatch.task_rewards
+    positive = trained[(graded > 0)[minibatch.segment_ids[trained]]]
     weights[positive] = 1 / max(positive.numel(), 1)
     return replace(minibatch, nll_weights=weights)
 

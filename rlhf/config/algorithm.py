@@ -1,11 +1,36 @@
 """The sections `algorithm` and `critic` of a recipe: what is optimised, free of how it is run."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from rlhf.config.presets import preset_values
+from rlhf.config.presets import lay_over, preset_values
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
+
+
+class CosineConfig(Section):
+    """Rewards in place of the task's, from length 0 to sampling.max_tokens along half a cosine."""
+
+    correct: tuple[float, float] = (2.0, 1.0)
+    wrong: tuple[float, float] = (-10.0, 0.0)
+    truncated: float = -10.0
+
+
+class ShapingConfig(Section):
+    """What a completion's length does to its reward; dynamic sampling and curriculum see the task's own."""
+
+    overlong_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of sampling.max_tokens over which DAPO's soft overlong penalty falls to -1; None: no penalty."""
+    overlong_coef: Positive = 1.0
+    """Weight of that penalty."""
+    truncated_coef: float | None = None
+    """Rewards of truncated completions are multiplied by this; a negative one is itself their reward."""
+    kimi_coef: Positive | None = None
+    """Weight of Kimi k1.5's length reward: 0.5 for the shortest of a group to -0.5 for the longest."""
+    cosine: CosineConfig | None = None
+    """Replace the reward by one that depends on correctness and length; excludes the two above."""
+    correct_above: float = 0.5
+    """A completion is correct if its task reward is above this (cosine, kimi_coef)."""
 
 
 class AlgorithmConfig(Section):
@@ -64,11 +89,16 @@ class AlgorithmConfig(Section):
     """Warn at every step in which off-policy masks drop a larger share of the trained tokens."""
     mask_truncated: bool = False
     """Leave truncated rows out of the loss (they stay in the baseline)."""
+    shaping: ShapingConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        return preset_values(values).get("algorithm", {}) | values if isinstance(values, dict) else values
+        return (
+            lay_over(preset_values(values).get("algorithm", {}), values)
+            if isinstance(values, dict)
+            else values
+        )
 
 
 class LoraConfig(Section):

@@ -24,7 +24,11 @@ PRESETS: Mapping[str, Mapping[str, Values]] = {
         },
     },
     "dapo": {
-        "algorithm": {"clip_high": 0.28, "aggregation": "token_mean"},
+        "algorithm": {
+            "clip_high": 0.28,
+            "aggregation": "token_mean",
+            "shaping": {"overlong_share": 0.2},
+        },
         "schedule": {"drop_zero_variance": True},
     },
     "dr_grpo": {"algorithm": {"advantages": "dr_grpo", "aggregation": "seq_mean_token_sum_norm"}},
@@ -101,14 +105,20 @@ def preset_values(algorithm: Mapping[str, Any]) -> Mapping[str, Values]:
     return {**preset, "algorithm": {key: value for key, value in own.items() if key not in gone}}
 
 
+def lay_over(below: Mapping[str, Any], values: Mapping[str, Any]) -> Values:
+    """`values` with what only `below` says filled in, mappings in mappings included."""
+    filled = {**below, **values}
+    for key, under in below.items():
+        over = values.get(key)
+        if isinstance(under, Mapping) and isinstance(over, Mapping):
+            filled[key] = lay_over(under, over)
+    return filled
+
+
 def lay_over_preset(values: Mapping[str, Any]) -> Values:
     """A recipe with its preset's keys filled in below its own, `algorithm` left to that section itself."""
     algorithm = values.get("algorithm", {})
-    filled = dict(values)
     if not isinstance(algorithm, Mapping):
-        return filled
-    for section, below in preset_values(algorithm).items():
-        given = filled.get(section, {})
-        if section != "algorithm" and isinstance(given, Mapping):
-            filled[section] = {**below, **given}
-    return filled
+        return dict(values)
+    below = {section: keys for section, keys in preset_values(algorithm).items() if section != "algorithm"}
+    return lay_over(below, values)

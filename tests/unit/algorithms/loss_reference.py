@@ -32,7 +32,8 @@ def loss_value(
     detached: Sequence[float],
 ) -> Number:
     """The loss of a whole batch; `live` and `detached` are the current log-probabilities."""
-    rollouts, rewards = batch.rollout_logprobs.tolist(), batch.rewards.tolist()
+    rollouts = batch.rollout_logprobs.tolist()
+    rewards = (batch.rewards if batch.task_rewards is None else batch.task_rewards).tolist()
     learner = list(detached) if batch.old_logprobs is None else batch.old_logprobs.tolist()
     olds = rollouts if loss.old_from == "rollout" else learner
     weights, rows = batch.loss_weights.tolist(), batch.segment_ids.tolist()

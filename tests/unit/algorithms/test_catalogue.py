@@ -104,6 +104,8 @@ def test_every_preset_of_the_docs_is_checked_here():
 
 def test_presets_reach_other_sections_and_the_recipe_wins():
     assert recipe("dapo").schedule.drop_zero_variance
+    assert recipe("dapo", shaping={"overlong_coef": 2.0}).algorithm.shaping.overlong_share == 0.2
+    assert algorithm("dapo").shaping.overlong_cache == 26
     assert not recipe("dapo", over={"schedule": {"drop_zero_variance": False}}).schedule.drop_zero_variance
     assert recipe("vapo").critic.pretrain_steps == 50
     assert recipe("vapo", over={"critic": {"lr": 1.0}}).critic.pretrain_steps == 50
@@ -168,6 +170,14 @@ def test_old_logprobs_are_needed_for_several_updates_and_before_the_advantages()
     assert algorithm(advantages="distill").needs_reference
 
 
+def test_shaped_rewards_reach_the_advantages_and_the_task_rewards_stay():
+    batch = filled()
+    shaped = algorithm("dapo").add_advantages(replace(batch, rewards=torch.ones(batch.num_rows).double()))
+    assert torch.equal(shaped.task_rewards, torch.ones(batch.num_rows).double())
+    scaled = algorithm("grpo", shaping={"truncated_coef": -1.0}).add_advantages(batch)
+    assert (scaled.rewards[batch.truncated & ~torch.isnan(batch.rewards)] == -1).all()
+
+
 def test_gdpo_takes_the_weights_of_the_rewards():
     assert printed(advantages="gdpo")["advantages"] == "gdpo (weights (1.0, 0.5))"
 
@@ -224,6 +234,10 @@ def test_loss_weights_of_each_minibatch_are_its_own():
         ({"advantage_kwargs": {"lam": 1.0}}, "algorithm.advantage_kwargs: found lam; grpo takes no settings"),
         ({"advantages": "pass_at_k"}, "algorithm.advantage_kwargs: pass_at_k needs k"),
         ({"policy": "sapo", "clip_low": 0.1}, "algorithm.policy 'sapo' has no clip_low"),
+        (
+            {"shaping": {"kimi_coef": 1.0, "cosine": {}}},
+            "algorithm.shaping: cosine is set and kimi_coef is 1.0",
+        ),
         ({"old_from": "rollout"}, "algorithm.old_from is rollout and correction is token_tis"),
     ],
 )

@@ -281,7 +281,12 @@ def test_what_must_be_prepared_on_the_whole_batch_is_missed_by_name():
 
 def test_nll_weights_are_one_over_the_tokens_of_rewarded_rows():
     batch = ragged(5)
-    batch = replace(batch, rewards=torch.tensor([1.0, -1.0, float("nan")]).double().repeat(3))
+    graded = torch.tensor([1.0, -1.0, float("nan")]).double().repeat(3)
+    batch = replace(batch, rewards=graded, task_rewards=None)
+    assert torch.equal(
+        add_nll_weights(replace(batch, rewards=-graded, task_rewards=graded)).nll_weights,
+        add_nll_weights(batch).nll_weights,
+    )
     weights = add_nll_weights(batch).nll_weights
     rewarded = batch.loss_mask & (batch.segment_ids % 3 == 0)
     assert torch.equal(weights > 0, rewarded)
