@@ -28,6 +28,7 @@ from rlhf.materials import Materials, local_model
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
+from rlhf.rollout.reward_totals import short_names
 from rlhf.rollout.scoring import RewardPool
 from rlhf.run import Annotator, Evaluator, Run, RunState, load_state
 from rlhf.run_folder import RunFolder
@@ -121,6 +122,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         placement=_placement(recipe, parts),
         algorithm=parts.algorithm,
         annotators=_annotators(parts, schedule.minibatches * schedule.inner_epochs),
+        reward_parts=_reward_parts(recipe),
         reward=parts.reward,
         prompts=prompts,
         buffer=buffer,
@@ -285,6 +287,13 @@ def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
     if parts.algorithm.value_loss is not None:
         chosen.append(values)
     return chosen
+
+
+def _reward_parts(recipe: Recipe) -> list[str]:
+    rewards = recipe.task.rewards
+    if recipe.algorithm.advantages != "gdpo":
+        return []
+    return [name for name, reward in zip(short_names(rewards), rewards, strict=True) if not reward.gate]
 
 
 def _evaluator(

@@ -84,6 +84,8 @@ class Run:
     placement: Placement
     algorithm: Algorithm
     annotators: Sequence[Annotator]
+    reward_parts: Sequence[str]
+    """Parts of the reward that the algorithm reads one by one."""
     reward: Reward
     prompts: PromptStream
     buffer: GroupBuffer

@@ -22,10 +22,11 @@ ATTENTION_TOKENS = 16_384
 """Row length at which attention costs about as much as everything else (12 hidden sizes of a 1.5 B model)."""
 
 
-def pack(groups: Sequence[TrajectoryGroup]) -> Batch:
+def pack(groups: Sequence[TrajectoryGroup], *, reward_parts: Sequence[str] = ()) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
-    `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
+    `group_ids` are places in `groups`, `reward_parts` names the parts of the reward that become columns (NaN
+    where a trajectory has no such part), `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
     trajectory without a score or with one that is not finite, DataError for images, which are not packed yet.
     """
     trajectories = [t for group in groups for t in group.trajectories]
@@ -57,6 +58,7 @@ def pack(groups: Sequence[TrajectoryGroup]) -> Batch:
         truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
         temperatures=None if set(temperatures) <= {1.0} else per_row(temperatures, np.float32),
+        reward_parts=_reward_parts(trajectories, reward_parts, num_segments),
         routing=_routing(segments),
         kept_ids=_kept_ids(segments),
     )
@@ -204,6 +206,16 @@ def _fill(
         bins[chosen].append(unit)
         heapq.heapreplace(loads, (load + cost_of[unit], chosen))
     return bins
+
+
+def _reward_parts(
+    trajectories: Sequence[Trajectory], names: Sequence[str], num_segments: Sequence[int]
+) -> Tensor | None:
+    if not names:
+        return None
+    parts = [{} if t.reward is None else t.reward.parts for t in trajectories]
+    columns = [[of_one.get(name, math.nan) for name in names] for of_one in parts]
+    return torch.from_numpy(np.repeat(np.asarray(columns, np.float32), num_segments, axis=0))
 
 
 def _reward(trajectory: Trajectory) -> float:

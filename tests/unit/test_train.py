@@ -177,6 +177,7 @@ def assemble(asked: Recipe, world: World) -> Run:
         placement=world,
         algorithm=resolve(asked),
         annotators=(world.annotate,),
+        reward_parts=(),
         reward=world,
         prompts=prompts,
         buffer=buffer,

@@ -85,6 +85,17 @@ def test_pack_gives_every_row_the_temperature_of_its_trajectory():
     assert batch.temperatures.tolist() == [0.5, 0.5, 1.0]
 
 
+def test_pack_gives_each_row_the_named_parts_of_its_reward():
+    first, second = two_segments(reward=1.0), two_segments(reward=2.0, sample_index=1)
+    first = replace(first, reward=RewardResult(value=1.0, parts={"b": 3.0, "a": 4.0, "a/detail": 9.0}))
+    groups = [replace(make_group(), trajectories=(first, second))]
+    assert pack(groups).reward_parts is None
+    parts = pack(groups, reward_parts=["a", "b"]).reward_parts
+    assert parts.dtype == torch.float32
+    assert parts[:2].tolist() == [[4.0, 3.0]] * 2
+    assert parts[2:].isnan().all()
+
+
 def test_pack_of_no_groups_is_an_empty_batch():
     batch = pack([])
     assert (batch.num_tokens, batch.num_rows) == (0, 0)
