@@ -60,6 +60,8 @@ class FsdpLearner:
             config=plan.learner,
             total_steps=plan.total_steps,
         )
+        if plan.keep_routing:
+            self.policy.module.require_routing()
         self._log("policy", self.policy)
         self.critic: TrainedModule[PackedCritic] | None = None
         if plan.critic is not None:

@@ -41,3 +41,5 @@ class LearnerPlan:
     """Train a critic of the policy's size beside it."""
     entropy: EntropyMode = "metric"
     """`gradient` when the loss trains the entropy it is given."""
+    keep_routing: bool = False
+    """Batches carry the experts that the sampler chose."""

@@ -61,9 +61,28 @@ def test_shapes_and_dtypes_are_checked_under_pytest():
         replace(batch, rewards=batch.rewards.long())
 
 
+def with_records(batch: Batch, seed: int, *, experts: int = 8) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    return replace(
+        batch,
+        routing=torch.randint(-1, experts, (batch.num_tokens, 2, 3), generator=g, dtype=torch.int16),
+        kept_ids=torch.randint(-1, 99, (batch.num_tokens, 4), generator=g, dtype=torch.int32),
+    )
+
+
+@given(seed=st.integers(0, 10_000), picks=st.lists(st.integers(0, 8), max_size=12))
+def test_select_rows_carries_routing_and_kept_sets(seed, picks):
+    batch = with_records(ragged(seed), seed)
+    chosen = batch.select_rows(torch.tensor(picks, dtype=torch.int64))
+    assert [rows_of(chosen, i) for i in range(len(picks))] == [rows_of(batch, row) for row in picks]
+
+
 def slow_origins(batch: Batch) -> list[int]:
     """Token by token: the same place in the first row of the group, while all before it agree."""
-    rows = batch.tokens.split(batch.row_lengths().tolist())
+    tokens = batch.tokens[:, None]
+    if batch.routing is not None:
+        tokens = torch.cat([tokens, batch.routing.flatten(1)], dim=1)
+    rows = tokens.split(batch.row_lengths().tolist())
     starts = [sum(len(row) for row in rows[:i]) for i in range(len(rows))]
     found = []
     for i, row in enumerate(rows):
@@ -78,4 +97,11 @@ def slow_origins(batch: Batch) -> list[int]:
 def test_origins_are_the_common_beginnings_of_the_rows_of_a_group(seed, alphabet):
     batch = ragged(seed)
     batch = replace(batch, tokens=batch.tokens % alphabet)
+    assert batch.origins().tolist() == slow_origins(batch)
+
+
+@given(seed=st.integers(0, 10_000), experts=st.integers(0, 1))
+def test_origins_of_replayed_experts_share_them(seed, experts):
+    batch = with_records(ragged(seed), seed, experts=experts)
+    batch = replace(batch, tokens=batch.tokens % 2, routing=batch.routing[:, :1, :1])
     assert batch.origins().tolist() == slow_origins(batch)

@@ -1,9 +1,20 @@
 import pickle
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 
-from rlhf.types import NOT_SAMPLED, Completion, Message, Prompt, Segment, Trajectory, TrajectoryGroup, Turn
+from rlhf.types import (
+    NOT_SAMPLED,
+    Completion,
+    Message,
+    Prompt,
+    Sampling,
+    Segment,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+)
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="1+1?"),), reference="2")
 
@@ -35,8 +46,36 @@ def test_completion_refuses_fields_of_unequal_length(field):
 
 
 def test_segment_refuses_fields_of_unequal_length():
-    with pytest.raises(ValueError, match="one length"):
-        replace(segment(NOT_SAMPLED, 0), token_ids=(1,))
+    ids = (np.array([1], np.int32),)
+    for field, value in (("token_ids", (1,)), ("kept", ids), ("routing", np.zeros((1, 2, 2), np.int16))):
+        with pytest.raises(ValueError, match="one length"):
+            replace(segment(NOT_SAMPLED, 0), **{field: value})
+
+
+def test_records_that_are_arrays_compare_hash_and_pickle():
+    kept = (np.array([], np.int32), np.array([0, 1], np.int32))
+    one = replace(segment(NOT_SAMPLED, 0), kept=kept, routing=np.zeros((2, 3, 2), np.int16))
+    assert one == replace(one, routing=np.ones((2, 3, 2), np.int16))
+    assert hash(one) == hash(segment(NOT_SAMPLED, 0))
+    again = pickle.loads(pickle.dumps(one))
+    assert again == one
+    assert np.array_equal(again.routing, one.routing)
+    assert again.kept[1].tolist() == [0, 1]
+    assert "kept" not in repr(one)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reports"),
+    [
+        ({"top_k": 5}, False),
+        ({"kept_limit": 8}, False),
+        ({"kept_limit": 8, "top_p": 0.9}, True),
+        ({"kept_limit": 8, "top_k": 5}, True),
+        ({"kept_limit": 8, "top_k": 5, "temperature": 0.0}, False),
+    ],
+)
+def test_kept_sets_are_reported_where_asked_for_and_truncated(sampling, reports):
+    assert Sampling(max_tokens=1, **sampling).reports_kept is reports
 
 
 @pytest.mark.parametrize("mask", [(True, True), (False, False)])

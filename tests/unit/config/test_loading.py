@@ -128,6 +128,18 @@ def test_union_value_is_reported_once(write):
     assert " or " in message
 
 
+def test_truncated_sampling_is_corrected_only_over_what_it_left(write):
+    message = message_of(write(MINIMAL), ["sampling.top_p=0.9"])
+    assert "sampling.keep_sampling_mask: true" in message
+    recipe = load_recipe(write(MINIMAL), ["sampling.top_p=0.9", "sampling.keep_sampling_mask=true"])
+    assert (recipe.sampling.keep_sampling_mask, recipe.sampling.kept_limit) == (True, 256)
+
+
+def test_recorded_routing_and_a_compiled_engine_exclude_each_other(write):
+    message = message_of(write(MINIMAL), ["sampling.keep_routing=true", "engine.compile=true"])
+    assert "sampling.keep_routing is true and so is engine.compile" in message
+
+
 def test_combination_error_names_both_keys(write):
     message = message_of(write(MINIMAL), ["placement.kind=colocated", "schedule.max_staleness=1"])
     assert "schedule.max_staleness is 1 but placement.kind is colocated" in message

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -237,3 +238,56 @@ def test_split_minibatches_of_scattered_groups_goes_by_id():
 def test_split_minibatches_refuses_an_unequal_split():
     with pytest.raises(DataError, match="3 groups cannot be split into 2 equal mini-batches"):
         split_minibatches(rows_of_length([1] * 6), 2)
+
+
+def recorded(*, routing: list[int] | None, kept: list[list[int]] | None) -> Trajectory:
+    """Two prompt and three sampled tokens; `routing` gives each token's experts in each of two layers."""
+    one = make_trajectory()
+    experts = None if routing is None else np.array(routing, np.int16)[:, None, None].repeat(2, 1)
+    sets = None if kept is None else tuple(np.array(ids, np.int32) for ids in kept)
+    return replace(one, segments=(replace(one.segments[0], routing=experts, kept=sets),))
+
+
+def test_pack_lays_routing_and_kept_sets_beside_their_tokens():
+    trajectories = (
+        recorded(routing=[4, 3, 2, 1, -1], kept=[[], [], [1, 3, 9], [4], [5, 7]]),
+        recorded(routing=[8, 7, 6, 5, -1], kept=[[], [], [3], [2, 4], [5]]),
+    )
+    batch = pack([replace(make_group(), trajectories=trajectories)], temperature=1.0)
+    assert batch.routing.dtype == torch.int16
+    assert batch.routing.shape == (10, 2, 1)
+    assert batch.routing[:, 1, 0].tolist() == [4, 3, 2, 1, -1, 8, 7, 6, 5, -1]
+    assert batch.kept_ids.dtype == torch.int32
+    assert batch.kept_ids.tolist() == [
+        [-1] * 3, [-1] * 3, [1, 3, 9], [4, -1, -1], [5, 7, -1],
+        [-1] * 3, [-1] * 3, [3, -1, -1], [2, 4, -1], [5, -1, -1],
+    ]  # fmt: skip
+    assert batch.loss_mask.tolist() == [False, False, True, True, True] * 2
+
+
+def test_pack_leaves_tokens_whose_set_overflowed_out_of_the_loss():
+    kept = [[], [], [3], [], [5]]
+    batch = pack([replace(make_group(), trajectories=(recorded(routing=None, kept=kept),))], temperature=1.0)
+    assert batch.loss_mask.tolist() == [False, False, True, False, True]
+    assert batch.row_sampled().tolist() == [2]
+    assert batch.routing is None
+
+
+def test_pack_without_records_has_none_and_mixes_them_with_rows_that_have():
+    assert pack([make_group()], temperature=1.0).routing is None
+    assert pack([make_group()], temperature=1.0).kept_ids is None
+    trajectories = (recorded(routing=None, kept=None), recorded(routing=[1] * 5, kept=[[]] * 2 + [[2]] * 3))
+    batch = pack([replace(make_group(), trajectories=trajectories)], temperature=1.0)
+    assert batch.routing[:, 0, 0].tolist() == [-1] * 5 + [1] * 5
+    assert batch.kept_ids[:, 0].tolist() == [-1] * 7 + [2] * 3
+    assert batch.loss_mask.tolist() == [False, False, True, True, True] * 2
+
+
+def test_split_microbatches_counts_a_prompt_again_where_its_experts_differ():
+    batch = samples_of_prompts(32, 8, prompt=100, sampled=10)
+    routing = torch.zeros(batch.num_tokens, 2, 3, dtype=torch.int16)
+    shares = split_microbatches(replace(batch, routing=routing), ranks=1, budget_tokens=360)
+    assert len(shares[0]) == 16
+    routing[batch.positions == 0] = batch.segment_ids[batch.positions == 0, None, None].short()
+    shares = split_microbatches(replace(batch, routing=routing), ranks=1, budget_tokens=360)
+    assert len(shares[0]) == math.ceil(256 / 3)

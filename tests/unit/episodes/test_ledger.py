@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,3 +74,73 @@ def test_segment_is_the_concatenation_and_turns_point_at_their_tokens(prompt, st
     assert segment.token_ids == tuple(written)
     assert segment.loss_mask == tuple(sampled)
     assert [segment.token_ids[turn.start : turn.stop] for turn in turns] == [tuple(ids) for _, ids in steps]
+
+
+def recorded(ids, *, context, start, kept=None):
+    """A completion whose routing names the place of each token, plus `start`."""
+    length = context + len(ids)
+    routing = np.arange(start, start + length, dtype=np.int16)[:, None, None].repeat(2, 1).repeat(3, 2)
+    routing[-1] = -1
+    return replace(completion(ids), routing=routing, kept=kept)
+
+
+def test_routing_of_later_turns_adds_only_what_was_not_known():
+    ledger = TokenLedger()
+    ledger.extend_prompt([10, 11])
+    ledger.append(recorded([20, 21], context=2, start=0), seen=ledger.context, text="a")
+    ledger.observe([30], message=Message(role="tool", content="t"))
+    ledger.append(recorded([22, 23], context=5, start=100), seen=ledger.context, text="b")
+    ledger.observe([31, 32], message=Message(role="tool", content="t"))
+    (segment,), _ = ledger.finish()
+    # The last sampled token of the first turn was an input only in the second; the last tokens never were.
+    assert segment.routing[:, 0, 0].tolist() == [0, 1, 2, 103, 104, 105, -1, -1, -1]
+    assert segment.routing.shape == (9, 2, 3)
+    assert segment.routing.dtype == np.int16
+
+
+def test_kept_sets_stand_at_their_tokens():
+    kept = (np.array([3, 20], np.int32), np.array([], np.int32))
+    ledger = TokenLedger()
+    ledger.extend_prompt([10, 11])
+    ledger.append(replace(completion([20, 21]), kept=kept), seen=ledger.context, text="a")
+    ledger.observe([30], message=Message(role="tool", content="t"))
+    (segment,), _ = ledger.finish()
+    assert [ids.tolist() for ids in segment.kept] == [[], [], [3, 20], [], []]
+    assert segment.trained_mask == (False, False, True, False, False)
+    assert segment.loss_mask == (False, False, True, True, False)
+
+
+def test_rewritten_context_starts_its_records_anew():
+    ledger = TokenLedger()
+    ledger.extend_prompt([10])
+    ledger.append(recorded([20], context=1, start=0), seen=[10], text="a")
+    ledger.extend_prompt([12, 13], rewrite=True)
+    ledger.append(recorded([21], context=2, start=50), seen=[12, 13], text="b")
+    first, second = ledger.finish()[0]
+    assert first.routing[:, 0, 0].tolist() == [0, -1]
+    assert second.routing[:, 0, 0].tolist() == [50, 51, -1]
+
+
+def test_episode_without_records_has_none():
+    ledger = TokenLedger()
+    ledger.extend_prompt([10])
+    ledger.append(completion([20]), seen=[10], text="")
+    (segment,), _ = ledger.finish()
+    assert segment.routing is None
+    assert segment.kept is None
+    assert segment.trained_mask is segment.loss_mask
+
+
+def test_records_that_come_and_go_are_refused():
+    ledger = TokenLedger()
+    ledger.extend_prompt([10])
+    ledger.append(recorded([20], context=1, start=0), seen=ledger.context, text="")
+    with pytest.raises(ValueError, match=r"were reported \(True, False\), now \(False, False\)"):
+        ledger.append(completion([21]), seen=ledger.context, text="")
+
+
+def test_routing_of_another_length_is_refused():
+    ledger = TokenLedger()
+    ledger.extend_prompt([10, 11])
+    with pytest.raises(ValueError, match="routing of 2 tokens for 3 written down"):
+        ledger.append(recorded([20], context=1, start=0), seen=[10, 11], text="")

@@ -25,6 +25,7 @@ from tests.unit.learner.test_fsdp import relative_gap
 EXPERTS, CHOSEN = 8, 2
 FAMILIES = [MOE, MOE | {"norm_topk_prob": False, "mlp_only_layers": [0]}, MIXTRAL, DEEPSEEK]
 MODEL = ModelConfig(config=tiny_config(**MOE), dtype="float32")
+LATENT = ModelConfig(config=tiny_config(**DEEPSEEK), dtype="float32")
 
 
 def routed_batch(*, missing: float = 0.2, layers: int = 2) -> Batch:
@@ -164,7 +165,7 @@ def test_what_rows_share_is_computed_once_with_its_recorded_experts() -> None:
 def test_gradient_depends_on_neither_ranks_nor_budget(
     place: RankPlace, two_ranks: Ranks, what: LearnerPlan, batch: Batch
 ) -> None:
-    one = gradients(place, plan(MODEL), batch, 10_000)
+    one = gradients(place, plan(what.model), batch, 10_000)
     assert relative_gap(gradients(replace(place, port=place.port + 1), what, batch, 31), one) < 1e-5
     for two in two_ranks.run(gradients, what, batch, 60):
         assert relative_gap(two, one) < 1e-5
@@ -176,6 +177,25 @@ def test_reference_and_critic_route_for_themselves(place: RankPlace) -> None:
     (own,) = learner.logprobs([replace(batch, routing=None)])
     torch.testing.assert_close(learner.logprobs([batch], reference=True)[0], own, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(learner.logprobs([batch])[0], own, atol=1e-2)
+
+
+def test_mixture_learns_with_recorded_experts(place: RankPlace) -> None:
+    learner = FsdpLearner(plan(MODEL), place)
+    batch = routed_batch()
+    assert batch.advantages is not None
+    assert batch.loss_weights is not None
+    objective = [
+        float((learner.logprobs([batch])[0] * batch.advantages * batch.loss_weights).sum())
+        for _ in range(6)
+        if learner.update([[batch]], policy_gradient)
+    ]
+    assert objective == sorted(objective)
+    assert objective[-1] > objective[0] + 0.5
+
+
+def test_plan_that_keeps_routing_is_refused_for_a_dense_model_at_the_start(place: RankPlace) -> None:
+    with pytest.raises(LearnerError, match="Qwen3ForCausalLM cannot repeat the experts"):
+        FsdpLearner(replace(plan(), keep_routing=True), place)
 
 
 def test_router_computes_in_float32_when_the_rest_does_not(place: RankPlace) -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rlhf.rollout.statistics import is_correct, rollout_metrics
@@ -40,6 +41,16 @@ def test_outcomes_and_truncation_are_shares():
     found = rollout_metrics([replace(make_group(), trajectories=(make_trajectory(), cut))], version=0)
     assert found["rollout/truncated_share"] == 0.5
     assert (found["rollout/outcome/ok"], found["rollout/outcome/limit"]) == (0.5, 0.5)
+
+
+def test_overflow_is_the_share_of_sampled_tokens_whose_kept_set_was_too_large():
+    one = make_trajectory()
+    kept = tuple(np.array(ids, np.int32) for ids in ([], [], [3], [], [5]))
+    recorded = replace(one, segments=(replace(one.segments[0], kept=kept),))
+    found = rollout_metrics([replace(make_group(), trajectories=(recorded, recorded))], version=0)
+    assert found["rollout/kept_overflow_share"] == pytest.approx(1 / 3)
+    declared("rollout/kept_overflow_share")
+    assert "rollout/kept_overflow_share" not in rollout_metrics([make_group()], version=0)
 
 
 def test_every_metric_is_declared():

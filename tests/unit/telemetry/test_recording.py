@@ -2,6 +2,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rlhf.errors import DataError
@@ -140,3 +141,21 @@ def test_sample_line_is_one_short_line():
     assert "\n" not in line
     assert len(line) < 110
     assert "not gradable" in line
+
+
+def test_saved_groups_come_back_with_routing_and_kept_sets(tmp_path):
+    group = make_group(0)
+    one = group.trajectories[0]
+    length = len(one.segments[0].token_ids)
+    routing = np.arange(length * 6, dtype=np.int16).reshape(length, 2, 3) - 1
+    kept = tuple(np.arange(t, dtype=np.int32) for t in range(length))
+    segment = replace(one.segments[0], routing=routing, kept=kept)
+    group = replace(group, trajectories=(replace(one, segments=(segment,)), *group.trajectories[1:]))
+    save_groups(tmp_path / "g.jsonl.gz", [group])
+    (loaded,) = load_groups(tmp_path / "g.jsonl.gz")
+    assert loaded == group
+    found = loaded.trajectories[0].segments[0]
+    assert found.routing.dtype == np.int16
+    assert np.array_equal(found.routing, routing)
+    assert [(ids.dtype, ids.tolist()) for ids in found.kept] == [(np.int32, ids.tolist()) for ids in kept]
+    assert loaded.trajectories[1].segments[0].routing is None
