@@ -15,7 +15,7 @@ from rich.table import Table
 from tests.mutations.mutation import Mutation, StaleMutationError
 from tests.mutations.report import markdown, rows
 from tests.mutations.table import MUTATIONS
-from tests.mutations.trial import ROOT, Verdict, checkout_copy, run_tests, try_all
+from tests.mutations.trial import ROOT, Verdict, checkout_copy, try_all
 
 PAGE = ROOT / "docs/mutations.md"
 
@@ -65,8 +65,8 @@ def _stale(mutations: list[Mutation]) -> list[str]:
 def _passes_without_bugs(mutations: list[Mutation], console: Console) -> bool:
     """Otherwise every mutant would be caught by the test that fails anyway."""
     tests = tuple(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
-    with checkout_copy() as folder, console.status(f"{len(tests)} test files without any bug"):
-        code, output = run_tests(folder, tests)
+    with checkout_copy() as copy, console.status(f"{len(tests)} test files without any bug"):
+        code, output, _ = copy.run_tests(tests)
     if code:
         console.print(output, markup=False)
         console.print("The tests fail without any bug: nothing was planted.", style="red")
@@ -89,7 +89,7 @@ def _outcome(verdict: Verdict) -> str:
     state = verdict.problem or verdict.caught_by or "survived"
     if verdict.mutation.equivalent and not verdict.is_failure:
         state = "equivalent"
-    return f"{verdict.mutation.name} ({verdict.mutation.file}): {state} [{verdict.seconds:.1f} s]"
+    return f"{verdict.mutation.name} ({verdict.mutation.file}): {state} {verdict.reason} [{verdict.seconds:.1f} s]"
 
 
 if __name__ == "__main__":

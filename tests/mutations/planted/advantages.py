@@ -84,8 +84,8 @@ BUGS = (
     ),
     plant(
         "a trajectory speaks by its last row",
-        "torch.full_like(ids, batch.num_rows).scatter_reduce(0, trajectory, rows, \"amin\")",
-        "torch.full_like(ids, -1).scatter_reduce(0, trajectory, rows, \"amax\")",
+        'torch.full_like(ids, batch.num_rows).scatter_reduce(0, trajectory, rows, "amin")',
+        'torch.full_like(ids, -1).scatter_reduce(0, trajectory, rows, "amax")',
         equivalent="The rows of a trajectory share its reward and its group, so each of them says the same.",
     ),
     plant(

@@ -4,9 +4,7 @@ from functools import partial
 
 from tests.mutations.mutation import Mutation
 
-plant = partial(
-    Mutation, file="rlhf/algorithms/reduce.py", tests=("tests/unit/algorithms/test_reduce.py",)
-)
+plant = partial(Mutation, file="rlhf/algorithms/reduce.py", tests=("tests/unit/algorithms/test_reduce.py",))
 
 BUGS = (
     plant(
