@@ -13,6 +13,15 @@ from rlhf.batch import Batch
 
 STEP = 1e-30
 Number = complex
+BOUNDS = {
+    "token_tis": (-math.inf, 2.0),
+    "token_mis": (-math.inf, 2.0),
+    "icepop": (0.5, 5.0),
+    "sequence_tis": (-math.inf, 5.0),
+    "sequence_mis": (-math.inf, 3.0),
+    "geometric_mask": (0.99, 1.01),
+    "geometric_mask_tis": (0.999, 1.002),
+}
 
 
 def gradient(f: Callable[[list[Number]], Number], at: Sequence[float]) -> list[float]:
@@ -48,13 +57,20 @@ def loss_value(
             total += weights[t] * correction(loss, t, peers, olds, rollouts) * term
         if loss.kl_coef:
             sampler = rollouts if loss.kl_ratio_from == "rollout" else learner
-            x, ratio = live[t] - batch.ref_logprobs[t].item(), cmath.exp(live[t] - sampler[t])
+            x, ratio = live[t] - batch.ref_logprobs[t].item(), cmath.exp(bounded(loss, live[t] - sampler[t]))
             frozen = detached[t] - batch.ref_logprobs[t].item()
             total += weights[t] * loss.kl_coef * kl(x, frozen, ratio, loss.kl_estimator)
         total -= weights[t] * loss.entropy_coef * entropy[t]
     if positive:
         total += loss.positive_nll_coef * sum(-live[t] for t in positive) / len(positive)
     return total
+
+
+def bounded(loss: PolicyLoss, log_ratio: Number) -> Number:
+    limit, size = loss.log_ratio_limit, complex(log_ratio).real
+    if limit is None or -limit <= size <= limit:
+        return log_ratio
+    return limit if size > 0 else -limit
 
 
 def kl(x: Number, frozen: float, ratio: Number, estimator: str) -> Number:
@@ -69,11 +85,13 @@ def kl(x: Number, frozen: float, ratio: Number, estimator: str) -> Number:
 
 
 def correction(loss: PolicyLoss, t: int, peers: list[int], olds: list[float], rollouts: list[float]) -> float:
-    low, high = loss.bounds
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
-    token = math.exp(olds[t] - rollouts[t])
-    product = math.prod(math.exp(olds[u] - rollouts[u]) for u in peers)
-    geometric = product ** (1 / len(peers))
+    low, high = BOUNDS.get(loss.correction, (-math.inf, math.inf))
+    low = low if loss.correction_floor is None else loss.correction_floor
+    high = high if loss.correction_cap is None else loss.correction_cap
+    gaps = [olds[u] - rollouts[u] for u in peers]
+    token = math.exp(bounded(loss, olds[t] - rollouts[t]))
+    product = math.exp(bounded(loss, sum(gaps)))
+    geometric = math.exp(bounded(loss, sum(gaps) / len(gaps)))
     return {
         "none": 1.0,
         "token_is": token,
@@ -113,7 +131,8 @@ def policy_term(
 ) -> Number:
     given = {"clip_low": loss.clip_low, "clip_high": loss.clip_high, "dual_clip": loss.dual_clip}
     given = {k: v for k, v in given.items() if v is not None} | dict(loss.policy_kwargs)
-    ratio, frozen = cmath.exp(live[t] - olds[t]), math.exp(detached[t] - olds[t])
+    log_ratio = bounded(loss, live[t] - olds[t])
+    ratio, frozen = cmath.exp(log_ratio), math.exp(bounded(loss, detached[t] - olds[t]))
     match loss.policy:
         case "ppo":
             return clipped(ratio, advantage, {"clip_low": 0.2, "clip_high": 0.2} | given)
@@ -121,7 +140,7 @@ def policy_term(
             number = frozen if batch.selected[t] else ratio
             return clipped(number, advantage, {"clip_low": 0.2, "clip_high": 0.2} | given)
         case "gspo" | "gspo_token":
-            number = sequence_ratio(t, peers, live, olds, detached, coupled=loss.policy == "gspo")
+            number = sequence_ratio(loss, t, peers, live, olds, detached)
             return clipped(number, advantage, {"clip_low": 3e-4, "clip_high": 4e-4} | given)
         case "reinforce":
             return -advantage * live[t]
@@ -135,27 +154,25 @@ def policy_term(
             return -(4 / tau) / (1 + cmath.exp(-tau * (ratio - 1))) * advantage
         case "dppo":
             moved = math.exp(detached[t]) - math.exp(olds[t])
-            return dppo(live[t] - olds[t], moved, advantage, given)
+            return dppo(log_ratio, moved, advantage, given)
         case "kl_cov":
-            log_ratio = live[t] - olds[t]
-            size = log_ratio * ((log_ratio.real > 0) - (log_ratio.real < 0))
+            size = log_ratio * ((complex(log_ratio).real > 0) - (complex(log_ratio).real < 0))
             return -ratio * advantage + (given.get("coef", 1.0) * size if batch.selected[t] else 0)
     raise AssertionError(loss.policy)
 
 
 def sequence_ratio(
+    loss: PolicyLoss,
     t: int,
     peers: list[int],
     live: Sequence[Number],
     olds: list[float],
     detached: Sequence[float],
-    *,
-    coupled: bool,
 ) -> Number:
-    if coupled:
-        return cmath.exp(sum(live[u] - olds[u] for u in peers) / len(peers))
-    value = math.exp(sum(detached[u] - olds[u] for u in peers) / len(peers))
-    return value * cmath.exp(live[t]) / math.exp(detached[t])
+    if loss.policy == "gspo":
+        return cmath.exp(bounded(loss, sum(live[u] - olds[u] for u in peers) / len(peers)))
+    mean = sum(detached[u] - olds[u] for u in peers) / len(peers)
+    return cmath.exp(bounded(loss, mean + live[t] - detached[t]))
 
 
 def dppo(log_ratio: Number, moved: float, advantage: float, given: dict[str, float]) -> Number:

@@ -1,3 +1,4 @@
+import math
 import pickle
 from dataclasses import replace
 
@@ -59,6 +60,18 @@ SETTINGS = [
     EVERYTHING,
 ]
 
+# Bounds that ordinary log-ratios cross on both sides.
+TIGHT = [
+    *(PolicyLoss(policy=name, log_ratio_limit=0.25) for name in ("ppo", "cispo", "sapo", "dppo")),
+    *(PolicyLoss(policy=name, log_ratio_limit=0.08, **WIDE) for name in ("gspo", "gspo_token")),
+    PolicyLoss(policy="kl_cov", policy_kwargs=(("fraction", 0.5),), log_ratio_limit=0.25),
+    PolicyLoss(kl_coef=0.5, kl_estimator="k3_unbiased", log_ratio_limit=0.25),
+    *(
+        PolicyLoss(correction=name, correction_floor=0.8, correction_cap=1.2, log_ratio_limit=0.15)
+        for name in CORRECTIONS
+    ),
+]
+
 
 def prepared(loss: PolicyLoss, batch: Batch) -> Batch:
     return loss.prepare(batch, seed=3)
@@ -72,7 +85,7 @@ def run(loss: PolicyLoss, logprobs: torch.Tensor, entropy: torch.Tensor, batch: 
     return output.loss.detach(), by_logprob, by_entropy, output.sums
 
 
-@pytest.mark.parametrize("loss", SETTINGS)
+@pytest.mark.parametrize("loss", SETTINGS + TIGHT)
 @settings(max_examples=12)
 @given(seed=seeds, one_update=st.booleans())
 def test_loss_and_gradients_agree_with_the_slow_reference(loss, seed, one_update):
@@ -176,22 +189,26 @@ def test_loss_is_unchanged_by_the_order_of_rows(loss, seed):
 
 def test_log_ratios_are_bounded_before_exp():
     batch = replace(ragged(5), old_logprobs=torch.full((ragged(5).num_tokens,), -900.0, dtype=torch.float64))
-    value, by_logprob, _, _ = run(
+    value, by_logprob, _, sums = run(
         PolicyLoss(correction="none"), current_logprobs(batch, 5), entropies(batch, 5), batch
     )
     assert torch.isfinite(value)
     assert by_logprob.count_nonzero() == 0
+    assert sums["update/ratio_max"][0].item() == pytest.approx(math.exp(20))
 
 
 def test_terms_with_coefficient_zero_are_measured_but_have_no_gradient():
     batch = ragged(5)
     loss = PolicyLoss()
     poisoned = torch.full((batch.num_tokens,), float("inf"), dtype=torch.float64)
-    value, _, by_entropy, sums = run(loss, current_logprobs(batch, 5), poisoned, batch)
+    far = replace(batch, ref_logprobs=-poisoned)
+    value, by_logprob, by_entropy, sums = run(loss, current_logprobs(batch, 5), poisoned, far)
     assert torch.isfinite(value)
+    assert by_logprob.isfinite().all()
     assert by_entropy.count_nonzero() == 0
     assert sums["update/entropy"][0] == float("inf")
-    assert sums["update/kl"][0] > 0
+    assert not sums["update/kl"][0].isfinite()
+    assert run(loss, current_logprobs(batch, 5), poisoned, batch)[3]["update/kl"][0] > 0
 
 
 def test_a_missing_ingredient_is_named():

@@ -131,6 +131,8 @@ def test_dppo_drops_by_probability_and_pulls_every_token():
     slopes = [0.2 * math.log(r) for r in (3.0, 3.0, 0.5, 0.5)]
     expected = [slopes[0], 3.0 + slopes[1], -0.5 + slopes[2], slopes[3]]
     assert gradient(dppo, made, delta_low=0.05, k=0.1) == pytest.approx(expected)
+    # A = 0 stands on the side of A < 0.
+    assert dppo(inputs([3.0, 0.5], [0.0, 0.0]), delta_low=0.05)[1].tolist() == [False, True]
 
 
 def test_the_covariance_terms_treat_selected_tokens_apart():
@@ -138,6 +140,8 @@ def test_the_covariance_terms_treat_selected_tokens_apart():
     made = inputs([0.9, 1.1], [1.0, 1.0], selected=chosen)
     assert gradient(clip_cov, made) == pytest.approx([0.0, -1.1])
     assert clip_cov(made)[0].tolist() == pytest.approx(ppo(made)[0].tolist())
+    far = inputs([1.0, 9.0, 1.0], [1.0, 1.0, 1.0], selected=torch.tensor([True, False, False]))
+    assert clip_cov(far)[1].tolist() == [True, True, False]
     assert gradient(kl_cov, made, coef=0.5) == pytest.approx([-0.9 - 0.5, -1.1])
     assert kl_cov(made)[0].tolist() == pytest.approx([-0.9 - math.log(0.9), -1.1])
 
@@ -186,14 +190,26 @@ def test_clip_cov_draws_uniformly_by_seed_and_place_only():
     torch.manual_seed(1)
     again = select_by_covariance(batch, "clip_cov", seed=1, fraction=0.02, window=(0.0, 99.0)).selected
     assert torch.equal(first, again)
+    covariance = loss_reference.covariances(batch, batch.old_logprobs.tolist())
+    inside = [t for t, value in covariance.items() if 0.0 < value < 99.0]
     hits = torch.zeros(batch.num_tokens)
     for seed in range(400):
         hits += select_by_covariance(batch, "clip_cov", seed=seed, fraction=0.02, window=(0.0, 99.0)).selected
-    chosen = hits[hits > 0]
+    chosen = hits[inside]
     share = chosen.mean().item()
     assert chosen.std().item() < 1.5 * math.sqrt(share)
     early = chosen[: chosen.numel() // 2].mean().item()
     assert early == pytest.approx(share, rel=0.1)
+
+
+def test_clip_cov_keeps_its_choice_when_a_token_it_left_out_is_not_trained():
+    batch, every = ragged(5, num_rows=40), {"seed": 1, "fraction": 0.105, "window": (-math.inf, math.inf)}
+    chosen = select_by_covariance(batch, "clip_cov", **every).selected
+    left_out = torch.nonzero(batch.loss_mask & ~chosen).squeeze(1)[0]
+    fewer = replace(batch, loss_weights=batch.loss_weights.index_fill(0, left_out[None], 0.0))
+    again = select_by_covariance(fewer, "clip_cov", **every).selected
+    assert int(0.105 * batch.loss_mask.sum()) == int(0.105 * (batch.loss_mask.sum() - 1)) == chosen.sum()
+    assert torch.equal(again, chosen)
 
 
 @pytest.mark.parametrize("policy", ["clip_cov", "kl_cov"])
