@@ -253,7 +253,7 @@ def test_pack_lays_routing_and_kept_sets_beside_their_tokens():
         recorded(routing=[4, 3, 2, 1, -1], kept=[[], [], [1, 3, 9], [4], [5, 7]]),
         recorded(routing=[8, 7, 6, 5, -1], kept=[[], [], [3], [2, 4], [5]]),
     )
-    batch = pack([replace(make_group(), trajectories=trajectories)], temperature=1.0)
+    batch = pack([replace(make_group(), trajectories=trajectories)])
     assert batch.routing.dtype == torch.int16
     assert batch.routing.shape == (10, 2, 1)
     assert batch.routing[:, 1, 0].tolist() == [4, 3, 2, 1, -1, 8, 7, 6, 5, -1]
@@ -267,17 +267,17 @@ def test_pack_lays_routing_and_kept_sets_beside_their_tokens():
 
 def test_pack_leaves_tokens_whose_set_overflowed_out_of_the_loss():
     kept = [[], [], [3], [], [5]]
-    batch = pack([replace(make_group(), trajectories=(recorded(routing=None, kept=kept),))], temperature=1.0)
+    batch = pack([replace(make_group(), trajectories=(recorded(routing=None, kept=kept),))])
     assert batch.loss_mask.tolist() == [False, False, True, False, True]
     assert batch.row_sampled().tolist() == [2]
     assert batch.routing is None
 
 
 def test_pack_without_records_has_none_and_mixes_them_with_rows_that_have():
-    assert pack([make_group()], temperature=1.0).routing is None
-    assert pack([make_group()], temperature=1.0).kept_ids is None
+    assert pack([make_group()]).routing is None
+    assert pack([make_group()]).kept_ids is None
     trajectories = (recorded(routing=None, kept=None), recorded(routing=[1] * 5, kept=[[]] * 2 + [[2]] * 3))
-    batch = pack([replace(make_group(), trajectories=trajectories)], temperature=1.0)
+    batch = pack([replace(make_group(), trajectories=trajectories)])
     assert batch.routing[:, 0, 0].tolist() == [-1] * 5 + [1] * 5
     assert batch.kept_ids[:, 0].tolist() == [-1] * 7 + [2] * 3
     assert batch.loss_mask.tolist() == [False, False, True, True, True] * 2
