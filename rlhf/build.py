@@ -100,6 +100,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         top_p=recipe.sampling.top_p,
         top_k=recipe.sampling.top_k,
         stop_token_ids=materials.renderer.stop_token_ids,
+        kept_limit=_kept_limit(recipe),
     )
     producer = Producer(
         buffer=buffer,
@@ -188,6 +189,7 @@ async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algo
         reference_resets=recipe.algorithm.reference_reset_every > 0,
         critic=None if algorithm.value_loss is None else recipe.critic,
         entropy="gradient" if algorithm.needs_entropy else "metric",
+        keep_routing=materials.keeps_routing,
     )
     return await cluster.learner(make_learner, {"plan": plan, "device": materials.device})
 
@@ -223,11 +225,17 @@ async def _start_engines(cluster: Cluster, materials: Materials) -> EngineClient
         seed=recipe.seed,
         transfer=choose_sync(recipe, materials.device),
         trust_remote_code=recipe.model.trust_remote_code,
+        record_routing=materials.keeps_routing,
+        kept_limit=_kept_limit(recipe),
     )
-    environment = engine_environment(recipe.engine, materials.device)
+    environment = engine_environment(recipe.engine, materials.device, record_routing=materials.keeps_routing)
     return await cluster.engines(
         make_engine, {"kind": materials.engine_kind, "settings": settings}, environment
     )
+
+
+def _kept_limit(recipe: Recipe) -> int:
+    return recipe.sampling.kept_limit if recipe.sampling.keep_sampling_mask else 0
 
 
 async def make_engine(*, index: int, kind: str, settings: EngineSettings) -> "VllmEngine | HfEngine":

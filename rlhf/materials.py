@@ -1,8 +1,10 @@
 """What a run is made from, checked before any process is started: model, prompts, renderer."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf.cluster.launch import device_for
 from rlhf.config.schema import ModelConfig, Recipe
@@ -11,7 +13,7 @@ from rlhf.engines.choice import choose_engine
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError
 from rlhf.run_folder import RunFolder
-from rlhf.stages.model_folder import context_problem, tokenizer_path
+from rlhf.stages.model_folder import context_problem, has_experts, tokenizer_path
 from rlhf.types import Prompt
 
 
@@ -27,6 +29,8 @@ class Materials:
     heldout: list[Prompt]
     device: str
     engine_kind: str
+    keeps_routing: bool = False
+    """sampling.keep_routing, decided for the model."""
 
 
 def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
@@ -59,8 +63,10 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
     renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
     if heldout:
         renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
-    _check_context(recipe, model_folder)
+    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
+    _check_context(recipe, config)
     kind, _ = choose_engine(recipe.engine.kind)
+    keep = recipe.sampling.keep_routing
     return Materials(
         recipe=recipe,
         folder=folder,
@@ -70,13 +76,13 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
         heldout=heldout,
         device=device_for(recipe.placement),
         engine_kind=kind,
+        keeps_routing=has_experts(config) if keep == "auto" else keep,
     )
 
 
-def _check_context(recipe: Recipe, model_folder: str) -> None:
+def _check_context(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """Refuse rows that are longer than what the model was made for."""
     longest = recipe.sampling.max_prompt_tokens + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
-    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
     problem = context_problem(config, longest=longest)
     if problem is not None:
         raise ConfigError(problem)

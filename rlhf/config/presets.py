@@ -22,6 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Values]] = {
             "kl_ratio_from": "rollout",
             "opsm_delta": 0.1,
         },
+        "sampling": {"keep_sampling_mask": True, "keep_routing": "auto"},
     },
     "dapo": {
         "algorithm": {

@@ -132,8 +132,9 @@ class SamplingConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
     """0: off."""
-    keep_routing: bool = False
-    """Record the experts that the engine chose for every token and replay them in the learner (MoE models)."""
+    keep_routing: bool | Literal["auto"] = False
+    """Record the experts that the engine chose for every token and replay them in the learner.
+    auto: where the model is a mixture of experts."""
     keep_sampling_mask: bool = False
     """Compare log-probabilities over the tokens that top_p and top_k left, as recorded at sampling."""
     kept_limit: PositiveInt = 256
@@ -348,7 +349,7 @@ class Recipe(Section):
                 "weight would be biased. Set sampling.keep_sampling_mask: true, or top_p: 1 and top_k: 0, or "
                 "algorithm.correction: none."
             )
-        if self.sampling.keep_routing and self.engine.compile:
+        if self.sampling.keep_routing is True and self.engine.compile:
             raise ValueError(
                 "sampling.keep_routing is true and so is engine.compile: the experts are recorded by code that a "
                 "compiled model does not run. Set one of the two to false."

@@ -33,6 +33,12 @@ def tokenizer_path(model: ModelConfig) -> str | None:
     return None if model.tokenizer in KINDS else model.tokenizer
 
 
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config.json is a mixture of experts."""
+    config = {**config, **(config.get("text_config") or {})}
+    return any((config.get(key) or 0) > 1 for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
 def context_problem(config: Mapping[str, Any], *, longest: int) -> str | None:
     """Why rows of `longest` tokens do not suit a model with this config.json; None when they do.
 
