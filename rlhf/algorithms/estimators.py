@@ -134,7 +134,7 @@ def pass_at_k(batch: Batch, *, k: int, correct_above: float = 0.0) -> Float[Tens
     all of those have reward 1: A = f / s. For a wrong one, a share C(w-1, k-1) / C(n-1, k-1) has reward 0:
     A = (f - C(w-1, k-1) / C(n-1, k-1)) / s. We add 1e-6 to s. Advantages of a group sum to 0.
 
-    0 where s = 0 (all wrong, or fewer than k wrong) and in a group with fewer than k gradable samples. Raises
+    0 where s = 0: all wrong, or fewer than k wrong, as in a group with fewer than k gradable samples. Raises
     ConfigError for k < 1 and where no group has k samples at all. Source: Pass@k training (arXiv 2508.10751,
     analytical derivation).
     """
@@ -153,7 +153,7 @@ def pass_at_k(batch: Batch, *, k: int, correct_above: float = 0.0) -> Float[Tens
     failed_with = _share_of_subsets(wrong - 1, found.count - 1, k - 1)
     std = (failed * (1 - failed)).sqrt()
     gain = torch.where(is_wrong, failed - failed_with, failed)
-    known = found.valid & (found.count >= k) & (std > 0)
+    known = found.valid & (std > 0)
     return on_tokens(torch.where(known, gain / (std + STD_EPSILON), 0), batch)
 
 
