@@ -28,5 +28,11 @@ def kept_sets(
 
     ids, logprobs [T, K]: the sampled token and the likeliest, repetitions allowed.
     """
-    sets = (np.unique(row[finite]) for row, finite in zip(ids, np.isfinite(logprobs), strict=True))
-    return tuple(kept if len(kept) <= limit else kept[:0] for kept in sets)
+    absent = np.iinfo(np.int32).max
+    finite = np.isfinite(logprobs)
+    used = finite.any(0)
+    ordered = np.sort(np.where(finite[:, used], ids[:, used], absent), axis=1)
+    is_new = np.diff(ordered, axis=1, prepend=-1) > 0
+    is_kept = is_new & (ordered < absent)
+    is_kept &= is_kept.sum(1, keepdims=True) <= limit
+    return tuple(np.split(ordered[is_kept], np.cumsum(is_kept.sum(1))[:-1]))

@@ -30,7 +30,7 @@ class RoutingRecorder:
         shape = config.get_total_num_hidden_layers(), routers[0][1].top_k
         group, block = _full_attention_group(runner.kv_cache_config)
         self._routing_table = runner.input_batch.block_table[group]
-        # Pages are touched only where KV blocks are used; so are those of a request below.
+        # Pages are touched only where KV blocks are used.
         self._routing_slots = np.empty((runner.kv_cache_config.num_blocks * block, *shape), np.int16)
         self._routing_rows: dict[str, _Rows] = {}
         self._routing_step = torch.full(
@@ -58,7 +58,7 @@ class RoutingRecorder:
             rows = self._routing_rows.get(request)
             if rows is None:
                 cached = self._routing_slots[self._slots(i, np.arange(firsts[i]))]
-                rows = self._routing_rows[request] = _Rows(cached, self.model_config.max_model_len)  # type: ignore[attr-defined]
+                rows = self._routing_rows[request] = _Rows(cached)
             rows.extend(step[starts[i] : starts[i + 1]], first=int(firsts[i]))
 
     def _slots(self, rows: NDArray[np.int64] | int, places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -82,23 +82,24 @@ class RoutingRecorder:
 class _Rows:
     """One request's rows, in the order of its tokens."""
 
-    def __init__(self, cached: NDArray[np.int16], most: int) -> None:
-        self._rows = np.empty((most, *cached.shape[1:]), np.int16)
-        self._rows[: len(cached)] = cached
+    def __init__(self, cached: NDArray[np.int16]) -> None:
+        self._pieces = [cached]
         self._known = len(cached)
 
     def extend(self, new: NDArray[np.int16], *, first: int) -> None:
         """Add the rows of the tokens from `first` on; those known already stay."""
-        end = first + len(new)
-        if end > self._known:
-            self._rows[self._known : end] = new[self._known - first :]
-            self._known = end
+        assert first <= self._known
+        fresh = new[self._known - first :]
+        if len(fresh):
+            # The buffer that it lies in is written again by the next step.
+            self._pieces.append(fresh.copy())
+            self._known += len(fresh)
 
     def first(self, tokens: int) -> NDArray[np.int16]:
         """The rows of the first `tokens` tokens."""
         if self._known < tokens:
             raise ValueError(f"experts were recorded for {self._known} tokens, but {tokens} were inputs")
-        return self._rows[:tokens]
+        return np.concatenate(self._pieces)[:tokens]
 
 
 def _capture(column: Tensor) -> Callable[[Tensor], None]:

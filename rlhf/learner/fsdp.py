@@ -34,6 +34,7 @@ from rlhf.learner.model import (
 )
 from rlhf.learner.optimizer import local
 from rlhf.learner.plan import LearnerPlan, RankPlace
+from rlhf.learner.routing import routers
 from rlhf.learner.trained import TrainedModule
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ class FsdpLearner:
         if self.plan.learner.activation_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
         module = wrap(network).train()
+        for router in routers(module):
+            router.eval()  # some choose at random in training
         several = self.place.world_size > 1
         full = {name: p.detach() for name, p in module.named_parameters()} if several and first else {}
         shard(module, self._mesh, self.dtype)

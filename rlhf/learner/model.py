@@ -17,7 +17,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import PrefixChange, revert_weight_conversion
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightTransform,
+    revert_weight_conversion,
+)
 
 from rlhf.config.algorithm import LoraConfig
 from rlhf.config.schema import ModelConfig
@@ -101,14 +106,26 @@ def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedMo
             module.p = 0.0
         if "jitter_noise" in vars(module):
             module.jitter_noise = 0.0
-    # The same names on every rank, whether its model was loaded or made.
-    network._weight_conversions = [
+    # Kept as transformers keeps it: the same names on every rank, whether its model was loaded or made.
+    network._weight_conversions = _conversions(network)
+    use_cpu_layers(network)
+    return network
+
+
+def _conversions(network: PreTrainedModel) -> list[WeightTransform]:
+    """How the tensors of a checkpoint become those of the network; each must go back by itself."""
+    found = [
         conversion
         for conversion in get_model_conversion_mapping(network, add_legacy=False)
         if not isinstance(conversion, PrefixChange)
     ]
-    use_cpu_layers(network)
-    return network
+    for conversion in found:
+        if isinstance(conversion, WeightConverter) and len(conversion.target_patterns) > 1:
+            raise ModelError(
+                f"{type(network).__name__} splits {conversion.source_patterns[0]!r} of its checkpoint into several "
+                "tensors, and the learner publishes one at a time. Choose another architecture (Qwen, Llama, ...)."
+            )
+    return found
 
 
 def _refuse_modules(network: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
 
 from rlhf.errors import SyncError
 from rlhf.weight_sync.files import read_weights
@@ -83,7 +84,9 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
             raise SyncError(
                 f"the engine's {type(self.model).__name__} cannot load what was sent: {error}"
             ) from error
-        received = sum(tensor.numel() for _, tensor in tensors)
+        # A selection bias is loaded in place, past the reload and its count.
+        counted = [tensor for name, tensor in tensors if name.rpartition(".")[2] not in SKIP_LOAD_TENSORS]
+        received = sum(tensor.numel() for tensor in counted)
         # Under tensor parallelism every worker loads only its share of each tensor.
         if self.parallel_config.world_size == 1 and loaded_elements(self.model) < received:
             passed_over = [name for name, _ in tensors if engine_name(self.model, name) not in loaded]

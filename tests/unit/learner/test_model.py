@@ -72,3 +72,9 @@ def test_lora_target_that_cannot_be_adapted_is_named(target: str) -> None:
 def test_lora_on_fused_experts_is_refused(target) -> None:
     with pytest.raises(ModelError, match=r"model\.lora\.targets reaches the experts"):
         build_model(ModelConfig(config=tiny_config(**MOE), lora=LoraConfig(targets=target)), 0, on_meta=True)
+
+
+def test_model_whose_checkpoint_fuses_what_it_holds_apart_is_refused() -> None:
+    config = {"model_type": "hrm_text", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    with pytest.raises(ModelError, match=r"splits .* of its checkpoint into several tensors"):
+        build_model(ModelConfig(config=config), 0, on_meta=True)
