@@ -114,6 +114,21 @@ def ranked_chains(utilities, chains, present) -> Number:
     return sum(terms) / len(terms) if terms else 0
 
 
+def strictly_right(utilities: Sequence[float], comparisons: Sequence[tuple[int, Sequence[int]]]) -> float:
+    """Share of (winner, rivals) in which the winner is ahead of every rival; 0 for none."""
+    right = [all(utilities[w] > utilities[x] for x in rivals) for w, rivals in comparisons]
+    return sum(right) / len(right) if right else 0.0
+
+
+def pair_weights(chosen: Sequence[int], rejected: Sequence[int], *, one_sided: bool) -> list[float]:
+    sides = list(zip(chosen, rejected, strict=True))
+    if one_sided:
+        number = sum(c > 0 for c in chosen) + sum(r > 0 for r in rejected)
+        return [1 / number if c or r else 0.0 for c, r in sides]
+    number = sum(c > 0 and r > 0 for c, r in sides)
+    return [1 / number if c and r else 0.0 for c, r in sides]
+
+
 def row_sums(logprobs: Sequence[Number], rows: Sequence[int], mask: Sequence[bool], num_rows: int):
     sums: list[Number] = [0] * num_rows
     counts = [0] * num_rows

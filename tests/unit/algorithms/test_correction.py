@@ -127,6 +127,7 @@ def test_mismatch_sums_are_those_of_the_formulas():
     w = [math.exp(y) for y in gaps]
     assert sums["mismatch/logprob_gap_mean"] == (2.5, 3)
     assert sums["mismatch/logprob_gap_max"][0] == 1.5
+    assert mismatch_sums(ROLLOUT, OLD)["mismatch/logprob_gap_max"][0] == 1.5
     assert sums["mismatch/kl"] == pytest.approx((sum(math.exp(y) - 1 - y for y in gaps), 3))
     assert sums["mismatch/weight_mean"] == pytest.approx((sum(w), 3))
     assert sums["mismatch/weight_square_mean"] == pytest.approx((sum(x * x for x in w), 3))

@@ -76,6 +76,14 @@ def test_pair_weights_count_whole_pairs_and_for_kto_sides():
     assert pair_weights(*counts, one_sided=True).tolist() == [0.2, 0.2, 0.2, 0]
 
 
+@given(seed=seeds, one_sided=st.booleans())
+def test_pair_weights_agree_with_the_slow_reference(seed, one_sided):
+    pairs = random_pairs(seed)
+    counts = pairs.chosen.counts % 4, pairs.rejected.counts % 4
+    slow = reference.pair_weights(*(c.tolist() for c in counts), one_sided=one_sided)
+    assert pair_weights(*counts, one_sided=one_sided).tolist() == pytest.approx(slow, abs=1e-12)
+
+
 def test_odd_structures_are_refused():
     three = Rows(sums=f64(-1, -2, -3), counts=torch.tensor([1, 1, 1]))
     with pytest.raises(ValueError, match="found 3 rows, expected an even number"):

@@ -93,6 +93,30 @@ def test_ranked_partial_pl_agrees_with_the_slow_reference(seed, scale):
     assert_agrees(found, utilities, lambda row, live: reference.ranked_chains(live, CHAINS, masks[row]))
 
 
+@settings(max_examples=40)
+@given(seed=seeds, top=st.none() | st.integers(1, 8))
+def test_accuracies_agree_with_the_slow_reference(seed, top):
+    utilities, present = lists(seed, 1.5)
+    utilities = utilities.round()  # many ties
+    found = [
+        plackett_luce(utilities, present=present, top=top).accuracy,
+        ranked_partial_dpo(utilities, PAIRS, present=present).accuracy,
+        ranked_partial_pl(utilities, CHAINS, present=present).accuracy,
+    ]
+    for row, (values, kept) in enumerate(zip(utilities.tolist(), present.tolist(), strict=True)):
+        chains = [[k for k in chain if kept[k]] for chain in (range(U * V), *CHAINS)]
+        chosen, *along = ([(c[j], c[j + 1 :]) for j in range(len(c) - 1)] for c in chains)
+        pairs = [(w, [x]) for w, x in PAIRS if kept[w] and kept[x]]
+        of_chains = [reference.strictly_right(values, chain) for chain in along if chain]
+        assert [accuracy[row].item() for accuracy in found] == pytest.approx(
+            [
+                reference.strictly_right(values, chosen[:top]),
+                reference.strictly_right(values, pairs),
+                sum(of_chains) / max(len(of_chains), 1),
+            ]
+        )
+
+
 EVERY = [(plackett_luce, ()), (ranked_partial_dpo, (PAIRS,)), (ranked_partial_pl, (CHAINS,))]
 each_loss = pytest.mark.parametrize(("loss", "args"), EVERY, ids=lambda x: getattr(x, "__name__", ""))
 
@@ -178,6 +202,21 @@ def test_bradley_terry_agrees_with_the_slow_reference(seed, scale, centre):
         assert gradient[row].tolist() == pytest.approx(
             loss_reference.gradient(slow[row], at), abs=1e-9, rel=1e-9
         )
+
+
+@given(seed=seeds, cut=st.integers(0, 6))
+def test_bradley_terry_pairs_do_not_see_each_other(seed, cut):
+    g = torch.Generator().manual_seed(seed)
+    chosen, rejected, margin = torch.randn(3, 6, generator=g, dtype=torch.float64).unbind()
+    whole = bradley_terry(chosen, rejected, margin=margin, centre_coef=0.01)
+    parts = [
+        bradley_terry(chosen[part], rejected[part], margin=margin[part], centre_coef=0.01)
+        for part in (slice(0, cut), slice(cut, None))
+    ]
+    assert torch.equal(torch.cat([part.losses for part in parts]), whole.losses)
+    for name, (top, bottom) in whole.sums().items():
+        assert sum(part.sums()[name][0].item() for part in parts) == pytest.approx(top.item())
+        assert sum(part.sums()[name][1].item() for part in parts) == bottom == 6
 
 
 def test_bradley_terry_is_finite_where_log_of_one_plus_exp_overflows():

@@ -104,6 +104,10 @@ def test_explained_variance_is_formed_from_the_reduced_sums():
     returns, missed = (x[batch.loss_mask] for x in (batch.returns, batch.returns - values))
     expected = 1 - missed.var(correction=0) / returns.var(correction=0)
     assert means["critic/explained_variance"] == pytest.approx(expected.item())
+    assert means["critic/error_mean"] == pytest.approx(missed.mean().item())
+    assert means["critic/return_mean"] == pytest.approx(returns.mean().item())
+    assert means["critic/value_mean"] == pytest.approx(values[batch.loss_mask].mean().item())
+    assert means["critic/loss"] == pytest.approx((sums["critic/loss"][0] / batch.loss_weights.sum()).item())
     assert not [name for name in means if name.endswith("square_mean")]
     for name in means:
         declared(name)
