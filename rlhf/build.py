@@ -124,6 +124,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         algorithm=parts.algorithm,
         annotators=_annotators(parts, schedule.minibatches * schedule.inner_epochs),
         reward_parts=_reward_parts(recipe),
+        decode_steps=materials.renderer.decode if recipe.algorithm.advantages == "process" else None,
         reward=parts.reward,
         prompts=prompts,
         buffer=buffer,

@@ -17,6 +17,7 @@ from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
 from rlhf.data.prompts import PromptStream
+from rlhf.data.steps import Decode
 from rlhf.interfaces import Learner, Placement, Reward, RolloutEngine, WeightSync
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.group import Producer, sample_seed
@@ -86,6 +87,8 @@ class Run:
     annotators: Sequence[Annotator]
     reward_parts: Sequence[str]
     """Parts of the reward that the algorithm reads one by one."""
+    decode_steps: Decode | None
+    """Text of token ids, where the algorithm reads the rewards of steps."""
     reward: Reward
     prompts: PromptStream
     buffer: GroupBuffer

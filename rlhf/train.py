@@ -26,7 +26,7 @@ async def train(run: Run) -> None:
                 groups = await run.buffer.take()
             async with run.placement.training():
                 with clock.time("pack_s"):
-                    batch = pack(groups, reward_parts=run.reward_parts)
+                    batch = pack(groups, reward_parts=run.reward_parts, decode=run.decode_steps)
                 with clock.time("logprobs_s"):
                     for annotate in run.annotators:
                         batch = await annotate(batch)

@@ -151,6 +151,8 @@ class RewardResult:
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: Mapping[str, str | float] = field(default_factory=dict)
     seconds: float = 0.0
+    steps: tuple[tuple[int, float], ...] = ()
+    """(end, value) of each step that was judged by itself; it ends before character `end` of the completion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

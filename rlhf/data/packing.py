@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf.batch import Batch
+from rlhf.data.steps import Decode, step_rewards
 from rlhf.errors import DataError, RewardError
 from rlhf.types import Segment, Trajectory, TrajectoryGroup
 
@@ -22,11 +23,13 @@ ATTENTION_TOKENS = 16_384
 """Row length at which attention costs about as much as everything else (12 hidden sizes of a 1.5 B model)."""
 
 
-def pack(groups: Sequence[TrajectoryGroup], *, reward_parts: Sequence[str] = ()) -> Batch:
+def pack(
+    groups: Sequence[TrajectoryGroup], *, reward_parts: Sequence[str] = (), decode: Decode | None = None
+) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
     `group_ids` are places in `groups`, `reward_parts` names the parts of the reward that become columns (NaN
-    where a trajectory has no such part), `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
+    where a trajectory has no such part), `decode` asks for the rewards of steps, `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
     trajectory without a score or with one that is not finite, DataError for images, which are not packed yet.
     """
     trajectories = [t for group in groups for t in group.trajectories]
@@ -58,6 +61,7 @@ def pack(groups: Sequence[TrajectoryGroup], *, reward_parts: Sequence[str] = ())
         truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
         temperatures=None if set(temperatures) <= {1.0} else per_row(temperatures, np.float32),
+        step_rewards=None if decode is None else step_rewards(trajectories, decode),
         reward_parts=_reward_parts(trajectories, reward_parts, num_segments),
         routing=_routing(segments),
         kept_ids=_kept_ids(segments),

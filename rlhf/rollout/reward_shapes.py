@@ -204,7 +204,8 @@ def as_results(values: Any, *, size: int, seconds: float) -> list[RewardResult]:
 def as_result(value: Any, *, seconds: float) -> RewardResult:
     """The RewardResult that a returned value means; a value that is no finite number becomes outcome `error`.
 
-    None means not applicable. A dict is verl's: `score` is the value, its other numbers are parts.
+    None means not applicable. A dict is verl's: `score` is the value, its other numbers are parts; `steps` are
+    (end, value) pairs.
     """
     try:
         if isinstance(value, RewardResult):
@@ -215,7 +216,8 @@ def as_result(value: Any, *, seconds: float) -> RewardResult:
             if "score" not in value:
                 raise ValueError(f"returned a dict without 'score' (keys {sorted(map(str, value))})")
             parts = {str(k): v for k, v in value.items() if k != "score" and isinstance(_plain(v), Real)}
-            return _checked(RewardResult(value=value["score"], parts=parts), seconds)
+            steps = value.get("steps", ())
+            return _checked(RewardResult(value=value["score"], parts=parts, steps=steps), seconds)
         return RewardResult(value=_number(value), seconds=seconds)
     except ValueError as error:
         return RewardResult(value=None, outcome="error", detail={"error": str(error)}, seconds=seconds)
@@ -232,6 +234,7 @@ def _checked(result: RewardResult, seconds: float) -> RewardResult:
         parts={str(name): _number(part) for name, part in result.parts.items()},
         detail=small(result.detail),
         seconds=seconds,
+        steps=tuple((int(end), _number(value)) for end, value in result.steps),
     )
 
 

@@ -72,7 +72,15 @@ def _total(parts: Sequence[Part], counted: Sequence[Part], index: int) -> Reward
         outcomes.append("not_applicable")
     outcome = max(outcomes, key=SEVERITY.index)
     seconds = sum(part.results[index].seconds for part in parts)
-    return RewardResult(value=value, outcome=outcome, parts=values, detail=small(detail), seconds=seconds)
+    steps = tuple(
+        (end, part.reward.weight * step)
+        for part in counted
+        if not part.reward.gate
+        for end, step in part.results[index].steps
+    )
+    return RewardResult(
+        value=value, outcome=outcome, parts=values, detail=small(detail), seconds=seconds, steps=steps
+    )
 
 
 def _value(counted: Sequence[Part], index: int) -> float | None:

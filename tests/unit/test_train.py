@@ -178,6 +178,7 @@ def assemble(asked: Recipe, world: World) -> Run:
         algorithm=resolve(asked),
         annotators=(world.annotate,),
         reward_parts=(),
+        decode_steps=None,
         reward=world,
         prompts=prompts,
         buffer=buffer,
