@@ -133,6 +133,12 @@ def test_truncated_reward_is_scaled_or_overridden_by_a_negative_coefficient(coef
     assert found.tolist() == [expected, 0.8]
 
 
+def test_a_task_reward_on_the_threshold_is_wrong():
+    batch = pack([make_group(rewards=(0.5, 0.75))])
+    shaped = Shaping(max_tokens=3, cosine=CosineReward())(batch)
+    assert shaped.rewards.tolist() == pytest.approx([0.0, 1.0])
+
+
 def test_empty_batch_and_no_steps_change_nothing():
     empty = Shaping(max_tokens=8, kimi_coef=1.0, overlong_cache=2)(pack([]))
     assert empty.rewards.numel() == 0
