@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "schedule.num_steps=1", "eval.every=0", "checkpoint.export=false",
         ))
         for seed in options.seeds
+        if not (folder / f"start-{seed}" / "sft" / "sft.json").is_file()
     ]  # fmt: skip
     runs = [
         Job(

@@ -17,6 +17,13 @@ PREAMBLE = "write as many digits as you can after "
 """Longer than a block of the prefix cache, so that prompts share one."""
 
 
+MODEL = {
+    "model_type": "qwen3", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
 def rows(seed: int = 0, size: int = 64) -> list[dict[str, str]]:
     return [
         {"prompt": f"{PREAMBLE}{chr(97 + (seed + i) % 26)}{i}:", "reference": str(i)} for i in range(size)
@@ -34,11 +41,7 @@ def toy_recipe(folder: Path, **sections: Mapping[str, Any]) -> Path:
         "name": "toy",
         "run_dir": str(folder / "run"),
         "model": {
-            "config": {
-                "model_type": "qwen3", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128,
-                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-                "max_position_embeddings": 128, "tie_word_embeddings": True,
-            },
+            "config": MODEL,
             "tokenizer": "characters",
             "dtype": "float32",
         },

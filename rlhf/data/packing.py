@@ -28,9 +28,10 @@ def pack(
 ) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
-    `group_ids` are places in `groups`, `reward_parts` names the parts of the reward that become columns (NaN
-    where a trajectory has no such part), `decode` asks for the rewards of steps, `loss_mask` is the segments' `trained_mask`. Raises RewardError for a
-    trajectory without a score or with one that is not finite, DataError for images, which are not packed yet.
+    `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. `reward_parts` names the
+    parts of the reward that become columns (NaN where a trajectory has no such part); `decode` asks for the
+    rewards of steps. Raises RewardError for a trajectory without a score or with one that is not finite,
+    DataError for images, which are not packed yet.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     num_samples = [len(group.trajectories) for group in groups]

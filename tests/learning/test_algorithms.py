@@ -1,6 +1,5 @@
 """What the algorithms need from the whole system: critic, teacher, steps, parts, experts, kept sets."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import MOE
-from tests.toy import column, metrics, toy_recipe, train
+from tests.toy import MODEL, column, metrics, toy_recipe, train
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +36,8 @@ def test_ppo_learns_with_its_critic(tmp_path: Path) -> None:
         learner={"lr": 3e-3, "microbatch_tokens": 2048, "num_ranks": 2},
     )
     assert rise(steps) > 0.2
-    assert max(column(steps, "critic/explained_variance")[4:]) > 0.05
+    missed = column(steps, "critic/error_mean")
+    assert abs(missed[-1]) < 0.1 < abs(missed[0])
     assert "update/grad_norm" not in steps[1]
     assert "update/kl" in steps[-1]
 
@@ -91,7 +91,7 @@ def test_a_mixture_of_experts_learns_with_its_experts_and_sampling_masks_kept(tm
     steps = run(
         tmp_path,
         num_steps=16,
-        model={"config": {**copy.deepcopy(MOE), "max_position_embeddings": 128}},
+        model={"config": {**MODEL, **MOE}},
         algorithm={"name": "deepseek_v3_2"},
         sampling={"max_prompt_tokens": 64, "max_tokens": 16, "top_p": 0.95, "keep_routing": True},
     )
