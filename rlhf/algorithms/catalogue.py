@@ -29,6 +29,13 @@ from rlhf.errors import ConfigError
 from rlhf.importing import load_function
 
 _WITH_CRITIC = frozenset({"gae"})
+_BLIND_TO_TOKEN_REWARDS = {
+    "gdpo": "it reads the parts of the task's reward, not token rewards",
+    "pass_at_k": "it reads who is correct, not token rewards",
+    "process": "it reads the rewards of steps, not token rewards",
+    "distill": "it reads log-probabilities, not rewards",
+    "maxrl": "it divides by the group's mean reward, which a penalty may bring near 0",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +163,7 @@ def resolve(recipe: Recipe) -> Algorithm:
             "weights", tuple(reward.weight for reward in recipe.task.rewards if not reward.gate)
         )
     _check_settings("algorithm.advantage_kwargs", estimator, settings)
+    _check_estimator(config, samples_per_prompt=recipe.schedule.samples_per_prompt)
     normaliser = None
     if config.aggregation == "seq_mean_token_sum_norm":
         normaliser = config.loss_normaliser or float(recipe.sampling.max_tokens)
@@ -250,6 +258,27 @@ def _check_combinations(config: AlgorithmConfig) -> None:
                 f"algorithm.{key} is {getattr(config, key)} but algorithm.kl_coef is 0: no KL is taken. "
                 "Remove the first, or set kl_coef."
             )
+
+
+def _check_estimator(config: AlgorithmConfig, *, samples_per_prompt: int) -> None:
+    """Refuse settings of the estimator that would do nothing, or harm."""
+    name, settings = config.advantages, config.advantage_kwargs
+    if config.kl_in == "reward" and config.kl_coef and name in _BLIND_TO_TOKEN_REWARDS:
+        raise ConfigError(
+            f"algorithm.kl_in is reward, but algorithm.advantages is {name}: {_BLIND_TO_TOKEN_REWARDS[name]}. "
+            "Set kl_in: loss."
+        )
+    alpha = settings.get("length_alpha")
+    if alpha is not None and ("lam" in settings or alpha <= 0):
+        raise ConfigError(
+            f"algorithm.advantage_kwargs is {settings}: length_alpha, above 0, gives every trajectory a lam of its "
+            "own, 1 - 1 / (length_alpha x tokens). Remove lam, or length_alpha."
+        )
+    if settings.get("k", 1) > samples_per_prompt:
+        raise ConfigError(
+            f"algorithm.advantage_kwargs.k is {settings['k']}, but schedule.samples_per_prompt is "
+            f"{samples_per_prompt}: no group has k samples. Raise the last, or lower k."
+        )
 
 
 def _chosen(key: str, name: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:

@@ -238,6 +238,11 @@ def test_loss_weights_of_each_minibatch_are_its_own():
             {"shaping": {"kimi_coef": 1.0, "cosine": {}}},
             "algorithm.shaping: cosine is set and kimi_coef is 1.0",
         ),
+        ({"advantages": "process", "kl_in": "reward", "kl_coef": 0.1}, "it reads the rewards of steps"),
+        ({"advantages": "maxrl", "kl_in": "reward", "kl_coef": 0.1}, "mean reward, which a penalty may"),
+        ({"name": "vapo", "advantage_kwargs": {"lam": 0.9}}, "Remove lam, or length_alpha"),
+        ({"advantages": "gae", "advantage_kwargs": {"length_alpha": 0}}, "length_alpha, above 0"),
+        ({"advantages": "pass_at_k", "advantage_kwargs": {"k": 9}}, "samples_per_prompt is 8"),
         ({"old_from": "rollout"}, "algorithm.old_from is rollout and correction is token_tis"),
     ],
 )
