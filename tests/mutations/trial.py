@@ -80,7 +80,7 @@ def checkout_copy() -> Iterator[Copy]:
         with subprocess.Popen(
             [sys.executable, "tests/mutations/warm.py"],
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "COLUMNS": "400"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -68,9 +68,15 @@ BUGS = (
     plant("no centring", "values - mean[group], 0)", "values, 0)"),
     plant("std where none was asked for", "    if normalise:\n", "    if True:\n"),
     plant(
-        "statistics in the rewards' own dtype",
-        "values = torch.where(valid, rewards, 0).double()",
-        "values = torch.where(valid, rewards, 0)",
+        "statistics in float32",
+        "values = torch.where(valid, rewards, 0).double()\n"
+        "    _, group = torch.unique(group_ids, return_inverse=True)\n"
+        "    zeros = values.new_zeros(int(group.max()) + 1 if group.numel() else 0)\n"
+        "    count = zeros.index_add(0, group, valid.double())",
+        "values = torch.where(valid, rewards, 0).float()\n"
+        "    _, group = torch.unique(group_ids, return_inverse=True)\n"
+        "    zeros = values.new_zeros(int(group.max()) + 1 if group.numel() else 0)\n"
+        "    count = zeros.index_add(0, group, valid.float())",
     ),
     plant(
         "a trajectory counts once per row",

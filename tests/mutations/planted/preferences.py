@@ -16,8 +16,9 @@ plant = partial(
 SEQUENCES = (
     pairs(
         "sequence log-probabilities multiplied by the mask",
-        "picked = logprobs[places].to(torch.promote_types(logprobs.dtype, torch.float32))",
-        "picked = (logprobs * batch.loss_mask)[places].to(torch.promote_types(logprobs.dtype, torch.float32))",
+        "picked.new_zeros(batch.num_rows).index_add(0, batch.segment_ids[places], picked)",
+        "picked.new_zeros(batch.num_rows).index_add("
+        "0, batch.segment_ids, (logprobs * batch.loss_mask).to(picked.dtype))",
     ),
     pairs(
         "sequence log-probabilities summed in bfloat16",
@@ -274,7 +275,13 @@ OTHERS = (
     ),
     plant("log1mexp: one branch", "near = x > -math.log(2)", "near = x > -math.inf"),
     plant("log1mexp: the other branch", "near = x > -math.log(2)", "near = x > 0"),
-    plant("log1mexp: where after exp", "torch.expm1(torch.where(near, x, middle))", "torch.expm1(x)"),
+    plant(
+        "log1mexp: where after exp",
+        "torch.expm1(torch.where(near, x, middle))",
+        "torch.expm1(x)",
+        equivalent="Where the branch is not taken x <= -log 2, so -expm1(x) lies in [1/2, 1]: its logarithm and "
+        "its gradient are finite, and where drops both.",
+    ),
     plant(
         "log1mexp: where after exp, the far branch", "torch.exp(torch.where(near, middle, x))", "torch.exp(x)"
     ),

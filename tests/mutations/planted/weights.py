@@ -78,7 +78,11 @@ BUGS = (
         "return torch.where(mask, per_token, torch.zeros_like(per_token))",
         "return per_token",
     ),
-    plant("counts in float32", "dtype=torch.float64, device=mask.device", "device=mask.device"),
+    plant(
+        "counts in float32",
+        "dtype=torch.float64, device=mask.device)\n    return zeros.index_add(0, segment_ids, mask.double())",
+        "device=mask.device)\n    return zeros.index_add(0, segment_ids, mask.float())",
+    ),
     plant("counts mask nothing", "mask.double())", "torch.ones_like(mask).double())"),
     plant(
         "seq_mean_token_mean without the guard of empty rows",

@@ -65,6 +65,16 @@ def example(
     return -mean_c - numbers.get("odds_weight", 0.1) * log_sigmoid(log_odds(mean_c) - log_odds(mean_r))
 
 
+def implicit_reward(name: str, live: float, count: int, ref: float, numbers: Mapping[str, float]) -> float:
+    """What the loss compares, of one answer that is not empty."""
+    if name == "orpo":
+        return numbers.get("odds_weight", 0.1) * log_odds(live / count).real
+    if name == "simpo":
+        return numbers.get("beta", 2.0) * live / count
+    beta = numbers.get("beta", 0.1)
+    return beta * (live - ref) / count if name == "ipo_avg" else beta * (live - ref)
+
+
 def kto(live, counts, refs, numbers) -> Number:
     beta, z = numbers.get("beta", 0.1), numbers["z"]
     total: Number = 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf.algorithms.correction import CORRECTIONS, with_ess
 from rlhf.algorithms.losses import PolicyLoss, add_nll_weights
-from rlhf.algorithms.policy_terms import PolicyInputs
+from rlhf.algorithms.policy_terms import PolicyInputs, select_by_covariance
 from rlhf.batch import Batch
 from rlhf.data.packing import split_microbatches
 from rlhf.telemetry.metrics import declared
@@ -249,6 +249,32 @@ def test_sums_of_the_ratio_are_those_of_the_formulas():
     assert sums["update/kl_old"][0].item() == pytest.approx(
         sum(r - 1 - x for r, x in zip(ratios, log_ratio.tolist(), strict=True))
     )
+
+
+@settings(max_examples=12)
+@given(seed=seeds)
+def test_sums_of_kl_entropy_and_masks_are_plain_sums_over_trained_tokens(seed):
+    batch = prepared(EVERYTHING, ragged(seed))
+    logprobs, entropy = current_logprobs(batch, seed), entropies(batch, seed)
+    sums = EVERYTHING(logprobs, entropy, batch).sums
+    trained = torch.nonzero(batch.loss_mask & (batch.loss_weights != 0)).squeeze(1).tolist()
+    moved = [(logprobs[t] - batch.old_logprobs[t]).item() for t in trained]
+    gaps = [(logprobs[t] - batch.ref_logprobs[t]).item() for t in trained]
+    kls = [loss_reference.kl(x, x, math.exp(y), "k3_unbiased").real for x, y in zip(gaps, moved, strict=True)]
+    assert sums["update/kl"][0].item() == pytest.approx(sum(kls), abs=1e-9)
+    assert sums["update/entropy"][0].item() == pytest.approx(sum(entropy[t].item() for t in trained))
+    assert sums["update/kl"][1] == sums["update/entropy"][1] == len(trained)
+    assert sums["update/masked_share"][1] == batch.loss_mask.sum()
+
+
+@pytest.mark.parametrize("policy", ["clip_cov", "kl_cov"])
+def test_prepare_selects_by_the_settings_and_the_seed_of_the_loss(policy):
+    batch, chosen = ragged(5, num_rows=60), {"fraction": 0.2, "window": (0.0, 9.0)}
+    loss = PolicyLoss(policy=policy, policy_kwargs=tuple(chosen.items()))
+    for seed in (1, 2):
+        expected = select_by_covariance(batch, policy, seed=seed, **chosen).selected
+        assert torch.equal(loss.prepare(batch, seed=seed).selected, expected)
+        assert expected.sum() == int(0.2 * batch.loss_mask.sum())
 
 
 @pytest.mark.parametrize("loss", SETTINGS)

@@ -69,6 +69,10 @@ def assert_agrees(pairs: Pairs, case: dict) -> None:
         assert output.losses[i].item() == pytest.approx(slow(at).real, abs=1e-9, rel=1e-9)
         expected = loss_reference.gradient(slow, at)
         assert gradients[:, i].tolist() == pytest.approx(expected, abs=1e-9, rel=1e-9)
+        for side, found in enumerate((output.chosen_rewards[i], output.rejected_rewards[i])):
+            if counts[side] and (counts[1 - side] or case["loss"] == "kto"):
+                reward = reference.implicit_reward(case["loss"], at[side], counts[side], refs[side], numbers)
+                assert found.item() == pytest.approx(reward, abs=1e-9, rel=1e-9)
 
 
 @each_case

@@ -147,6 +147,8 @@ def test_split_microbatches_keeps_samples_together_and_counts_their_prompt_once(
     batch = samples_of_prompts(32, 8, prompt=100, sampled=10)
     shares = split_microbatches(batch, ranks=ranks, budget_tokens=budget)
     assert [len(share) for share in shares] == [micros] * ranks
+    placed = [row for share in shares for micro in share for row in micro.rewards.tolist()]
+    assert sorted(placed) == list(range(batch.num_rows))
     for micro in (micro for share in shares for micro in share):
         own = (micro.origins() == torch.arange(micro.num_tokens)).sum()
         assert own == micro.num_rows * 10 + len(set(micro.group_ids.tolist())) * 100 <= budget
