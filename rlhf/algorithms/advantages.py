@@ -61,7 +61,7 @@ def group_advantages(
     """Centre rewards in their group; divide by (standard deviation + 1e-6) if asked. Float64.
 
     A NaN reward is left out and gets 0. A group with fewer than two rewards, or with equal ones, gets exact
-    zeros. Standard deviation with ddof 1. Source: GRPO (arXiv 2402.03300, outcome supervision);
+    zeros. Standard deviation with ddof 1. Source: GRPO (arXiv 2402.03300, 4.1.2);
     `normalise=False` is Dr. GRPO (arXiv 2503.20783).
     """
     found = group_rewards(rewards, group_ids)

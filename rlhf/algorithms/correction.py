@@ -88,7 +88,7 @@ def off_policy_mask(inputs: PolicyInputs, delta: float) -> Bool[Tensor, " M"]:
     """Where the off-policy sequence mask drops a token: A < 0 and the row's mean(rollout - new) > delta.
 
     The current policy, detached, against the engine: staleness and mismatch together.
-    Source: DeepSeek-V3.2, eq. 9 (delta is not published).
+    Source: DeepSeek-V3.2 (arXiv 2512.02556), eq. 9 (delta is not published).
     """
     drift = inputs.row_means((inputs.rollout - inputs.new).detach())
     return (inputs.advantages < 0) & (drift > delta)

@@ -38,12 +38,12 @@ AdvantageFunction = Callable[..., Tensor]
 
 
 def grpo(batch: Batch) -> Float[Tensor, " N"]:
-    """(R - mean) / (std + 1e-6) in the group. Source: GRPO (DeepSeekMath, arXiv 2402.03300)."""
+    """(R - mean) / (std + 1e-6) in the group. Source: GRPO (DeepSeekMath, arXiv 2402.03300, 4.1.2)."""
     return group_relative(batch, normalise=True)
 
 
 def dr_grpo(batch: Batch) -> Float[Tensor, " N"]:
-    """R - mean in the group. Source: Dr. GRPO (arXiv 2503.20783); DeepSeek-V3.2.
+    """R - mean in the group. Source: Dr. GRPO (arXiv 2503.20783); DeepSeek-V3.2 (arXiv 2512.02556, 3.1).
 
     With `whiten` after it, this is the baseline form of REINFORCE++ (arXiv 2501.03262).
     """
@@ -183,8 +183,8 @@ def distill(batch: Batch) -> Float[Tensor, " N"]:
     """The teacher's log-probability minus the student's, per trained token, detached; no reward-to-go (gamma 0).
 
     The student is `old_logprobs`, or `rollout_logprobs` where the batch has none. In expectation minus the
-    reverse KL to the teacher. Raises ValueError without `teacher_logprobs`. Source: on-policy distillation
-    (arXiv 2306.13649).
+    reverse KL to the teacher. Raises ValueError without `teacher_logprobs`. Source: on-policy distillation, GKD
+    (arXiv 2306.13649); on the sampled tokens alone, Thinking Machines 2025.
     """
     if batch.teacher_logprobs is None:
         raise ValueError("distillation needs teacher_logprobs, which the batch does not have")

@@ -21,8 +21,8 @@ def kl_terms(
 
     k1 x (as a loss its expected gradient is 0); k2 x^2/2; k3 exp(-x) - 1 + x, whose gradient is that of the
     forward KL; k3_st the value of k3 with the gradient of k2; k3_unbiased r * k3 with r = exp(log_ratio), the
-    policy over the policy that sampled, differentiated (DeepSeek-V3.2, eq. 7): gradient r * x. No clamp.
-    Source: J. Schulman, "Approximating KL divergence" (k1, k2, k3).
+    policy over the policy that sampled, differentiated (DeepSeek-V3.2, 2512.02556, eq. 7): gradient r * x. No clamp.
+    Source: J. Schulman, "Approximating KL divergence", 2020 (k1, k2, k3).
     """
     x = logprobs - ref_logprobs
     match estimator:
@@ -48,7 +48,7 @@ def next_kl_coef(coef: float, kl: float, *, target: float, horizon: float, num_s
     """The KL coefficient after a step of `num_samples` samples on which the KL was `kl`.
 
     coef (1 + clip(kl / target - 1, -0.2, 0.2) num_samples / horizon): a proportional controller on the
-    relative error. Source: D. Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", 2.2.
+    relative error. Source: D. Ziegler et al. (arXiv 1909.08593), 2.2.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coef * (1 + error * num_samples / horizon)

@@ -57,7 +57,7 @@ def ppo(
 ) -> Term:
     """-min(r A, clip(r, 1 - low, 1 + high) A); for A < 0 at most -dual_clip A.
 
-    Source: PPO (arXiv 1707.06347); high > low is DAPO's clip-higher (2503.14476); dual clip (1912.09729, 3).
+    Source: PPO (arXiv 1707.06347), eq. 7; high > low is DAPO's clip-higher (2503.14476); dual clip (1912.09729).
     """
     ratio = inputs.log_ratio.exp()
     return _clipped(ratio, inputs.advantages, clip=(clip_low, clip_high), dual_clip=dual_clip)
@@ -73,7 +73,7 @@ def gspo(
 ) -> Term:
     """PPO's clip on one ratio per row, s = exp(mean log r of its trained tokens), gradient through all.
 
-    Source: GSPO (2507.18071). The limit bounds the mean, not the tokens.
+    Source: GSPO (2507.18071), eq. 5 and 7. The limit bounds the mean, not the tokens.
     """
     ratio = inputs.bounded(inputs.row_means(inputs.new - inputs.old)).exp()
     return _clipped(ratio, inputs.advantages, clip=(clip_low, clip_high), dual_clip=dual_clip)
@@ -84,7 +84,7 @@ def gspo_token(
 ) -> Term:
     """As `gspo` in value; the gradient of a token runs through its own log-probability only (s pi / sg(pi)).
 
-    Source: GSPO-token (2507.18071). Differs from `gspo` where A, W or a correction varies within a row.
+    Source: GSPO-token (2507.18071), eq. 13 and 14. Differs from `gspo` where A, W or a correction varies within a row.
     """
     log_mean = inputs.row_means((inputs.new - inputs.old).detach())
     ratio = inputs.bounded(log_mean + inputs.new - inputs.new.detach()).exp()
@@ -95,7 +95,7 @@ def cispo(inputs: PolicyInputs, *, clip_low: float | None = None, clip_high: flo
     """-sg(clip(r)) A log pi: a bound cuts the weight of a token, never its gradient.
 
     Cap 1 + high, so 4.0 is ScaleRL's cap 5 (TRL calls that 5); floor 1 - low, off unless given.
-    Source: CISPO (MiniMax-M1, 2506.13585, which prints no number).
+    Source: CISPO (MiniMax-M1, 2506.13585, eq. 4 and 5, which prints no number); ScaleRL (2510.13786).
     """
     ratio = inputs.log_ratio.detach().exp()
     weight = ratio.clamp(max=1 + clip_high)
@@ -119,7 +119,7 @@ def dppo(inputs: PolicyInputs, *, delta_low: float = 0.2, delta_high: float = 0.
     """-r A unless the PROBABILITY moved too far the way A pushes it; + k (log r)^2 on every token.
 
     Dropped: A > 0 and pi - mu > delta_high, A <= 0 and pi - mu < -delta_low. mu is the old policy; the paper
-    takes the engine's, which is `old_from="rollout"`. Source: DPPO-TV (2602.04879); k as in prime-rl.
+    takes the engine's, which is `old_from="rollout"`. Source: DPPO-TV (2602.04879); the numbers are prime-rl's.
     """
     moved = inputs.new.detach().exp() - inputs.old.exp()
     positive = inputs.advantages > 0

@@ -59,7 +59,7 @@ def dpo(pairs: Pairs, *, beta: float = 0.1) -> Term:
 def cdpo(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Term:
     """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h): a share e of the labels is taken to be flipped.
 
-    Source: E. Mitchell, "A note on DPO with noisy preferences", 2023. TRL's `sigmoid` ignores label smoothing.
+    Source: E. Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3. TRL's `sigmoid` ignores label smoothing.
     """
     chosen, rejected = beta * pairs.chosen.log_ratios, beta * pairs.rejected.log_ratios
     return smoothed_preference(chosen - rejected, label_smoothing), chosen, rejected
@@ -97,7 +97,7 @@ def ipo_avg(pairs: Pairs, *, beta: float = 0.1) -> Term:
 def simpo(pairs: Pairs, *, beta: float = 2.0, gamma: float = 1.0) -> Term:
     """-log sigmoid(beta (mean_c - mean_r) - gamma), no reference. Source: SimPO (2405.14734), eq. 6.
 
-    Published beta 2 to 2.5, gamma 0.5 to 1.6.
+    It recommends beta from 2 to 2.5 and gamma from 0.5 to 1.5.
     """
     chosen, rejected = beta * pairs.chosen.means, beta * pairs.rejected.means
     return -logsigmoid(chosen - rejected - gamma), chosen, rejected
@@ -121,7 +121,7 @@ def kto(
     """w_D sigmoid(-beta (l_c - z)) + w_U sigmoid(beta (l_r - z)), l = log-ratio; a side that is empty is left out.
 
     Sides are examples of their own: `labelled` makes them from rows with a thumb up or down. Keep
-    `kto_balance` within [1, 4/3]. Source: KTO (2402.01306); 1 - sigmoid(x) = sigmoid(-x).
+    `kto_balance` between 1 and 4/3. Source: KTO (2402.01306); 1 - sigmoid(x) = sigmoid(-x).
     """
     if pairs.baseline is None:
         raise ValueError(
@@ -243,7 +243,10 @@ def preference_losses(pairs: Pairs, settings: PreferenceSettings) -> PreferenceO
 
 
 def kto_balance(num_desirable: int, num_undesirable: int, settings: PreferenceSettings) -> float:
-    """w_D n_D / (w_U n_U), which KTO (2402.01306) wants within [1, 4/3]. Both numbers are at least 1."""
+    """w_D n_D / (w_U n_U). Both numbers are at least 1.
+
+    KTO (2402.01306) wants it from 1 to 3/2, TRL from 1 to 4/3.
+    """
     desirable = 1.0 if settings.desirable_weight is None else settings.desirable_weight
     undesirable = 1.0 if settings.undesirable_weight is None else settings.undesirable_weight
     return desirable * num_desirable / (undesirable * num_undesirable)

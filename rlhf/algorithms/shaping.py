@@ -137,8 +137,8 @@ def scale_truncated(
 ) -> Float[Tensor, " B"]:
     """Rewards of truncated trajectories times `coef`; a negative `coef` is itself their reward.
 
-    Scaling makes a negative reward better: with rewards below 0, give a negative `coef`. Source: "stop properly"
-    of ProRL (arXiv 2505.24864), the sign rule as in OpenRLHF.
+    Scaling makes a negative reward better: with rewards below 0, give a negative `coef`. Source: the "stop properly"
+    penalty of ProRL v2 (2025), in DLER (arXiv 2510.15110); the sign rule as in OpenRLHF.
     """
     return torch.where(truncated, rewards * coef if coef >= 0 else torch.full_like(rewards, coef), rewards)
 

@@ -15,7 +15,7 @@ def kl_token_rewards(batch: Batch, *, kl_coef: float, estimator: KlEstimator = "
 
     The policy is `old_logprobs`, or `rollout_logprobs` where the batch has none. `k3_unbiased` weighs by the
     first over the second. Never differentiated. In the reward k1 is right: its expectation is the KL, and the
-    score function supplies the gradient. Source: D. Ziegler et al. 2019; RLOO (arXiv 2402.14740).
+    score function supplies the gradient. Source: D. Ziegler et al. (arXiv 1909.08593); RLOO (arXiv 2402.14740).
     Raises ValueError where the batch has no `ref_logprobs`.
     """
     if batch.ref_logprobs is None:
