@@ -180,10 +180,12 @@ async def _start(
 
 async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algorithm) -> LearnerClient:
     recipe = materials.recipe
+    updates = recipe.schedule.minibatches * recipe.schedule.inner_epochs
     plan = LearnerPlan(
         model=local_model(recipe, materials.model_folder),
         learner=recipe.learner,
-        total_steps=recipe.schedule.num_steps * recipe.schedule.minibatches * recipe.schedule.inner_epochs,
+        total_steps=recipe.schedule.num_steps * updates,
+        critic_only_steps=0 if algorithm.value_loss is None else recipe.critic.pretrain_steps * updates,
         seed=recipe.seed,
         needs_reference=algorithm.needs_reference,
         reference=_reference_model(recipe),
@@ -199,7 +201,8 @@ def _reference_model(recipe: Recipe) -> ModelConfig | None:
     if recipe.algorithm.reference is None:
         return None
     found = ModelConfig(path=recipe.algorithm.reference, dtype=recipe.model.dtype)
-    return found.model_copy(update={"path": prepare_model_folder(found, "", seed=0)})
+    path = prepare_model_folder(found, "", seed=0, key="algorithm.reference")
+    return found.model_copy(update={"path": path})
 
 
 def make_learner(

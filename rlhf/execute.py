@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf.config.schema import Recipe
+from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.errors import PlacementError
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
@@ -88,6 +88,9 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
     """
     if recipe.model.config is None:
         prepare_model_folder(recipe.model, "", seed=recipe.seed)
+    if recipe.algorithm.reference is not None:
+        reference = ModelConfig(path=recipe.algorithm.reference)
+        prepare_model_folder(reference, "", seed=recipe.seed, key="algorithm.reference")
     from rlhf.algorithms.catalogue import resolve
     from rlhf.cluster.launch import device_for
     from rlhf.cluster.transfer import choose_sync

@@ -12,8 +12,9 @@ from rlhf.data.prompts import load_prompts
 from rlhf.engines.choice import choose_engine
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError
+from rlhf.plan import replays_routing
 from rlhf.run_folder import RunFolder
-from rlhf.stages.model_folder import context_problem, has_experts, tokenizer_path
+from rlhf.stages.model_folder import context_problem, tokenizer_path
 from rlhf.types import Prompt
 
 
@@ -66,7 +67,6 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
     config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
     _check_context(recipe, config)
     kind, _ = choose_engine(recipe.engine.kind)
-    keep = recipe.sampling.keep_routing
     return Materials(
         recipe=recipe,
         folder=folder,
@@ -76,7 +76,7 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
         heldout=heldout,
         device=device_for(recipe.placement),
         engine_kind=kind,
-        keeps_routing=has_experts(config) if keep == "auto" else keep,
+        keeps_routing=replays_routing(recipe, config),
     )
 
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.algorithms.catalogue import resolve
+from rlhf.algorithms.catalogue import Algorithm, resolve
 from rlhf.config.schema import Recipe
+from rlhf.errors import ConfigError
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -55,6 +57,7 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
         ),
         ("staleness bound", f"no token is trained more than {s.max_staleness} weight versions late"),
         *algorithm.lines(),
+        *_around(recipe, algorithm),
         ("rewards", ", ".join(f"{r.weight:g} x {r.use}" for r in recipe.task.rewards)),
         ("learner", f"{learner.num_ranks} FSDP2 ranks, {recipe.model.dtype} compute, float32 master weights"),
         (
@@ -69,6 +72,57 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
     )
 
 
+def _around(recipe: Recipe, algorithm: Algorithm) -> list[tuple[str, str]]:
+    """What the bundle sets outside the section `algorithm`, or leaves without effect."""
+    config, schedule, task = recipe.algorithm, recipe.schedule, recipe.task
+    lines = []
+    has_ratio = config.policy != "reinforce"
+    if has_ratio and schedule.minibatches * schedule.inner_epochs == 1 and config.old_from == "learner":
+        lines.append(
+            ("  ratio", "1, so that no clip acts: one update per step (schedule.minibatches, inner_epochs)")
+        )
+    if algorithm.needs_reference:
+        every, target = config.reference_reset_every, config.kl_target
+        within = "" if every < schedule.num_steps else " (not within this run)"
+        parts = [
+            f"{'teacher: ' if algorithm.distils else ''}{config.reference or 'the model before training'}",
+            f"the policy takes its place every {every} steps{within}" if every else "",
+            f"kl_coef is steered towards a KL of {target:g} per token" if target else "",
+        ]
+        lines.append(("  reference", "; ".join(filter(None, parts))))
+    if algorithm.value_loss is not None:
+        critic = recipe.critic
+        alone = f"{critic.pretrain_steps} of {schedule.num_steps} steps on the critic alone first"
+        adapters = "" if critic.lora is None else ", adapters"
+        lines.append(("  critic training", f"lr {critic.lr:g} {critic.lr_schedule}{adapters}; {alone}"))
+    lines.append(("sampling", _sampling(recipe)))
+    if schedule.drop_zero_variance:
+        share = f"stop above {schedule.max_discarded:g} of the groups"
+        lines.append(("dynamic sampling", f"groups of equal rewards are discarded; {share}"))
+    if task.curriculum is not None:
+        band = f"pass rate {task.curriculum.low:g} to {task.curriculum.high:g} or never measured"
+        lines.append(("curriculum", f"{band}; others with chance {task.curriculum.revisit:g}"))
+    return lines
+
+
+def _sampling(recipe: Recipe) -> str:
+    sampling, config = recipe.sampling, _model_config(recipe)
+    points = [f"{temperature:g} at step {step}" for step, temperature in sampling.temperature_points]
+    parts = [f"temperature {', '.join(points) or format(sampling.temperature, 'g')}"]
+    parts += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    parts += [f"top_k {sampling.top_k}"] if sampling.top_k else []
+    if sampling.keep_sampling_mask:
+        acts = f"sets of up to {sampling.kept_limit} tokens are kept for the learner"
+        parts.append(acts if len(parts) > 1 else "no sampling mask to keep: top_p and top_k are off")
+    if config is None:
+        parts += [f"keep_routing {sampling.keep_routing}"] if sampling.keep_routing else []
+    elif replays_routing(recipe, config):
+        parts.append("chosen experts are replayed in the learner")
+    elif sampling.keep_routing:
+        parts.append("no routing to keep: the model has no experts")
+    return ", ".join(parts)
+
+
 def _devices(recipe: Recipe) -> str:
     learner, engine = recipe.learner, recipe.engine
     learner_cores, engine_cores = learner.num_ranks * learner.threads, engine.num_engines * engine.threads
@@ -78,16 +132,41 @@ def _devices(recipe: Recipe) -> str:
     return f"{gpus} GPUs, or {learner_cores + engine_cores} cores"
 
 
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config.json is a mixture of experts."""
+    config = {**config, **(config.get("text_config") or {})}
+    return any((config.get(key) or 0) > 1 for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def replays_routing(recipe: Recipe, config: Mapping[str, Any]) -> bool:
+    """Whether `sampling.keep_routing` acts on a model with this config.json. Raises ConfigError where it cannot."""
+    keep = recipe.sampling.keep_routing
+    if keep is True and not any("expert" in key for key in {**config, **(config.get("text_config") or {})}):
+        raise ConfigError(
+            "sampling.keep_routing is true but the model has no experts (its config.json names none). "
+            "Set sampling.keep_routing: false, or auto, or use a mixture of experts."
+        )
+    acts = has_experts(config) if keep == "auto" else keep
+    if acts and recipe.engine.compile:
+        raise ConfigError(
+            f"sampling.keep_routing is {keep}, the model has experts and engine.compile is true: the experts are "
+            "recorded by code that a compiled model does not run. Set one of the two to false."
+        )
+    return acts
+
+
 def model_size(recipe: Recipe) -> ModelSize | None:
     """The size of the recipe's model, from its config or, failing that, its name; None if neither tells."""
-    config = recipe.model.config
-    if config is None:
-        assert recipe.model.path is not None
-        file = Path(recipe.model.path) / "config.json"
-        if not file.is_file():
-            return _from_name(recipe.model.path)
-        config = json.loads(file.read_text())
-    return _from_config(config)
+    config = _model_config(recipe)
+    return _from_name(str(recipe.model.path)) if config is None else _from_config(config)
+
+
+def _model_config(recipe: Recipe) -> dict[str, Any] | None:
+    """What the model's config.json says; None where it is not on this machine."""
+    if recipe.model.config is not None:
+        return recipe.model.config
+    file = Path(str(recipe.model.path)) / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _from_config(config: dict[str, Any]) -> ModelSize:

@@ -17,25 +17,18 @@ from rlhf.algorithms.estimators import ADVANTAGES, AdvantageFunction
 from rlhf.algorithms.gae import returns
 from rlhf.algorithms.kl import KL_ESTIMATORS, KlEstimator
 from rlhf.algorithms.losses import PolicyLoss
-from rlhf.algorithms.policy_terms import POLICIES
+from rlhf.algorithms.policy_terms import POLICIES, SELECTING, select_by_covariance
 from rlhf.algorithms.reduce import AGGREGATIONS, Aggregation, loss_weights
 from rlhf.algorithms.shaping import CosineReward, Shaping
 from rlhf.algorithms.token_rewards import kl_token_rewards
 from rlhf.algorithms.value_loss import ValueLoss
 from rlhf.batch import Batch
 from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.refusals import WITH_CRITIC, refuse_algorithm
 from rlhf.config.schema import Recipe
+from rlhf.config.settings import checked_settings
 from rlhf.errors import ConfigError
 from rlhf.importing import load_function
-
-_WITH_CRITIC = frozenset({"gae"})
-_BLIND_TO_TOKEN_REWARDS = {
-    "gdpo": "it reads the parts of the task's reward, not token rewards",
-    "pass_at_k": "it reads who is correct, not token rewards",
-    "process": "it reads the rewards of steps, not token rewards",
-    "distill": "it reads log-probabilities, not rewards",
-    "maxrl": "it divides by the group's mean reward, which a penalty may bring near 0",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +87,7 @@ class Algorithm:
             penalty = kl_token_rewards(batch, kl_coef=self.kl_in_reward, estimator=self.loss.kl_estimator)
             batch = replace(batch, token_rewards=penalty)
         advantages = self.advantages(batch)
-        if advantages.shape != batch.rollout_logprobs.shape:
-            raise ConfigError(
-                f"algorithm.advantages gave a tensor of shape {tuple(advantages.shape)}, expected one number for "
-                f"each of the {batch.num_tokens} tokens of the batch."
-            )
+        _check_advantages(advantages, batch)
         if self.whiten:
             advantages = whiten(advantages, batch)
         return replace(
@@ -128,7 +117,8 @@ class Algorithm:
             "entropy_coef": loss.entropy_coef or None,
             "positive_nll_coef": loss.positive_nll_coef or None,
         }
-        policy = _settings(loss.term, loss.settings()) | {k: v for k, v in extra.items() if v is not None}
+        policy = _settings(loss.term, loss.settings()) | self._selection()
+        policy |= {k: v for k, v in extra.items() if v is not None}
         weights = {} if self.loss_normaliser is None else {"C": f"{self.loss_normaliser:g}"}
         kl = f"{self.kl_coef:g} x {loss.kl_estimator} in the {'loss' if self.kl_in_reward is None else 'reward'}"
         lines = [
@@ -144,35 +134,36 @@ class Algorithm:
             lines.append(("  critic", _listed("value loss", {"clip": self.value_loss.clip, **towards})))
         return lines
 
+    def _selection(self) -> dict[str, Any]:
+        if self.loss.policy not in SELECTING:
+            return {}
+        chosen = _settings(select_by_covariance, self.loss.selection())
+        unread = {"seed", "window"} if self.loss.policy == "kl_cov" else {"seed"}
+        return {key: value for key, value in chosen.items() if key not in unread}
+
 
 def resolve(recipe: Recipe) -> Algorithm:
     """The algorithm of a recipe. Raises ConfigError, with the key, for what is unknown or cannot mean anything."""
     config = recipe.algorithm
     _known("algorithm.aggregation", config.aggregation, AGGREGATIONS)
-    _check_combinations(config)
-    if config.reference_reset_every and recipe.model.lora is not None:
-        raise ConfigError(
-            f"algorithm.reference_reset_every is {config.reference_reset_every} and model.lora is set: with LoRA the "
-            "reference is the frozen base with its adapters off, which cannot take the policy's weights. "
-            "Set reference_reset_every: 0, or remove model.lora."
-        )
     estimator = _chosen("algorithm.advantages", config.advantages, ADVANTAGES)
+    loss = _policy_loss(config)
+    refuse_algorithm(recipe)
     settings = dict(config.advantage_kwargs)
     if config.advantages == "gdpo":
         settings.setdefault(
             "weights", tuple(reward.weight for reward in recipe.task.rewards if not reward.gate)
         )
-    _check_settings("algorithm.advantage_kwargs", estimator, settings)
-    _check_estimator(config, samples_per_prompt=recipe.schedule.samples_per_prompt)
+    settings = checked_settings("algorithm.advantage_kwargs", estimator, settings)
     normaliser = None
     if config.aggregation == "seq_mean_token_sum_norm":
         normaliser = config.loss_normaliser or float(recipe.sampling.max_tokens)
-    has_critic = config.advantages in _WITH_CRITIC
+    has_critic = config.advantages in WITH_CRITIC
     shared = {key: settings[key] for key in ("gamma", "bootstrap_truncated") if key in settings}
     return Algorithm(
         name=config.name,
         advantages=partial(estimator, **settings),
-        loss=_policy_loss(config),
+        loss=loss,
         aggregation=cast("Aggregation", config.aggregation),
         loss_normaliser=normaliser,
         whiten=config.whiten,
@@ -190,9 +181,9 @@ def _policy_loss(config: AlgorithmConfig) -> PolicyLoss:
     kl_estimator = config.kl_estimator or ("k3_unbiased" if in_loss else "k1")
     _known("algorithm.kl_estimator", kl_estimator, KL_ESTIMATORS)
     _known("algorithm.correction", config.correction, CORRECTIONS)
-    _chosen("algorithm.policy", config.policy, POLICIES)
+    term = _chosen("algorithm.policy", config.policy, POLICIES)
     try:
-        return PolicyLoss(
+        loss = PolicyLoss(
             policy=_portable(config.policy),
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -212,10 +203,20 @@ def _policy_loss(config: AlgorithmConfig) -> PolicyLoss:
         )
     except ValueError as error:
         raise ConfigError(f"algorithm.{error}") from error
+    low, high = loss.bounds
+    if low is not None and high is not None and low >= high:
+        raise ConfigError(
+            f"algorithm.correction is {config.correction} with the bounds {low:g} (correction_floor) and {high:g} "
+            "(correction_cap): expected the first to be below the second."
+        )
+    settings = checked_settings("algorithm.policy_kwargs", term, loss.settings())
+    selection = {"policy": config.policy, **loss.selection()}
+    ours = settings | checked_settings("algorithm.policy_kwargs", select_by_covariance, selection)
+    return replace(loss, policy_kwargs=tuple((key, ours[key]) for key in config.policy_kwargs))
 
 
 def _shaping(config: AlgorithmConfig, *, max_tokens: int) -> Shaping | None:
-    if config.shaping is None:
+    if config.shaping is None or not config.shaping.is_on:
         return None
     given = config.shaping.model_dump(exclude={"overlong_share", "cosine"})
     share, cosine = config.shaping.overlong_share, config.shaping.cosine
@@ -230,54 +231,19 @@ def _shaping(config: AlgorithmConfig, *, max_tokens: int) -> Shaping | None:
         raise ConfigError(f"algorithm.shaping: {error}") from error
 
 
-def _check_combinations(config: AlgorithmConfig) -> None:
-    if config.loss_normaliser is not None and config.aggregation != "seq_mean_token_sum_norm":
+def _check_advantages(advantages: Any, batch: Batch) -> None:
+    """Refuse what a function of a user's own may give by mistake."""
+    if not isinstance(advantages, Tensor) or advantages.shape != batch.rollout_logprobs.shape:
+        found = f"tensor of shape {tuple(advantages.shape)}" if isinstance(advantages, Tensor) else "value"
         raise ConfigError(
-            f"algorithm.loss_normaliser is {config.loss_normaliser} but algorithm.aggregation is "
-            f"{config.aggregation}, which has no constant. "
-            "Remove the first, or set algorithm.aggregation: seq_mean_token_sum_norm."
+            f"algorithm.advantages gave a {found} ({type(advantages).__name__}), expected a tensor with one number "
+            f"for each of the {batch.num_tokens} tokens of the batch."
         )
-    if config.correction_cap is not None and config.correction == "none":
+    wanted = batch.loss_mask & ~torch.isnan(batch.rewards)[batch.segment_ids]
+    if broken := int((~torch.isfinite(advantages[wanted])).sum()):
         raise ConfigError(
-            f"algorithm.correction_cap is {config.correction_cap} but algorithm.correction is none. "
-            "Remove the cap, or set correction: token_tis."
-        )
-    if config.kl_coef > 0 and config.kl_in == "loss" and config.kl_estimator == "k1":
-        raise ConfigError(
-            f"algorithm.kl_estimator is k1 and algorithm.kl_coef is {config.kl_coef}: as a loss term "
-            "k1 has an expected gradient of 0. Use k2, k3, k3_st or k3_unbiased, or set kl_in: reward."
-        )
-    if config.kl_in == "reward" and config.kl_estimator in ("k3_st", "k3_unbiased"):
-        raise ConfigError(
-            f"algorithm.kl_estimator is {config.kl_estimator} and algorithm.kl_in is reward: a reward has no "
-            "gradient, which is all that this estimator changes. Use k1, k2 or k3."
-        )
-    for key in ("kl_target", "reference_reset_every"):
-        if getattr(config, key) and not config.kl_coef:
-            raise ConfigError(
-                f"algorithm.{key} is {getattr(config, key)} but algorithm.kl_coef is 0: no KL is taken. "
-                "Remove the first, or set kl_coef."
-            )
-
-
-def _check_estimator(config: AlgorithmConfig, *, samples_per_prompt: int) -> None:
-    """Refuse settings of the estimator that would do nothing, or harm."""
-    name, settings = config.advantages, config.advantage_kwargs
-    if config.kl_in == "reward" and config.kl_coef and name in _BLIND_TO_TOKEN_REWARDS:
-        raise ConfigError(
-            f"algorithm.kl_in is reward, but algorithm.advantages is {name}: {_BLIND_TO_TOKEN_REWARDS[name]}. "
-            "Set kl_in: loss."
-        )
-    alpha = settings.get("length_alpha")
-    if alpha is not None and ("lam" in settings or alpha <= 0):
-        raise ConfigError(
-            f"algorithm.advantage_kwargs is {settings}: length_alpha, above 0, gives every trajectory a lam of its "
-            "own, 1 - 1 / (length_alpha x tokens). Remove lam, or length_alpha."
-        )
-    if settings.get("k", 1) > samples_per_prompt:
-        raise ConfigError(
-            f"algorithm.advantage_kwargs.k is {settings['k']}, but schedule.samples_per_prompt is "
-            f"{samples_per_prompt}: no group has k samples. Raise the last, or lower k."
+            f"algorithm.advantages gave NaN or infinity for {broken} of the {int(wanted.sum())} trained tokens of a "
+            "step, expected finite numbers. Rewards that could not be graded are NaN: leave them out of statistics."
         )
 
 
@@ -292,19 +258,6 @@ def _portable(spec: str) -> str:
     return f"{Path(file).resolve()}{colon}{attribute}" if file.endswith(".py") else spec
 
 
-def _check_settings(key: str, function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    if unknown := sorted(set(settings) - set(known)):
-        takes = ", ".join(known) or "no settings"
-        raise ConfigError(f"{key}: found {', '.join(unknown)}; {function.__name__} takes {takes}.")
-    needed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-    if missing := sorted(needed - set(settings)):
-        raise ConfigError(f"{key}: {function.__name__} needs {', '.join(missing)}, which has no default.")
-
-
 def _known(key: str, name: str, names: Iterable[str]) -> str:
     if name in names:
         return name
@@ -315,15 +268,16 @@ def _known(key: str, name: str, names: Iterable[str]) -> str:
 
 def _settings(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword settings of a function: its defaults, and what is given over them."""
-    parameters = inspect.signature(function).parameters.values()
-    defaults = {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-    }
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {key: value for key, value in {**defaults, **given}.items() if value is not None}
 
 
 def _shown(record: Shaping) -> str:
-    settings = {key: value for key, value in asdict(record).items() if value is not None}
+    unread = set() if record.overlong_cache is not None else {"overlong_coef"}
+    if record.cosine is None and record.kimi_coef is None:
+        unread.add("correct_above")
+    settings = {k: v for k, v in asdict(record).items() if v is not None and k not in unread}
     return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 

@@ -78,7 +78,7 @@ class PolicyLoss:
             raise ValueError(f"policy: found {self.policy!r}, expected one of {', '.join(POLICIES)}")
         parameters = inspect.signature(self.term).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+            known = {p.name for p in list(parameters)[1:]}
             if unknown := sorted(set(self.settings()) - known):
                 takes = ", ".join(sorted(known)) or "no settings"
                 raise ValueError(f"policy {self.policy!r} has no {', '.join(unknown)}; it takes {takes}")
@@ -146,7 +146,7 @@ class PolicyLoss:
         Call it once per optimizer batch, after loss_weights and before micro-batches and ranks.
         """
         if isinstance(self.policy, str) and self.policy in SELECTING:
-            chosen = {name: value for name, value in self.policy_kwargs if name in _OF_SELECTION}
+            chosen = self.selection()
             minibatch = select_by_covariance(minibatch, self.policy, seed=seed, **chosen)
         return add_nll_weights(minibatch) if self.positive_nll_coef else minibatch
 
@@ -194,9 +194,13 @@ class PolicyLoss:
     def settings(self) -> Mapping[str, Any]:
         """The keyword arguments that the term is called with."""
         clips = {"clip_low": self.clip_low, "clip_high": self.clip_high, "dual_clip": self.dual_clip}
-        selecting = isinstance(self.policy, str) and self.policy in SELECTING
-        further = {n: v for n, v in self.policy_kwargs if not (selecting and n in _OF_SELECTION)}
+        further = {n: v for n, v in self.policy_kwargs if n not in self.selection()}
         return {name: value for name, value in clips.items() if value is not None} | further
+
+    def selection(self) -> dict[str, Any]:
+        """The keyword arguments of `select_by_covariance`; {} for terms that read no selection."""
+        selecting = isinstance(self.policy, str) and self.policy in SELECTING
+        return {n: v for n, v in self.policy_kwargs if selecting and n in _OF_SELECTION}
 
 
 def add_nll_weights(minibatch: Batch) -> Batch:

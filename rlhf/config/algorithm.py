@@ -32,6 +32,12 @@ class ShapingConfig(Section):
     correct_above: float = 0.5
     """A completion is correct if its task reward is above this (cosine, kimi_coef)."""
 
+    @property
+    def is_on(self) -> bool:
+        """Whether any of it is done."""
+        steps = (self.overlong_share, self.truncated_coef, self.kimi_coef, self.cosine)
+        return any(step is not None for step in steps)
+
 
 class AlgorithmConfig(Section):
     """A preset by name, and what is set beside it: a key written here wins over the preset."""
@@ -90,6 +96,17 @@ class AlgorithmConfig(Section):
     mask_truncated: bool = False
     """Leave truncated rows out of the loss (they stay in the baseline)."""
     shaping: ShapingConfig | None = None
+
+    @property
+    def reads_engine(self) -> str | None:
+        """The setting by which the loss compares with the engine's log-probabilities; None: it does not."""
+        found = {
+            "correction": self.correction != "none",
+            "old_from": self.old_from == "rollout",
+            "opsm_delta": self.opsm_delta is not None,
+            "kl_ratio_from": self.kl_ratio_from == "rollout",
+        }
+        return next((f"{key}: {getattr(self, key)}" for key, does in found.items() if does), None)
 
     @model_validator(mode="before")
     @classmethod

@@ -164,6 +164,10 @@ def _explain_key(key: str, details: Sequence[ErrorDetails], known: Mapping[str, 
         )
     if first["type"] == "missing":
         return f"missing key {key!r}: it has no default"
+    if first["type"] == "model_type":
+        return (
+            f"{key}: found {reprlib.repr(first['input'])}, expected a section of keys, {key}.<key>: <value>"
+        )
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return message if not key or message.startswith(key) else f"{key}: {message}"

@@ -75,19 +75,22 @@ PRESETS: Mapping[str, Mapping[str, Values]] = {
     },
 }
 
-_BELONG = {
+_BELONG: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "advantages": ("grpo", ("advantage_kwargs",)),
     "policy": ("ppo", ("policy_kwargs", "clip_low", "clip_high", "dual_clip")),
     "correction": ("token_tis", ("correction_floor", "correction_cap")),
+    "kl_in": ("loss", ("kl_estimator", "kl_ratio_from")),
+    "kl_estimator": (None, ("kl_ratio_from",)),
 }
 """A choice, its default, and its settings: a preset's settings are dropped with the choice they belong to."""
+_OF_KL = ("kl_in", "kl_estimator", "kl_ratio_from", "reference_reset_every")
 
 
 def preset_values(algorithm: Mapping[str, Any]) -> Mapping[str, Values]:
     """What the preset named in the section `algorithm` sets, by section.
 
-    Where the recipe makes another choice of estimator, policy term or correction, the preset's settings of that
-    choice do not apply. Raises ValueError for a name that is not known.
+    Where the recipe makes another choice of estimator, policy term, correction or KL, or switches the KL off, the
+    preset's settings of that choice do not apply. Raises ValueError for a name that is not known.
     """
     name = algorithm.get("name", "grpo")
     if not isinstance(name, str):
@@ -103,7 +106,12 @@ def preset_values(algorithm: Mapping[str, Any]) -> Mapping[str, Values]:
         ours = own.get(choice, default)
         if algorithm.get(choice, ours) != ours:
             gone.update(settings)
-    return {**preset, "algorithm": {key: value for key, value in own.items() if key not in gone}}
+    if algorithm.get("kl_coef") == 0:
+        gone.update(_OF_KL)
+    sections = {**preset, "algorithm": {key: value for key, value in own.items() if key not in gone}}
+    if "advantage_kwargs" in gone:
+        sections.pop("critic", None)  # it served the preset's own estimator
+    return sections
 
 
 def lay_over(below: Mapping[str, Any], values: Mapping[str, Any]) -> Values:

@@ -141,11 +141,21 @@ class SamplingConfig(Section):
     """Largest such set that is recorded; a token sampled from a larger one is left out of the loss."""
 
     @model_validator(mode="after")
-    def _points_in_order(self) -> "SamplingConfig":
+    def _is_consistent(self) -> "SamplingConfig":
         steps = [step for step, _ in self.temperature_points]
         if steps != sorted(set(steps)):
             raise ValueError(
                 f"sampling.temperature_points has steps {steps}: put them in rising order, each step once."
+            )
+        if steps and self.temperature != 1:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature} and sampling.temperature_points is given, which stands "
+                "in its place. Remove one of the two."
+            )
+        if self.kept_limit != 256 and not self.keep_sampling_mask:
+            raise ValueError(
+                f"sampling.kept_limit is {self.kept_limit} but sampling.keep_sampling_mask is false: nothing is "
+                "kept. Set keep_sampling_mask: true, or remove the first."
             )
         return self
 
@@ -341,13 +351,15 @@ class Recipe(Section):
                 f"{self.learner.microbatch_tokens}: one row must fit in a micro-batch. Raise the last or lower "
                 "the first two."
             )
+        reads_engine = self.algorithm.reads_engine
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
-        if truncated and self.algorithm.correction != "none" and not self.sampling.keep_sampling_mask:
+        if truncated and reads_engine is not None and not self.sampling.keep_sampling_mask:
             raise ValueError(
                 f"sampling.top_p is {self.sampling.top_p} and sampling.top_k is {self.sampling.top_k}: the engine "
                 "samples from a truncated distribution that the learner does not renormalise, so every importance "
-                "weight would be biased. Set sampling.keep_sampling_mask: true, or top_p: 1 and top_k: 0, or "
-                "algorithm.correction: none."
+                f"weight would be biased (algorithm.{reads_engine}). Set sampling.keep_sampling_mask: true, or "
+                "top_p: 1 and top_k: 0, or compare with the learner alone (algorithm.correction: none, old_from: "
+                "learner, kl_ratio_from: learner, opsm_delta: null)."
             )
         if self.sampling.keep_routing is True and self.engine.compile:
             raise ValueError(

@@ -30,6 +30,8 @@ class LearnerPlan:
     learner: LearnerConfig
     total_steps: int
     """Optimizer steps of the whole run: the length of the learning-rate schedules."""
+    critic_only_steps: int = 0
+    """Of those, at the start, the ones in which only the critic is trained."""
     seed: int = 0
     needs_reference: bool = False
     """Hold the initial weights frozen (LoRA holds them anyway)."""

@@ -36,13 +36,13 @@ def temperature_at(points: Sequence[tuple[int, float]], version: int) -> float:
 def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool) -> str | None:
     """Why a group cannot or should not be trained, or None.
 
-    `ungradable`: fewer than two samples have a reward, so there is no baseline.
+    `ungradable`: fewer than two samples have a reward, so there is no baseline; of a group of one, none.
     `zero_variance`: all rewards are equal, so every advantage is 0 (DAPO, eq. 11); only if asked for.
     """
     rewards = [
         t.reward.value for t in group.trajectories if t.reward is not None and t.reward.value is not None
     ]
-    if len(rewards) < 2:
+    if len(rewards) < min(2, len(group.trajectories)):
         return "ungradable"
     if drop_zero_variance and max(rewards) - min(rewards) < 1e-9:
         return "zero_variance"

@@ -12,31 +12,27 @@ SMALLEST_HEAD = 32
 """vLLM's CPU attention refuses a smaller head_dim."""
 
 
-def prepare_model_folder(model: ModelConfig, folder: str | Path, *, seed: int) -> str:
+def prepare_model_folder(
+    model: ModelConfig, folder: str | Path, *, seed: int, key: str = "model.path"
+) -> str:
     """The folder of the model: `model.path` itself, its download, or a random model written to `folder`.
 
     A random model is the same for the same config and seed, and is written again each time.
-    Raises ModelError naming the key when the model or its tokenizer cannot be had.
+    Raises ModelError naming the key (`key` is that of the path) when the model or its tokenizer cannot be had.
     """
     if model.config is not None:
         return _initialise(model, Path(folder).resolve(), seed=seed)
     path = Path(str(model.path))
     if path.exists():
-        return _check_folder(path.resolve())
+        return _check_folder(path.resolve(), key)
     if path.is_absolute() or str(model.path).startswith((".", "~")) or str(model.path).count("/") > 1:
-        raise ModelError(f"model.path: there is no folder {str(model.path)!r} (looked in {Path.cwd()}).")
-    return _download(str(model.path))
+        raise ModelError(f"{key}: there is no folder {str(model.path)!r} (looked in {Path.cwd()}).")
+    return _download(str(model.path), key)
 
 
 def tokenizer_path(model: ModelConfig) -> str | None:
     """The tokenizer to load beside the model folder; None: the one in it."""
     return None if model.tokenizer in KINDS else model.tokenizer
-
-
-def has_experts(config: Mapping[str, Any]) -> bool:
-    """Whether a model with this config.json is a mixture of experts."""
-    config = {**config, **(config.get("text_config") or {})}
-    return any((config.get(key) or 0) > 1 for key in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def context_problem(config: Mapping[str, Any], *, longest: int) -> str | None:
@@ -63,15 +59,13 @@ def context_problem(config: Mapping[str, Any], *, longest: int) -> str | None:
     return None
 
 
-def _check_folder(path: Path) -> str:
+def _check_folder(path: Path, key: str) -> str:
     if not (path / "config.json").is_file():
-        raise ModelError(
-            f"model.path: {str(path)!r} holds no config.json; expected a Hugging Face model folder."
-        )
+        raise ModelError(f"{key}: {str(path)!r} holds no config.json; expected a Hugging Face model folder.")
     return str(path)
 
 
-def _download(name: str) -> str:
+def _download(name: str, key: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -82,7 +76,7 @@ def _download(name: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).rstrip(".")
         raise ModelError(
-            f"model.path: {name!r} is neither a folder here nor a model that could be downloaded: {reason}. "
+            f"{key}: {name!r} is neither a folder here nor a model that could be downloaded: {reason}. "
             "Give a folder, or a hub name that this machine can reach."
         ) from error
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf.config.schema import Recipe
 from rlhf.data.packing import pack, plan_microbatches
-from rlhf.plan import derive_plan, model_size
+from rlhf.errors import ConfigError
+from rlhf.plan import derive_plan, has_experts, model_size, replays_routing
 from tests.fakes import make_group, make_trajectory
 from tests.tiny import tiny_config, tiny_model
 
@@ -69,6 +70,7 @@ def test_rows_that_do_not_share_out_count_for_the_fullest_rank():
 )
 def test_packing_never_makes_more_micro_batches_than_the_plan_says(lengths, ranks, budget):
     lines = plan(
+        algorithm={"advantages": "reinforce"},
         schedule={"prompts_per_step": 1, "samples_per_prompt": len(lengths)},
         sampling={"max_prompt_tokens": 20, "max_tokens": 20},
         learner={"num_ranks": ranks, "microbatch_tokens": budget},
@@ -132,3 +134,73 @@ def test_adapters_keep_optimizer_state_and_reference_small():
 def test_weights_of_an_engine_are_split_by_tensor_parallelism():
     lines = plan(engine={"tensor_parallel": 2, "kv_cache_mb": 512})
     assert lines["memory per engine"] == f"about {2 * 7e9 / 2 / GIB:.2f} GiB of weights + KV cache 512 MB"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "qwen3"}, False),
+        ({"num_experts": 8}, True),
+        ({"num_local_experts": 8}, True),
+        ({"n_routed_experts": None}, False),
+        ({"text_config": {"n_routed_experts": 64}}, True),
+    ],
+)
+def test_a_mixture_of_experts_is_told_by_its_config(config, expected):
+    assert has_experts(config) is expected
+
+
+def test_experts_are_replayed_where_there_are_any_and_refused_where_they_cannot_be():
+    keep, auto = (recipe(sampling={"keep_routing": value}) for value in (True, "auto"))
+    assert [replays_routing(r, {"num_experts": 8}) for r in (recipe(), keep, auto)] == [False, True, True]
+    assert not replays_routing(auto, {"hidden_size": 8})
+    with pytest.raises(ConfigError, match="keep_routing is true but the model has no experts"):
+        replays_routing(keep, {"hidden_size": 8})
+    compiled = recipe(sampling={"keep_routing": "auto"}, engine={"compile": True})
+    assert not replays_routing(compiled, {"hidden_size": 8})
+    with pytest.raises(ConfigError, match=r"keep_routing is auto, the model has experts and engine.compile"):
+        replays_routing(compiled, {"num_experts": 8})
+
+
+def test_plan_shows_what_a_preset_sets_elsewhere():
+    lines = plan(
+        algorithm={"name": "vapo"},
+        critic={"pretrain_steps": 5},
+        schedule={"drop_zero_variance": True},
+        sampling={"temperature_points": [[0, 1.0], [9, 0.6]], "top_p": 0.9, "keep_sampling_mask": True},
+        task={"train": {"file": "a"}, "rewards": [{"use": "a:b"}], "curriculum": {}},
+    )
+    assert lines["  critic training"] == "lr 1e-05 constant; 5 of 100 steps on the critic alone first"
+    assert lines["dynamic sampling"].startswith("groups of equal rewards are discarded")
+    assert lines["curriculum"] == "pass rate 0.05 to 0.95 or never measured; others with chance 0.1"
+    kept = "sets of up to 256 tokens are kept for the learner"
+    assert lines["sampling"] == f"temperature 1 at step 0, 0.6 at step 9, top_p 0.9, {kept}"
+
+
+def test_plan_says_what_is_set_and_does_nothing_here():
+    lines = plan(
+        algorithm={"name": "deepseek_v3_2"}, model={"config": tiny_config(), "tokenizer": "characters"}
+    )
+    assert "no sampling mask to keep: top_p and top_k are off" in lines["sampling"]
+    assert "no routing to keep: the model has no experts" in lines["sampling"]
+    assert lines["  ratio"].startswith("1, so that no clip acts")
+    assert "  ratio" not in plan(schedule={"minibatches": 2})
+    assert "  ratio" not in plan(algorithm={"old_from": "rollout", "correction": "none"})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "says"),
+    [
+        (
+            {"name": "r1_zero"},
+            "the model before training; the policy takes its place every 400 steps (not within",
+        ),
+        (
+            {"kl_coef": 0.1, "reference": "a/b", "kl_target": 0.02},
+            "a/b; kl_coef is steered towards a KL of 0.02",
+        ),
+        ({"advantages": "distill", "reference": "a/b"}, "teacher: a/b"),
+    ],
+)
+def test_plan_names_the_reference(algorithm, says):
+    assert plan(algorithm=algorithm)["  reference"].startswith(says)

@@ -122,6 +122,8 @@ def test_settings_of_a_choice_go_with_the_choice():
     assert (found.loss.clip_low, found.loss.clip_high) == (None, None)
     assert algorithm("dapo", policy="gspo", clip_high=0.1).loss.clip_high == 0.1
     assert algorithm("vapo", advantages="grpo").value_loss is None
+    assert recipe("vapo", advantages="grpo").critic.pretrain_steps == 0
+    assert recipe("vapo", advantages="gae").critic.pretrain_steps == 50
     assert algorithm("dapo", policy="ppo").loss.clip_high == 0.28
 
 
@@ -139,6 +141,28 @@ def test_overrides_reach_the_bundle_and_its_loss():
     assert found.aggregation == "token_mean"
     assert found.needs_reference
     assert found.needs_entropy
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_do_without_its_kl_or_move_it(name):
+    assert not algorithm(name, kl_coef=0).needs_reference
+    inside, beside = (recipe(name, kl_coef=0.1, kl_in=place) for place in ("reward", "loss"))
+    assert resolve(inside).loss.kl_estimator in ("k1", "k3")
+    assert resolve(beside).loss.kl_coef == 0.1
+    assert resolve(recipe(name, kl_coef=0.1, kl_in="loss", kl_estimator="k2")).loss.kl_estimator == "k2"
+
+
+def test_settings_of_a_selection_are_printed():
+    assert printed(policy="clip_cov")["loss"].startswith(
+        "clip_cov (clip_low 0.2, clip_high 0.2, fraction 0.0002, window (1.0, 5.0), correction"
+    )
+    few = printed(policy="kl_cov", policy_kwargs={"fraction": 0.5})["loss"]
+    assert few.startswith("kl_cov (coef 1.0, fraction 0.5, correction")
+
+
+def test_shaping_without_a_step_is_none():
+    assert algorithm(shaping={}).shaping is None
+    assert algorithm("dapo", shaping={"overlong_share": None}).shaping is None
 
 
 def test_kl_estimator_depends_on_where_the_kl_acts():
@@ -166,8 +190,9 @@ def test_old_logprobs_are_needed_for_several_updates_and_before_the_advantages()
     assert not algorithm().needs_old_logprobs(1)
     assert algorithm().needs_old_logprobs(2)
     assert algorithm("ppo").needs_old_logprobs(1)
-    assert algorithm(advantages="distill").needs_old_logprobs(1)
-    assert algorithm(advantages="distill").needs_reference
+    distil = algorithm(advantages="distill", reference="teacher")
+    assert distil.needs_old_logprobs(1)
+    assert distil.needs_reference
 
 
 def test_shaped_rewards_reach_the_advantages_and_the_task_rewards_stay():
@@ -219,18 +244,7 @@ def test_loss_weights_of_each_minibatch_are_its_own():
         ({"advantages": "gea"}, "algorithm.advantages: found 'gea'. Did you mean 'gae'"),
         ({"policy": "gsop"}, "algorithm.policy: found 'gsop'. Did you mean 'gspo'"),
         ({"correction": "tis"}, "algorithm.correction: found 'tis'"),
-        (
-            {"loss_normaliser": 3.0},
-            "algorithm.loss_normaliser is 3.0 but algorithm.aggregation is seq_mean_token_mean",
-        ),
-        (
-            {"correction": "none", "correction_cap": 3.0},
-            "algorithm.correction_cap is 3.0 but algorithm.correction",
-        ),
-        ({"kl_coef": 0.1, "kl_estimator": "k1"}, "expected gradient of 0"),
-        ({"kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k3_st"}, "a reward has no gradient"),
-        ({"kl_target": 0.1}, "algorithm.kl_target is 0.1 but algorithm.kl_coef is 0"),
-        ({"reference_reset_every": 9}, "algorithm.reference_reset_every is 9 but algorithm.kl_coef is 0"),
+        ({"correction_floor": 3.0}, r"token_tis with the bounds 3 \(correction_floor\) and 2"),
         ({"advantage_kwargs": {"lam": 1.0}}, "algorithm.advantage_kwargs: found lam; grpo takes no settings"),
         ({"advantages": "pass_at_k"}, "algorithm.advantage_kwargs: pass_at_k needs k"),
         ({"policy": "sapo", "clip_low": 0.1}, "algorithm.policy 'sapo' has no clip_low"),
@@ -238,22 +252,28 @@ def test_loss_weights_of_each_minibatch_are_its_own():
             {"shaping": {"kimi_coef": 1.0, "cosine": {}}},
             "algorithm.shaping: cosine is set and kimi_coef is 1.0",
         ),
-        ({"advantages": "process", "kl_in": "reward", "kl_coef": 0.1}, "it reads the rewards of steps"),
-        ({"advantages": "maxrl", "kl_in": "reward", "kl_coef": 0.1}, "mean reward, which a penalty may"),
-        ({"name": "vapo", "advantage_kwargs": {"lam": 0.9}}, "Remove lam, or length_alpha"),
-        ({"advantages": "gae", "advantage_kwargs": {"length_alpha": 0}}, "length_alpha, above 0"),
-        ({"advantages": "pass_at_k", "advantage_kwargs": {"k": 9}}, "samples_per_prompt is 8"),
+        (
+            {"advantages": "pass_at_k", "advantage_kwargs": {"k": 2.5}},
+            "advantage_kwargs.k: found 2.5, expected a valid integer",
+        ),
+        (
+            {"advantages": "gae", "advantage_kwargs": {"gamma": "high"}},
+            "advantage_kwargs.gamma: found 'high', expected a valid number",
+        ),
+        (
+            {"policy": "sapo", "policy_kwargs": {"tau_negative": "x"}},
+            "policy_kwargs.tau_negative: found 'x', expected a valid number",
+        ),
+        (
+            {"policy": "clip_cov", "policy_kwargs": {"window": 3}},
+            "policy_kwargs.window: found 3, expected a valid tuple",
+        ),
         ({"old_from": "rollout"}, "algorithm.old_from is rollout and correction is token_tis"),
     ],
 )
 def test_a_configuration_that_cannot_mean_anything_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         algorithm(**overrides)
-
-
-def test_a_reference_cannot_be_reset_under_lora():
-    with pytest.raises(ConfigError, match=r"algorithm.reference_reset_every is 400 and model.lora is set"):
-        resolve(recipe("r1_zero", over={"model": {"path": "x", "lora": {}}}))
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():
@@ -270,6 +290,41 @@ def test_an_estimator_of_the_wrong_shape_is_named(tmp_path):
     (tmp_path / "mine.py").write_text("def per_row(batch):\n    return batch.rewards\n")
     with pytest.raises(ConfigError, match=r"algorithm.advantages gave a tensor of shape"):
         algorithm(advantages=f"{tmp_path}/mine.py:per_row").add_advantages(ragged(1))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[0.0]", r"gave a value \(list\), expected a tensor with one number"),
+        ("batch.rollout_logprobs / 0", r"gave NaN or infinity for (\d+) of the \1 trained tokens"),
+    ],
+)
+def test_an_estimator_that_gives_no_numbers_is_named(tmp_path, body, message):
+    (tmp_path / "mine.py").write_text(f"def advantages(batch):\n    return {body}\n")
+    with pytest.raises(ConfigError, match=message):
+        algorithm(advantages=f"{tmp_path}/mine.py:advantages").add_advantages(ragged(1))
+
+
+def test_an_estimator_may_give_nan_where_the_reward_is_one(tmp_path):
+    (tmp_path / "mine.py").write_text("def plain(batch):\n    return batch.rewards[batch.segment_ids]\n")
+    batch = ragged(1)
+    rewards = batch.rewards.index_fill(0, torch.tensor([0]), torch.nan)
+    algorithm(advantages=f"{tmp_path}/mine.py:plain").add_advantages(replace(batch, rewards=rewards))
+
+
+def test_settings_of_a_users_function_need_no_star(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def scaled(batch, k, by=2.0):\n    return k * by * batch.rollout_logprobs\n\n"
+        "def loss(inputs, by: float = 1.0):\n    return by * inputs.new, inputs.new > 0\n"
+    )
+    mine = {"advantages": f"{tmp_path}/mine.py:scaled", "policy": f"{tmp_path}/mine.py:loss"}
+    found = algorithm(**mine, advantage_kwargs={"k": 99}, policy_kwargs={"by": 3})
+    assert found.loss.settings() == {"by": 3.0}
+    assert "scaled (by 2.0, k 99)" in dict(found.lines())["  advantages"]
+    with pytest.raises(
+        ConfigError, match=r"algorithm.advantage_kwargs: scaled needs k, which has no default"
+    ):
+        algorithm(**mine)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -146,6 +146,45 @@ def test_combination_error_names_both_keys(write):
     assert "Value error" not in message
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("correction=token_tis", "correction: token_tis"),
+        ("old_from=rollout", "old_from: rollout"),
+        ("opsm_delta=0.1", "opsm_delta: 0.1"),
+        ("kl_ratio_from=rollout", "kl_ratio_from: rollout"),
+    ],
+)
+def test_truncated_sampling_is_refused_wherever_the_loss_reads_the_engine(write, setting, named):
+    cut = ["sampling.top_k=5", "algorithm.correction=none"]
+    assert load_recipe(write(MINIMAL), cut).sampling.top_k == 5
+    assert f"(algorithm.{named})" in message_of(write(MINIMAL), [*cut, f"algorithm.{setting}"])
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf"])
+def test_a_number_that_is_none_is_refused(write, number):
+    assert "expected a finite number" in message_of(write(MINIMAL), [f"algorithm.entropy_coef={number}"])
+
+
+def test_a_word_in_place_of_a_section_is_explained(write):
+    message = message_of(write(MINIMAL), ["algorithm=dapo"])
+    assert "algorithm: found 'dapo', expected a section of keys, algorithm.<key>: <value>" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["sampling.temperature=0.7", "sampling.temperature_points=[[0, 1.0]]"],
+            "sampling.temperature is 0.7 and sampling.temperature_points is given",
+        ),
+        (["sampling.kept_limit=64"], "sampling.kept_limit is 64 but sampling.keep_sampling_mask is false"),
+    ],
+)
+def test_a_sampling_key_that_would_not_be_read_is_refused(write, overrides, says):
+    assert says in message_of(write(MINIMAL), overrides)
+
+
 def test_temperature_points_are_pairs_in_rising_order(write):
     recipe = load_recipe(write(MINIMAL), ["sampling.temperature_points=[[0, 1.0], [9, 0.6]]"])
     assert recipe.sampling.temperature_points == ((0, 1.0), (9, 0.6))

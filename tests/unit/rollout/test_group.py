@@ -42,6 +42,8 @@ def test_seed_is_the_same_in_every_process_and_release():
         ((None, 1.0), False, "ungradable"),
         ((None, None), True, "ungradable"),
         ((None, 1.0, 0.0), True, None),
+        ((1.0,), False, None),
+        ((None,), False, "ungradable"),
         ((None, 1.0, 1.0), True, "zero_variance"),
     ],
 )

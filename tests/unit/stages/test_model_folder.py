@@ -4,7 +4,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rlhf.config.schema import ModelConfig
 from rlhf.errors import ModelError
-from rlhf.stages.model_folder import context_problem, has_experts, prepare_model_folder
+from rlhf.stages.model_folder import context_problem, prepare_model_folder
 
 TINY = {
     "model_type": "qwen3",
@@ -86,17 +86,3 @@ def test_folder_without_config_is_named(tmp_path):
 def test_rows_longer_than_the_context_are_a_problem(config, says):
     problem = context_problem(config, longest=100)
     assert problem is None if says is None else says in problem
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({"model_type": "qwen3"}, False),
-        ({"num_experts": 8}, True),
-        ({"num_local_experts": 8}, True),
-        ({"n_routed_experts": None}, False),
-        ({"text_config": {"n_routed_experts": 64}}, True),
-    ],
-)
-def test_a_mixture_of_experts_is_told_by_its_config(config, expected):
-    assert has_experts(config) is expected
