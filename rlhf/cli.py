@@ -133,10 +133,10 @@ def _print_plan(path: str, recipe: object) -> None:
     from rlhf.telemetry.logs import TERMINAL
 
     assert isinstance(recipe, Recipe)
-    sys.stdout.write(resolved_yaml(recipe))
     table = Table(title=f"plan of {path}", show_header=False)
     for what, amount in derive_plan(recipe):
         table.add_row(what, amount)
+    sys.stdout.write(resolved_yaml(recipe))
     TERMINAL.print(table)
 
 

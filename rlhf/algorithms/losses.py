@@ -30,6 +30,7 @@ from rlhf.algorithms.policy_terms import (
     trained_tokens,
 )
 from rlhf.batch import Batch
+from rlhf.errors import ConfigError
 from rlhf.importing import load_function
 from rlhf.interfaces import LossOutput
 
@@ -173,7 +174,9 @@ class PolicyLoss:
 
     def _policy(self, inputs: PolicyInputs) -> tuple[Float[Tensor, " M"], Sums]:
         """The policy term per token, weighted and masked, and its sums."""
-        loss, clipped = self.term(inputs, **self.settings())
+        made = self.term(inputs, **self.settings())
+        _check_term(made, inputs)
+        loss, clipped = made
         weights = correction_weights(inputs, self.correction, bounds=self.bounds)
         dropped = None if self.opsm_delta is None else off_policy_mask(inputs, self.opsm_delta)
         out = weights.masked if dropped is None else weights.masked | dropped
@@ -223,6 +226,24 @@ def _positive_nll(
         raise ValueError("positive_nll_coef is set but the batch has no nll_weights: call prepare first")
     weights = batch.nll_weights[trained]
     return -(weights * new).sum(), weights.sum()
+
+
+def _check_term(made: Any, inputs: PolicyInputs) -> None:
+    """Refuse what a term of a user's own may give by mistake: a loss that is one number would broadcast."""
+    shape = inputs.advantages.shape
+    shapes = (
+        [part.shape if isinstance(part, Tensor) else part for part in made] if type(made) is tuple else []
+    )
+    if shapes != [shape, shape]:
+        found = (
+            f"{[tuple(s) if isinstance(s, torch.Size) else s for s in shapes]}"
+            if shapes
+            else f"a {type(made).__name__}"
+        )
+        raise ConfigError(
+            f"algorithm.policy gave {found}, expected two tensors of {shape.numel()} numbers: the loss of each trained "
+            "token, and whether a bound caught it."
+        )
 
 
 def _update_sums(log_ratio: Float[Tensor, " M"], clipped: Bool[Tensor, " M"]) -> Sums:

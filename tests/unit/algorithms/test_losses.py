@@ -12,6 +12,7 @@ from rlhf.algorithms.losses import PolicyLoss, add_nll_weights
 from rlhf.algorithms.policy_terms import PolicyInputs, select_by_covariance
 from rlhf.batch import Batch
 from rlhf.data.packing import split_microbatches
+from rlhf.errors import ConfigError
 from rlhf.telemetry.metrics import declared
 from tests.unit.algorithms import loss_reference, reference
 from tests.unit.algorithms.ragged import current_logprobs, entropies, garbage, ragged, with_garbage
@@ -285,6 +286,24 @@ def test_the_loss_pickles(loss):
 def squared(inputs: PolicyInputs, *, scale: float = 1.0):
     """A term of a user's own."""
     return scale * inputs.log_ratio.square(), inputs.log_ratio > 9
+
+
+def one_number(inputs: PolicyInputs):
+    return (-inputs.advantages * inputs.new).sum(), torch.zeros_like(inputs.new, dtype=torch.bool)
+
+
+def loss_alone(inputs: PolicyInputs):
+    return -inputs.advantages * inputs.new
+
+
+@pytest.mark.parametrize(
+    ("term", "found"), [(one_number, r"gave \[\(\), \(\d+,\)\]"), (loss_alone, "gave a Tensor")]
+)
+def test_a_term_that_gives_something_else_is_named(term, found):
+    loss = PolicyLoss(policy=term)
+    batch = prepared(loss, ragged(1))
+    with pytest.raises(ConfigError, match=rf"algorithm.policy {found}, expected two tensors of \d+ numbers"):
+        loss(current_logprobs(batch, 1), None, batch)
 
 
 def test_a_term_of_a_users_own_is_a_policy():
