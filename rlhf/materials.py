@@ -14,7 +14,7 @@ from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError
 from rlhf.plan import replays_routing
 from rlhf.run_folder import RunFolder
-from rlhf.stages.model_folder import context_problem, tokenizer_path
+from rlhf.stages.model_folder import context_problem, prepare_model_folder, tokenizer_path
 from rlhf.types import Prompt
 
 
@@ -59,6 +59,9 @@ def renderer_for(recipe: Recipe, model_folder: str) -> Renderer:
 def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Materials:
     """Check everything that can be checked before processes start; every error names its key."""
     renderer = renderer_for(recipe, model_folder)
+    if recipe.algorithm.reference is not None:
+        found = ModelConfig(path=recipe.algorithm.reference)
+        renderer.check_reference(prepare_model_folder(found, "", seed=0, key="algorithm.reference"))
     train, heldout = load_task(recipe)
     limit = recipe.sampling.max_prompt_tokens
     renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")

@@ -1,10 +1,11 @@
 """From the section `algorithm` of a recipe to functions: one record holds all that an algorithm is."""
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,6 +156,8 @@ def resolve(recipe: Recipe) -> Algorithm:
             "weights", tuple(reward.weight for reward in recipe.task.rewards if not reward.gate)
         )
     settings = checked_settings("algorithm.advantage_kwargs", estimator, settings)
+    if ":" in config.advantages:
+        estimator = _guarded(estimator, config.advantages)
     normaliser = None
     if config.aggregation == "seq_mean_token_sum_norm":
         normaliser = config.loss_normaliser or float(recipe.sampling.max_tokens)
@@ -250,6 +253,22 @@ def _check_advantages(advantages: Any, batch: Batch) -> None:
 def _chosen(key: str, name: str, names: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """The function of that name, or the user's own."""
     return load_function(name, key=key) if ":" in name else names[_known(key, name, names)]
+
+
+def _guarded(estimator: AdvantageFunction, spec: str) -> AdvantageFunction:
+    """The user's own estimator: what it raises is told with its place in their file."""
+
+    @wraps(estimator)
+    def guarded(batch: Batch, **settings: Any) -> Any:
+        try:
+            return estimator(batch, **settings)
+        except Exception as error:
+            stack = "".join(traceback.format_tb(error.__traceback__)[-2:])
+            raise ConfigError(
+                f"algorithm.advantages: {spec} failed on a step: {type(error).__name__}: {error}\n{stack}"
+            ) from error
+
+    return guarded
 
 
 def _portable(spec: str) -> str:

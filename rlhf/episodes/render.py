@@ -130,6 +130,27 @@ class Renderer:
             )
         return lengths[longest]
 
+    def check_reference(self, folder: str) -> None:
+        """Refuse a reference or teacher whose tokenizer spells our ids otherwise: it would score other text.
+
+        It may have further ids; a folder without a tokenizer cannot be compared and is taken.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            other = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError):
+            return
+        theirs = other.get_vocab()
+        moved = sorted(
+            token for token, index in self.tokenizer.get_vocab().items() if theirs.get(token) != index
+        )
+        if moved:
+            raise ModelError(
+                f"algorithm.reference: the tokenizer of {folder!r} gives {len(moved)} of our tokens another id or "
+                f"none, {moved[0]!r} among them. Use a reference or teacher of the same tokenizer."
+            )
+
     @property
     def _tokenizer_source(self) -> str:
         return self.tokenizer_path or self.model_folder

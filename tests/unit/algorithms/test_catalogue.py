@@ -305,6 +305,12 @@ def test_an_estimator_that_gives_no_numbers_is_named(tmp_path, body, message):
         algorithm(advantages=f"{tmp_path}/mine.py:advantages").add_advantages(ragged(1))
 
 
+def test_an_estimator_that_fails_is_named_with_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def broken(batch):\n    return batch.rewrads\n")
+    with pytest.raises(ConfigError, match=r"(?s)mine.py:broken failed on a step: AttributeError.*line 2"):
+        algorithm(advantages=f"{tmp_path}/mine.py:broken").add_advantages(ragged(1))
+
+
 def test_an_estimator_may_give_nan_where_the_reward_is_one(tmp_path):
     (tmp_path / "mine.py").write_text("def plain(batch):\n    return batch.rewards[batch.segment_ids]\n")
     batch = ragged(1)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from rlhf.data.characters import write_character_tokenizer
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.types import Message, Prompt
@@ -55,6 +56,19 @@ def test_missing_files_name_their_key(characters, tmp_path):
         Renderer(model_folder=characters, chat_template="nope.jinja")
     with pytest.raises(ModelError, match=r"model\.tokenizer: no tokenizer could be loaded"):
         Renderer(model_folder=str(tmp_path))
+
+
+def test_a_reference_with_other_ids_is_refused(characters, tmp_path):
+    write_character_tokenizer(tmp_path / "tags", tags=("<think>", "</think>"), vocabulary_size=128)
+    plain, tagged = (
+        Renderer(model_folder=str(f), template="{prompt}") for f in (characters, tmp_path / "tags")
+    )
+    plain.check_reference(str(tmp_path / "tags"))
+    plain.check_reference(str(tmp_path / "without_a_tokenizer"))
+    with pytest.raises(
+        ModelError, match=r"algorithm\.reference: .* gives 2 of our tokens another id or none"
+    ):
+        tagged.check_reference(characters)
 
 
 def test_conversation_needs_the_chat_template(characters):
