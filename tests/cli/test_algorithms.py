@@ -86,9 +86,20 @@ def test_what_would_have_no_effect_is_refused_by_the_dry_run(overrides, says):
 
 
 @pytest.mark.slow
-def test_a_reference_that_is_not_there_is_named_before_anything_starts(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("./gone", "algorithm.reference: there is no folder './gone'"),
+        ("{d}/other", "of our tokens another id or none"),
+    ],
+)
+def test_a_reference_that_cannot_be_one_is_named_before_anything_starts(tmp_path: Path, reference, says):
     recipe = write_recipe(tmp_path)
     save_tiny(tmp_path / "model")
-    done = rlhf("train", recipe, "algorithm.kl_coef=0.1", "algorithm.reference=./gone")
-    assert_one_error(done, ("ModelError", "algorithm.reference: there is no folder './gone'"))
+    save_tiny(tmp_path / "other")
+    tokenizer = tmp_path / "other" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"7":', '"\u00e9":'))
+    where = reference.format(d=tmp_path)
+    done = rlhf("train", recipe, "algorithm.kl_coef=0.1", f"algorithm.reference={where}")
+    assert_one_error(done, ("ModelError", says))
     assert "starting" not in done.stderr
