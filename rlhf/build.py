@@ -90,6 +90,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
     recipe, schedule = materials.recipe, materials.recipe.schedule
     prompts = PromptStream(materials.train, seed=recipe.seed, curriculum=recipe.task.curriculum)
     state = _restore(materials.folder, prompts)
+    _warn_of_one_epoch(recipe, len(materials.train))
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
@@ -141,6 +142,17 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         view=view,
         state=state,
     )
+
+
+def _warn_of_one_epoch(recipe: Recipe, num_prompts: int) -> None:
+    wanted = recipe.schedule.num_steps * recipe.schedule.prompts_per_step
+    if recipe.task.curriculum is not None and wanted <= num_prompts:
+        logger.warning(
+            "task.curriculum acts from the second epoch on: this run trains on %d of the %d prompts of task.train. "
+            "Unless dynamic sampling discards many, no prompt comes twice; task.train.limit makes epochs shorter.",
+            wanted,
+            num_prompts,
+        )
 
 
 def _restore(folder: RunFolder, prompts: PromptStream) -> RunState:

@@ -18,7 +18,7 @@ from rlhf.algorithms.estimators import ADVANTAGES, AdvantageFunction
 from rlhf.algorithms.gae import returns
 from rlhf.algorithms.kl import KL_ESTIMATORS, KlEstimator
 from rlhf.algorithms.losses import PolicyLoss
-from rlhf.algorithms.policy_terms import POLICIES, SELECTING, select_by_covariance
+from rlhf.algorithms.policy_terms import LOG_RATIO_LIMIT, POLICIES, SELECTING, select_by_covariance
 from rlhf.algorithms.reduce import AGGREGATIONS, Aggregation, loss_weights
 from rlhf.algorithms.shaping import CosineReward, Shaping
 from rlhf.algorithms.token_rewards import kl_token_rewards
@@ -112,8 +112,9 @@ class Algorithm:
         switches = {"whiten": self.whiten, "mask_truncated": self.mask_truncated}
         estimator = _settings(bound.func, bound.keywords) | {key: True for key, on in switches.items() if on}
         extra = {
-            "correction": f"{loss.correction} {list(loss.bounds)}",
+            "correction": loss.correction + (f" {list(loss.bounds)}" if any(loss.bounds) else ""),
             "opsm_delta": loss.opsm_delta,
+            "log_ratio_limit": None if loss.log_ratio_limit == LOG_RATIO_LIMIT else str(loss.log_ratio_limit),
             "old_from": None if loss.old_from == "learner" else loss.old_from,
             "entropy_coef": loss.entropy_coef or None,
             "positive_nll_coef": loss.positive_nll_coef or None,

@@ -97,6 +97,11 @@ class CurriculumConfig(Section):
     def _is_band(self) -> "CurriculumConfig":
         if self.low > self.high:
             raise ValueError(f"low is {self.low} and high is {self.high}: low must not be above high.")
+        if (self.low, self.high) == (0, 1) or self.revisit == 1:
+            raise ValueError(
+                f"low is {self.low}, high is {self.high} and revisit is {self.revisit}: no prompt would ever be "
+                "passed over. Narrow the band and set revisit below 1, or set task.curriculum: null."
+            )
         return self
 
 

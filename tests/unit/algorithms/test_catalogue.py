@@ -152,6 +152,12 @@ def test_every_preset_can_do_without_its_kl_or_move_it(name):
     assert resolve(recipe(name, kl_coef=0.1, kl_in="loss", kl_estimator="k2")).loss.kl_estimator == "k2"
 
 
+def test_what_bounds_ratios_is_printed():
+    loss = printed(correction="none", old_from="rollout", log_ratio_limit=None)["loss"]
+    assert loss.endswith("correction none, log_ratio_limit None, old_from rollout)")
+    assert "log_ratio_limit 5.0" in printed(log_ratio_limit=5)["loss"]
+
+
 def test_settings_of_a_selection_are_printed():
     assert printed(policy="clip_cov")["loss"].startswith(
         "clip_cov (clip_low 0.2, clip_high 0.2, fraction 0.0002, window (1.0, 5.0), correction"

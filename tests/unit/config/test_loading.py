@@ -166,6 +166,15 @@ def test_a_number_that_is_none_is_refused(write, number):
     assert "expected a finite number" in message_of(write(MINIMAL), [f"algorithm.entropy_coef={number}"])
 
 
+@pytest.mark.parametrize(
+    "curriculum", ["{low: 0, high: 1}", "{revisit: 1}", "{low: 0.0, high: 1.0, revisit: 0.5}"]
+)
+def test_a_curriculum_that_passes_over_nothing_is_refused(write, curriculum):
+    message = message_of(write(MINIMAL), [f"task.curriculum={curriculum}"])
+    assert "task.curriculum: low is" in message
+    assert "no prompt would ever be passed over" in message
+
+
 def test_a_word_in_place_of_a_section_is_explained(write):
     message = message_of(write(MINIMAL), ["algorithm=dapo"])
     assert "algorithm: found 'dapo', expected a section of keys, algorithm.<key>: <value>" in message
