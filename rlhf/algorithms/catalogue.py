@@ -123,6 +123,7 @@ class Algorithm:
         policy |= {k: v for k, v in extra.items() if v is not None}
         weights = {} if self.loss_normaliser is None else {"C": f"{self.loss_normaliser:g}"}
         kl = f"{self.kl_coef:g} x {loss.kl_estimator} in the {'loss' if self.kl_in_reward is None else 'reward'}"
+        kl += ", ratio to the engine" if loss.kl_ratio_from == "rollout" else ""
         lines = [
             ("algorithm", self.name),
             ("  advantages", _listed(bound.func, estimator)),
@@ -208,10 +209,10 @@ def _policy_loss(config: AlgorithmConfig) -> PolicyLoss:
     except ValueError as error:
         raise ConfigError(f"algorithm.{error}") from error
     low, high = loss.bounds
-    if low is not None and high is not None and low >= high:
+    if (low is not None and low > 1) or (high is not None and high < 1) or (low == high == 1):
         raise ConfigError(
-            f"algorithm.correction is {config.correction} with the bounds {low:g} (correction_floor) and {high:g} "
-            "(correction_cap): expected the first to be below the second."
+            f"algorithm.correction is {config.correction} with the bounds {low} (correction_floor) and {high} "
+            "(correction_cap): expected 1 between them, the weight where engine and learner agree."
         )
     settings = checked_settings("algorithm.policy_kwargs", term, loss.settings())
     selection = {"policy": config.policy, **loss.selection()}
