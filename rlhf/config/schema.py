@@ -342,12 +342,12 @@ class Recipe(Section):
                 "the first two."
             )
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
-        if truncated and self.algorithm.correction != "none" and not self.sampling.keep_sampling_mask:
+        if truncated and not self.sampling.keep_sampling_mask and (found := self.algorithm.engine_ratio):
             raise ValueError(
                 f"sampling.top_p is {self.sampling.top_p} and sampling.top_k is {self.sampling.top_k}: the engine "
-                "samples from a truncated distribution that the learner does not renormalise, so every importance "
-                "weight would be biased. Set sampling.keep_sampling_mask: true, or top_p: 1 and top_k: 0, or "
-                "algorithm.correction: none."
+                "samples from a truncated distribution that the learner does not renormalise, so every ratio of the "
+                f"two would be biased, and algorithm.{found} takes one. Set sampling.keep_sampling_mask: true, or "
+                "top_p: 1 and top_k: 0, or do without that ratio (algorithm.correction: none and the like)."
             )
         if self.sampling.keep_routing is True and self.engine.compile:
             raise ValueError(
