@@ -39,6 +39,8 @@ class LearnerPlan:
     """The reference will be set to the policy now and then, so checkpoints hold it. Not with LoRA."""
     critic: CriticConfig | None = None
     """Train a critic of the policy's size beside it."""
+    critic_alone: int = 0
+    """Optimizer steps of the critic before the first of the policy, whose schedule is that much shorter."""
     entropy: EntropyMode = "metric"
     """`gradient` when the loss trains the entropy it is given."""
     keep_routing: bool = False
