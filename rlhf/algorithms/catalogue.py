@@ -29,6 +29,8 @@ from rlhf.errors import ConfigError
 from rlhf.importing import load_function
 
 _WITH_CRITIC = frozenset({"gae"})
+_ONE_BY_ONE = frozenset({"reinforce", "reinforce_pp", "gae", "process", "distill"})
+"""Estimators to which a sample says something without another one of its prompt."""
 _BLIND_TO_TOKEN_REWARDS = {
     "gdpo": "it reads the parts of the task's reward, not token rewards",
     "pass_at_k": "it reads who is correct, not token rewards",
@@ -36,6 +38,7 @@ _BLIND_TO_TOKEN_REWARDS = {
     "distill": "it reads log-probabilities, not rewards",
     "maxrl": "it divides by the group's mean reward, which a penalty may bring near 0",
 }
+_BLIND_TO_THE_REWARD = frozenset({"gdpo", "process", "distill"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class Algorithm:
     """What the critic is trained towards."""
     distils: bool = False
     """The reference is the teacher that the advantages read."""
+    least_rewards: int = 2
+    """Gradable samples without which a group says nothing: 1 where each is judged by itself."""
 
     @property
     def kl_coef(self) -> float:
@@ -159,11 +164,11 @@ def resolve(recipe: Recipe) -> Algorithm:
     estimator = _chosen("algorithm.advantages", config.advantages, ADVANTAGES)
     settings = dict(config.advantage_kwargs)
     if config.advantages == "gdpo":
-        settings.setdefault(
-            "weights", tuple(reward.weight for reward in recipe.task.rewards if not reward.gate)
-        )
+        _check_gates(recipe)
+        settings.setdefault("weights", tuple(reward.weight for reward in recipe.task.rewards))
     _check_settings("algorithm.advantage_kwargs", estimator, settings)
     _check_estimator(config, samples_per_prompt=recipe.schedule.samples_per_prompt)
+    _check_schedule(recipe)
     normaliser = None
     if config.aggregation == "seq_mean_token_sum_norm":
         normaliser = config.loss_normaliser or float(recipe.sampling.max_tokens)
@@ -182,6 +187,7 @@ def resolve(recipe: Recipe) -> Algorithm:
         value_loss=ValueLoss(clip=recipe.critic.value_clip) if has_critic else None,
         returns=partial(returns, lam=recipe.critic.lam, **shared) if has_critic else None,
         distils=config.advantages == "distill",
+        least_rewards=1 if config.advantages in _ONE_BY_ONE or recipe.schedule.samples_per_prompt == 1 else 2,
     )
 
 
@@ -237,11 +243,12 @@ def _check_combinations(config: AlgorithmConfig) -> None:
             f"{config.aggregation}, which has no constant. "
             "Remove the first, or set algorithm.aggregation: seq_mean_token_sum_norm."
         )
-    if config.correction_cap is not None and config.correction == "none":
-        raise ConfigError(
-            f"algorithm.correction_cap is {config.correction_cap} but algorithm.correction is none. "
-            "Remove the cap, or set correction: token_tis."
-        )
+    for key in ("correction_floor", "correction_cap"):
+        if getattr(config, key) is not None and config.correction in ("none", "token_is"):
+            raise ConfigError(
+                f"algorithm.{key} is {getattr(config, key)} but algorithm.correction is {config.correction}, which "
+                "has no bounds. Remove the first, or set correction: token_tis."
+            )
     if config.kl_coef > 0 and config.kl_in == "loss" and config.kl_estimator == "k1":
         raise ConfigError(
             f"algorithm.kl_estimator is k1 and algorithm.kl_coef is {config.kl_coef}: as a loss term "
@@ -268,6 +275,17 @@ def _check_estimator(config: AlgorithmConfig, *, samples_per_prompt: int) -> Non
             f"algorithm.kl_in is reward, but algorithm.advantages is {name}: {_BLIND_TO_TOKEN_REWARDS[name]}. "
             "Set kl_in: loss."
         )
+    shaping = None if config.shaping is None else config.shaping.model_dump()
+    if shaping is not None and name in _BLIND_TO_THE_REWARD:
+        raise ConfigError(
+            f"algorithm.shaping is {shaping}, but algorithm.advantages is {name}, which does not read the trajectory's "
+            "reward, all that shaping changes. Set algorithm.shaping: null."
+        )
+    if name == "distill" and config.reference is None:
+        raise ConfigError(
+            "algorithm.advantages is distill, but algorithm.reference is not set: the teacher would be the model "
+            "that is trained, before training. Set algorithm.reference to the teacher's folder or hub name."
+        )
     alpha = settings.get("length_alpha")
     if alpha is not None and ("lam" in settings or alpha <= 0):
         raise ConfigError(
@@ -278,6 +296,37 @@ def _check_estimator(config: AlgorithmConfig, *, samples_per_prompt: int) -> Non
         raise ConfigError(
             f"algorithm.advantage_kwargs.k is {settings['k']}, but schedule.samples_per_prompt is "
             f"{samples_per_prompt}: no group has k samples. Raise the last, or lower k."
+        )
+
+
+def _check_gates(recipe: Recipe) -> None:
+    gates = [reward.use for reward in recipe.task.rewards if reward.gate]
+    if gates:
+        raise ConfigError(
+            f"task.rewards has the gate {gates[0]}, but algorithm.advantages is gdpo, which reads the other rewards "
+            "one by one: a gate closes only their sum. Close them in the reward functions, or choose another estimator."
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    """Refuse a run that would train nothing."""
+    name, schedule = recipe.algorithm.advantages, recipe.schedule
+    if schedule.samples_per_prompt == 1 and name in ADVANTAGES and name not in _ONE_BY_ONE:
+        raise ConfigError(
+            f"schedule.samples_per_prompt is 1, but algorithm.advantages is {name}, which compares the samples of a "
+            "prompt: every advantage would be 0. Raise the first, or choose one of "
+            f"{', '.join(sorted(_ONE_BY_ONE))}."
+        )
+    if schedule.samples_per_prompt == 1 and schedule.drop_zero_variance:
+        raise ConfigError(
+            "schedule.samples_per_prompt is 1 and schedule.drop_zero_variance is true: the rewards of one sample are "
+            "always equal, so every group would be discarded. Raise the first, or set the second to false."
+        )
+    pretraining = recipe.critic.pretrain_steps if name in _WITH_CRITIC else 0
+    if pretraining >= schedule.num_steps:
+        raise ConfigError(
+            f"critic.pretrain_steps is {pretraining} and schedule.num_steps is {schedule.num_steps}: the policy would "
+            "never be trained. Lower the first, or raise the second."
         )
 
 

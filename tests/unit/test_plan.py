@@ -69,6 +69,7 @@ def test_rows_that_do_not_share_out_count_for_the_fullest_rank():
 )
 def test_packing_never_makes_more_micro_batches_than_the_plan_says(lengths, ranks, budget):
     lines = plan(
+        algorithm={"advantages": "reinforce"},
         schedule={"prompts_per_step": 1, "samples_per_prompt": len(lengths)},
         sampling={"max_prompt_tokens": 20, "max_tokens": 20},
         learner={"num_ranks": ranks, "microbatch_tokens": budget},
