@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         drop_zero_variance=schedule.drop_zero_variance,
         temperature_points=recipe.sampling.temperature_points,
         version=lambda: state.step,
+        least_rewards=parts.algorithm.least_rewards,
     )
     return Run(
         recipe=recipe,
@@ -193,16 +194,17 @@ async def _start(
 async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algorithm) -> LearnerClient:
     recipe = materials.recipe
     updates = recipe.schedule.minibatches * recipe.schedule.inner_epochs
+    has_critic = algorithm.value_loss is not None
     plan = LearnerPlan(
         model=local_model(recipe, materials.model_folder),
         learner=recipe.learner,
         total_steps=recipe.schedule.num_steps * updates,
-        critic_only_steps=0 if algorithm.value_loss is None else recipe.critic.pretrain_steps * updates,
         seed=recipe.seed,
         needs_reference=algorithm.needs_reference,
         reference=_reference_model(recipe),
         reference_resets=recipe.algorithm.reference_reset_every > 0,
-        critic=None if algorithm.value_loss is None else recipe.critic,
+        critic=recipe.critic if has_critic else None,
+        critic_alone=recipe.critic.pretrain_steps * updates if has_critic else 0,
         entropy="gradient" if algorithm.needs_entropy else "metric",
         keep_routing=materials.keeps_routing,
     )
@@ -313,11 +315,8 @@ def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
     return chosen
 
 
-def _reward_parts(recipe: Recipe) -> list[str]:
-    rewards = recipe.task.rewards
-    if recipe.algorithm.advantages != "gdpo":
-        return []
-    return [name for name, reward in zip(short_names(rewards), rewards, strict=True) if not reward.gate]
+def _reward_parts(recipe: Recipe) -> Sequence[str]:
+    return short_names(recipe.task.rewards) if recipe.algorithm.advantages == "gdpo" else ()
 
 
 def _evaluator(

@@ -25,7 +25,7 @@ from rlhf.algorithms.token_rewards import kl_token_rewards
 from rlhf.algorithms.value_loss import ValueLoss
 from rlhf.batch import Batch
 from rlhf.config.algorithm import AlgorithmConfig
-from rlhf.config.refusals import WITH_CRITIC, refuse_algorithm
+from rlhf.config.refusals import ONE_BY_ONE, WITH_CRITIC, refuse_algorithm
 from rlhf.config.schema import Recipe
 from rlhf.config.settings import checked_settings
 from rlhf.errors import ConfigError
@@ -54,6 +54,8 @@ class Algorithm:
     """What the critic is trained towards."""
     distils: bool = False
     """The reference is the teacher that the advantages read."""
+    least_rewards: int = 2
+    """Gradable samples without which a group says nothing: 1 where each is judged by itself."""
 
     @property
     def kl_coef(self) -> float:
@@ -154,9 +156,7 @@ def resolve(recipe: Recipe) -> Algorithm:
     refuse_algorithm(recipe)
     settings = dict(config.advantage_kwargs)
     if config.advantages == "gdpo":
-        settings.setdefault(
-            "weights", tuple(reward.weight for reward in recipe.task.rewards if not reward.gate)
-        )
+        settings.setdefault("weights", tuple(reward.weight for reward in recipe.task.rewards))
     settings = checked_settings("algorithm.advantage_kwargs", estimator, settings)
     if ":" in config.advantages:
         estimator = _guarded(estimator, config.advantages)
@@ -178,6 +178,7 @@ def resolve(recipe: Recipe) -> Algorithm:
         value_loss=ValueLoss(clip=recipe.critic.value_clip) if has_critic else None,
         returns=partial(returns, lam=recipe.critic.lam, **shared) if has_critic else None,
         distils=config.advantages == "distill",
+        least_rewards=1 if config.advantages in ONE_BY_ONE or recipe.schedule.samples_per_prompt == 1 else 2,
     )
 
 

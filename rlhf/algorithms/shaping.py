@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.batch import Batch
 from rlhf.errors import ConfigError
+from rlhf.types import NOT_SAMPLED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +80,8 @@ class Shaping:
 
 
 def trajectory_lengths(batch: Batch) -> Int[Tensor, " B"]:
-    """Sampled tokens of each row's whole trajectory."""
-    sampled = batch.row_sampled()
+    """Sampled tokens of each row's whole trajectory, with those that keep_sampling_mask leaves out of the loss."""
+    sampled = torch.bincount(batch.segment_ids[batch.versions != NOT_SAMPLED], minlength=batch.num_rows)
     if batch.trajectory_ids is None:
         return sampled
     ids, trajectory = torch.unique(batch.trajectory_ids, return_inverse=True)

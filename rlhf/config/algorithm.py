@@ -57,7 +57,7 @@ class AlgorithmConfig(Section):
     clip_low: Positive | None = None
     """None: the policy term's own; the same for clip_high and dual_clip."""
     clip_high: Positive | None = None
-    dual_clip: Positive | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
     log_ratio_limit: Positive | None = 20.0
     """Log-ratios are clamped to +- this before exp; None: not at all."""
     old_from: Literal["learner", "rollout"] = "learner"
@@ -98,15 +98,16 @@ class AlgorithmConfig(Section):
     shaping: ShapingConfig | None = None
 
     @property
-    def reads_engine(self) -> str | None:
-        """The setting by which the loss compares with the engine's log-probabilities; None: it does not."""
-        found = {
+    def engine_ratio(self) -> str | None:
+        """A key by which the loss compares the learner's log-probabilities with the engine's; None: none does."""
+        ratio_of_kl = self.kl_ratio_from == "rollout" and self.kl_estimator in (None, "k3_unbiased")
+        compares = {
             "correction": self.correction != "none",
             "old_from": self.old_from == "rollout",
             "opsm_delta": self.opsm_delta is not None,
-            "kl_ratio_from": self.kl_ratio_from == "rollout",
+            "kl_ratio_from": self.kl_coef > 0 and self.kl_in == "loss" and ratio_of_kl,
         }
-        return next((f"{key}: {getattr(self, key)}" for key, does in found.items() if does), None)
+        return next((key for key, is_on in compares.items() if is_on), None)
 
     @model_validator(mode="before")
     @classmethod

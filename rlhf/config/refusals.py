@@ -10,10 +10,8 @@ from rlhf.errors import ConfigError
 
 WITH_CRITIC = frozenset({"gae"})
 """Estimators that read a critic's values."""
-_OF_GROUPS = frozenset(
-    {"grpo", "dr_grpo", "batch_std", "rloo", "reinforce_pp_baseline", "opo", "gdpo", "maxrl", "pass_at_k"}
-)
-"""Estimators that compare the samples of a prompt: alone, a sample's advantage is 0."""
+ONE_BY_ONE = frozenset({"reinforce", "reinforce_pp", "gae", "process", "distill"})
+"""Estimators to which a sample says something without another one of its prompt."""
 _BLIND_TO_REWARDS = {
     "gdpo": "which reads the parts of the reward one by one",
     "process": "which reads the rewards of steps",
@@ -171,11 +169,6 @@ def _of_ranges(recipe: Recipe) -> Iterator[str]:
 
 def _of_policy(recipe: Recipe) -> Iterator[str]:
     config = recipe.algorithm
-    if config.dual_clip is not None and config.dual_clip <= 1:
-        yield (
-            f"algorithm.dual_clip is {config.dual_clip}: it bounds ratios of tokens with a negative advantage from "
-            "above, so expected a number above 1, for example 3."
-        )
     if clips := [key for key in _CLIPS if key in config.policy_kwargs]:
         yield (
             f"algorithm.policy_kwargs has {', '.join(clips)}, which has a key of its own: "
@@ -222,16 +215,16 @@ def _of_estimator(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_parts(recipe: Recipe) -> Iterator[str]:
-    parts = [reward for reward in recipe.task.rewards if not reward.gate]
-    if len(parts) < len(recipe.task.rewards):
+    rewards = recipe.task.rewards
+    if gates := [reward.use for reward in rewards if reward.gate]:
         yield (
-            "algorithm.advantages is gdpo and a part of task.rewards has gate: true: parts are normalised one by "
-            "one, and a gate multiplies their sum. Set gate: false, or choose another estimator."
+            f"task.rewards has the gate {gates[0]}, but algorithm.advantages is gdpo, which reads the other rewards "
+            "one by one: a gate closes only their sum. Close them in the reward functions, or choose another estimator."
         )
     weights = recipe.algorithm.advantage_kwargs.get("weights")
-    if isinstance(weights, list | tuple) and len(weights) != len(parts):
+    if isinstance(weights, list | tuple) and len(weights) != len(rewards):
         yield (
-            f"algorithm.advantage_kwargs.weights has {len(weights)} numbers but task.rewards has {len(parts)} "
+            f"algorithm.advantage_kwargs.weights has {len(weights)} numbers but task.rewards has {len(rewards)} "
             "parts: give one for each, or none, which takes the weights of task.rewards."
         )
 
@@ -246,15 +239,16 @@ def _of_groups(recipe: Recipe) -> Iterator[str]:
         )
     if size > 1:
         return
-    if config.advantages in _OF_GROUPS:
+    if ":" not in config.advantages and config.advantages not in ONE_BY_ONE:
         yield (
-            f"schedule.samples_per_prompt is 1 but algorithm.advantages is {config.advantages}, which compares the "
-            "samples of a prompt: every advantage would be 0. Raise the first, or set advantages: reinforce or gae."
+            f"schedule.samples_per_prompt is 1, but algorithm.advantages is {config.advantages}, which compares the "
+            "samples of a prompt: every advantage would be 0. Raise the first, or choose one of "
+            f"{', '.join(sorted(ONE_BY_ONE))}."
         )
     if recipe.schedule.drop_zero_variance:
         yield (
-            "schedule.samples_per_prompt is 1 and schedule.drop_zero_variance is true: no group of one varies, all "
-            "would be discarded. Raise the first, or set the second to false."
+            "schedule.samples_per_prompt is 1 and schedule.drop_zero_variance is true: the rewards of one sample are "
+            "always equal, so every group would be discarded. Raise the first, or set the second to false."
         )
     if config.shaping is not None and config.shaping.kimi_coef is not None:
         yield (

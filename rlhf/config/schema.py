@@ -356,15 +356,13 @@ class Recipe(Section):
                 f"{self.learner.microbatch_tokens}: one row must fit in a micro-batch. Raise the last or lower "
                 "the first two."
             )
-        reads_engine = self.algorithm.reads_engine
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
-        if truncated and reads_engine is not None and not self.sampling.keep_sampling_mask:
+        if truncated and not self.sampling.keep_sampling_mask and (found := self.algorithm.engine_ratio):
             raise ValueError(
                 f"sampling.top_p is {self.sampling.top_p} and sampling.top_k is {self.sampling.top_k}: the engine "
-                "samples from a truncated distribution that the learner does not renormalise, so every importance "
-                f"weight would be biased (algorithm.{reads_engine}). Set sampling.keep_sampling_mask: true, or "
-                "top_p: 1 and top_k: 0, or compare with the learner alone (algorithm.correction: none, old_from: "
-                "learner, kl_ratio_from: learner, opsm_delta: null)."
+                "samples from a truncated distribution that the learner does not renormalise, so every ratio of the "
+                f"two would be biased, and algorithm.{found} takes one. Set sampling.keep_sampling_mask: true, or "
+                "top_p: 1 and top_k: 0, or do without that ratio (algorithm.correction: none and the like)."
             )
         if self.sampling.keep_routing is True and self.engine.compile:
             raise ValueError(

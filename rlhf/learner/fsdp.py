@@ -59,7 +59,7 @@ class FsdpLearner:
             self._policy_scores,
             section="learner",
             config=plan.learner,
-            total_steps=plan.total_steps - plan.critic_only_steps,
+            total_steps=plan.total_steps - plan.critic_alone,
         )
         if plan.keep_routing:
             self.policy.module.require_routing()

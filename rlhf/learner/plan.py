@@ -30,8 +30,6 @@ class LearnerPlan:
     learner: LearnerConfig
     total_steps: int
     """Optimizer steps of the whole run: the length of the learning-rate schedules."""
-    critic_only_steps: int = 0
-    """Of those, at the start, the ones in which only the critic is trained."""
     seed: int = 0
     needs_reference: bool = False
     """Hold the initial weights frozen (LoRA holds them anyway)."""
@@ -41,6 +39,8 @@ class LearnerPlan:
     """The reference will be set to the policy now and then, so checkpoints hold it. Not with LoRA."""
     critic: CriticConfig | None = None
     """Train a critic of the policy's size beside it."""
+    critic_alone: int = 0
+    """Optimizer steps of the critic before the first of the policy, whose schedule is that much shorter."""
     entropy: EntropyMode = "metric"
     """`gradient` when the loss trains the entropy it is given."""
     keep_routing: bool = False

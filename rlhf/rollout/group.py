@@ -33,16 +33,16 @@ def temperature_at(points: Sequence[tuple[int, float]], version: int) -> float:
     return points[0][1]
 
 
-def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool) -> str | None:
+def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool, least_rewards: int = 2) -> str | None:
     """Why a group cannot or should not be trained, or None.
 
-    `ungradable`: fewer than two samples have a reward, so there is no baseline; of a group of one, none.
+    `ungradable`: fewer than `least_rewards` samples have a reward; without a second one there is no baseline.
     `zero_variance`: all rewards are equal, so every advantage is 0 (DAPO, eq. 11); only if asked for.
     """
     rewards = [
         t.reward.value for t in group.trajectories if t.reward is not None and t.reward.value is not None
     ]
-    if len(rewards) < min(2, len(group.trajectories)):
+    if len(rewards) < least_rewards:
         return "ungradable"
     if drop_zero_variance and max(rewards) - min(rewards) < 1e-9:
         return "zero_variance"
@@ -65,6 +65,8 @@ class Producer:
     """The weight version that is live now."""
     temperature_points: Sequence[tuple[int, float]] = ()
     """As in `temperature_at`, in place of the temperature in `sampling`."""
+    least_rewards: int = 2
+    """Samples of a group that must have a reward, as the algorithm has it."""
 
     async def run(self) -> None:
         """Admit groups until cancelled."""
@@ -89,7 +91,9 @@ class Producer:
     async def _one(self, index: int, prompt: Prompt, *, version: int) -> None:
         try:
             group = await self._roll_out(index, prompt, version=version)
-            reason = rejection(group, drop_zero_variance=self.drop_zero_variance)
+            reason = rejection(
+                group, drop_zero_variance=self.drop_zero_variance, least_rewards=self.least_rewards
+            )
             if reason is None:
                 self.buffer.finish(group)
             else:

@@ -8,8 +8,9 @@ from rlhf.batch import Batch
 
 
 def lengths(batch: Batch) -> list[int]:
-    rows = batch.segment_ids[batch.loss_mask].tolist()
-    own = [rows.count(row) for row in range(batch.num_rows)]
+    own = [0] * batch.num_rows
+    for row, version in zip(batch.segment_ids.tolist(), batch.versions.tolist(), strict=True):
+        own[row] += version != -1
     ids = list(range(batch.num_rows)) if batch.trajectory_ids is None else batch.trajectory_ids.tolist()
     return [sum(n for n, other in zip(own, ids, strict=True) if other == mine) for mine in ids]
 

@@ -199,9 +199,8 @@ def test_old_logprobs_are_needed_for_several_updates_and_before_the_advantages()
     assert not algorithm().needs_old_logprobs(1)
     assert algorithm().needs_old_logprobs(2)
     assert algorithm("ppo").needs_old_logprobs(1)
-    distil = algorithm(advantages="distill", reference="teacher")
-    assert distil.needs_old_logprobs(1)
-    assert distil.needs_reference
+    assert algorithm(advantages="distill", reference="teacher").needs_old_logprobs(1)
+    assert algorithm(advantages="distill", reference="teacher").needs_reference
 
 
 def test_shaped_rewards_reach_the_advantages_and_the_task_rewards_stay():
@@ -279,11 +278,49 @@ def test_loss_weights_of_each_minibatch_are_its_own():
             "policy_kwargs.window: found 3, expected a valid tuple",
         ),
         ({"old_from": "rollout"}, "algorithm.old_from is rollout and correction is token_tis"),
+        ({"name": "dapo", "advantages": "gdpo"}, "algorithm.shaping is .* but algorithm.advantages is gdpo"),
+        ({"advantages": "distill"}, "algorithm.reference is not set"),
     ],
 )
 def test_a_configuration_that_cannot_mean_anything_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         algorithm(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "message"),
+    [
+        ("grpo", {"schedule": {"samples_per_prompt": 1}}, "grpo, which compares the samples of a prompt"),
+        ("rloo", {"schedule": {"samples_per_prompt": 1}}, "rloo, which compares the samples of a prompt"),
+        (
+            "ppo",
+            {"schedule": {"samples_per_prompt": 1, "drop_zero_variance": True}},
+            "every group would be discarded",
+        ),
+        ("vapo", {"schedule": {"num_steps": 50}}, "critic.pretrain_steps is 50 and schedule.num_steps is 50"),
+    ],
+)
+def test_a_run_that_would_train_nothing_is_refused(name, over, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(recipe(name, over=over))
+
+
+def test_gates_are_refused_where_the_rewards_are_read_one_by_one():
+    task = {"train": {"file": "a"}, "rewards": [{"use": "a:b"}, {"use": "a:c", "gate": True}]}
+    assert resolve(recipe("grpo", over={"task": task}))
+    with pytest.raises(ConfigError, match=r"task.rewards has the gate a:c, but algorithm.advantages is gdpo"):
+        resolve(recipe("grpo", advantages="gdpo", over={"task": task}))
+
+
+def test_one_sample_is_enough_where_each_is_judged_by_itself():
+    assert algorithm("grpo").least_rewards == 2
+    assert algorithm("ppo").least_rewards == 1
+    assert resolve(recipe("ppo", over={"schedule": {"samples_per_prompt": 1}})).least_rewards == 1
+
+
+def test_a_reference_cannot_be_reset_under_lora():
+    with pytest.raises(ConfigError, match=r"algorithm.reference_reset_every is 400 and model.lora is set"):
+        resolve(recipe("r1_zero", over={"model": {"path": "x", "lora": {}}}))
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():

@@ -2,6 +2,7 @@ import math
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -43,7 +44,9 @@ shapings = st.builds(
 
 
 def unshaped(seed: int):
-    return replace(ragged(seed, num_rows=12), task_rewards=None)
+    """Some tokens were sampled and are not trained, as those from too large a kept set."""
+    batch = ragged(seed, num_rows=12)
+    return replace(batch, task_rewards=None, loss_mask=batch.loss_mask & (batch.tokens % 5 > 0))
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -67,7 +70,16 @@ def test_lengths_are_those_of_whole_trajectories(seed):
     batch = unshaped(seed)
     assert trajectory_lengths(batch).tolist() == reference.lengths(batch)
     alone = replace(batch, trajectory_ids=None)
-    assert trajectory_lengths(alone).tolist() == batch.row_sampled().tolist()
+    assert trajectory_lengths(alone).tolist() == reference.lengths(alone)
+
+
+def test_a_token_from_too_large_a_kept_set_counts_in_the_length():
+    segment = make_trajectory(sampled_ids=(3, 4, 5, 6)).segments[0]
+    kept = tuple(np.array([] if token == 5 else [token], np.int32) for token in segment.token_ids)
+    overflown = replace(make_trajectory(), segments=(replace(segment, kept=kept),))
+    batch = pack([replace(make_group(), trajectories=(overflown, make_trajectory(sample_index=1)))])
+    assert batch.row_sampled()[0] == 3
+    assert trajectory_lengths(batch)[0] == 4
 
 
 @given(seed=seeds, shaping=shapings)

@@ -135,6 +135,27 @@ def test_truncated_sampling_is_corrected_only_over_what_it_left(write):
     assert (recipe.sampling.keep_sampling_mask, recipe.sampling.kept_limit) == (True, 256)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["opsm_delta=0.1"], "opsm_delta"),
+        (["old_from=rollout"], "old_from"),
+        (["kl_coef=0.1", "kl_ratio_from=rollout"], "kl_ratio_from"),
+    ],
+)
+def test_truncated_sampling_is_in_no_ratio_to_the_engine(write, overrides, key):
+    asked = [f"algorithm.{override}" for override in ["correction=none", *overrides]]
+    message = message_of(write(MINIMAL), ["sampling.top_k=9", *asked])
+    assert f"and algorithm.{key} takes one" in message
+    assert load_recipe(write(MINIMAL), asked)
+    assert load_recipe(write(MINIMAL), ["sampling.top_k=9", "algorithm.correction=none"])
+
+
+def test_a_dual_clip_below_the_lower_clip_is_refused(write):
+    message = message_of(write(MINIMAL), ["algorithm.dual_clip=0.5"])
+    assert "algorithm.dual_clip: found 0.5, expected greater than 1" in message
+
+
 def test_recorded_routing_and_a_compiled_engine_exclude_each_other(write):
     message = message_of(write(MINIMAL), ["sampling.keep_routing=true", "engine.compile=true"])
     assert "sampling.keep_routing is true and so is engine.compile" in message
@@ -144,21 +165,6 @@ def test_combination_error_names_both_keys(write):
     message = message_of(write(MINIMAL), ["placement.kind=colocated", "schedule.max_staleness=1"])
     assert "schedule.max_staleness is 1 but placement.kind is colocated" in message
     assert "Value error" not in message
-
-
-@pytest.mark.parametrize(
-    ("setting", "named"),
-    [
-        ("correction=token_tis", "correction: token_tis"),
-        ("old_from=rollout", "old_from: rollout"),
-        ("opsm_delta=0.1", "opsm_delta: 0.1"),
-        ("kl_ratio_from=rollout", "kl_ratio_from: rollout"),
-    ],
-)
-def test_truncated_sampling_is_refused_wherever_the_loss_reads_the_engine(write, setting, named):
-    cut = ["sampling.top_k=5", "algorithm.correction=none"]
-    assert load_recipe(write(MINIMAL), cut).sampling.top_k == 5
-    assert f"(algorithm.{named})" in message_of(write(MINIMAL), [*cut, f"algorithm.{setting}"])
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf"])

@@ -192,6 +192,18 @@ def test_critic_reports_its_own_learning_rate_and_gradient(place: RankPlace) -> 
     assert metrics.forward_backward_s > 0
 
 
+def test_policy_schedule_ends_with_the_run_after_the_critics_steps_alone(place: RankPlace) -> None:
+    what = replace(
+        plan(lr=1.0, lr_schedule="linear"), critic=CriticConfig(lr=1.0, lr_schedule="linear"), critic_alone=16
+    )
+    learner = FsdpLearner(what, place)
+    assert learner.critic is not None
+    assert (learner.critic.total_steps, learner.policy.total_steps) == (20, 4)
+    batches = [[example_batch(seed=0)], [example_batch(seed=1)]]
+    assert learner.update(batches, policy_gradient).values["update/lr"] == pytest.approx(0.75)
+    assert learner.update_critic(batches, regression).values["critic/lr"] == pytest.approx(0.95)
+
+
 def test_non_finite_gradient_of_the_critic_names_it_and_changes_nothing(place: RankPlace) -> None:
     learner = FsdpLearner(CRITIC, place)
 

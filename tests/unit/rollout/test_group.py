@@ -42,13 +42,18 @@ def test_seed_is_the_same_in_every_process_and_release():
         ((None, 1.0), False, "ungradable"),
         ((None, None), True, "ungradable"),
         ((None, 1.0, 0.0), True, None),
-        ((1.0,), False, None),
-        ((None,), False, "ungradable"),
         ((None, 1.0, 1.0), True, "zero_variance"),
     ],
 )
 def test_group_without_a_signal_is_rejected_by_name(rewards, drop, reason):
     assert rejection(make_group(rewards=rewards), drop_zero_variance=drop) == reason
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"), [((None, 1.0), None), ((1.0,), None), ((None,), "ungradable")]
+)
+def test_one_reward_is_enough_where_the_algorithm_compares_nothing(rewards, reason):
+    assert rejection(make_group(rewards=rewards), drop_zero_variance=False, least_rewards=1) == reason
 
 
 @dataclass
@@ -84,7 +89,7 @@ class World:
 
 
 def producer(
-    world: World, *, groups_per_step: int = 4, max_staleness: int = 0, drop: bool = False
+    world: World, *, groups_per_step: int = 4, max_staleness: int = 0, drop: bool = False, samples: int = 2
 ) -> Producer:
     return Producer(
         buffer=GroupBuffer(groups_per_step, max_staleness),
@@ -92,7 +97,8 @@ def producer(
         rollout=world,
         reward=world,
         sampling=Sampling(max_tokens=8),
-        samples_per_prompt=2,
+        samples_per_prompt=samples,
+        least_rewards=min(samples, 2),
         seed=5,
         drop_zero_variance=drop,
         version=lambda: world.version,
@@ -124,6 +130,12 @@ def test_groups_arrive_whole_scored_and_in_admission_order(max_staleness):
     for group in groups:
         assert [t.sample_index for t in group.trajectories] == [0, 1]
         assert [t.reward.value for t in group.trajectories] == [0.0, 1.0]
+
+
+def test_groups_of_one_sample_reach_the_loop():
+    world = World(rewards={f"p{i}": (1.0,) for i in range(NUM_PROMPTS)})
+    (groups,) = run_virtually(steps(producer(world, samples=1), world, 1))
+    assert [len(group.trajectories) for group in groups] == [1, 1, 1, 1]
 
 
 def test_seeds_follow_from_prompt_and_live_version():
