@@ -157,7 +157,8 @@ def _trajectory(raw: Mapping[str, Any]) -> Trajectory:
     fields = dict(raw)
     fields["segments"] = tuple(_segment(segment) for segment in raw["segments"])
     fields["turns"] = tuple(Turn(**{**turn, "message": Message(**turn["message"])}) for turn in raw["turns"])
-    fields["reward"] = RewardResult(**raw["reward"]) if raw["reward"] else None
+    if reward := raw["reward"]:
+        fields["reward"] = RewardResult(**{**reward, "steps": tuple(map(tuple, reward["steps"]))})
     return Trajectory(**fields)
 
 

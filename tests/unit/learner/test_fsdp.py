@@ -137,7 +137,7 @@ def test_reset_makes_the_policy_the_reference_and_a_checkpoint_keeps_it(
 
 
 def test_reference_that_is_reset_is_refused_with_lora(place: RankPlace) -> None:
-    with pytest.raises(ConfigError, match=r"model\.lora is set"):
+    with pytest.raises(ConfigError, match=r"reference_reset_every is set, and so is model\.lora"):
         FsdpLearner(replace(plan(LORA, needs_reference=True), reference_resets=True), place)
 
 
