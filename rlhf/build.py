@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ class _Parts:
 
 
 def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
-    recipe, schedule = materials.recipe, materials.recipe.schedule
+    recipe, schedule, inputs = materials.recipe, materials.recipe.schedule, parts.algorithm.inputs
     prompts = PromptStream(materials.train, seed=recipe.seed, curriculum=recipe.task.curriculum)
     state = _restore(materials.folder, prompts)
     _warn_of_one_epoch(recipe, len(materials.train))
@@ -125,8 +125,8 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         placement=_placement(recipe, parts),
         algorithm=parts.algorithm,
         annotators=_annotators(parts, schedule.minibatches * schedule.inner_epochs),
-        reward_parts=_reward_parts(recipe),
-        decode_steps=materials.renderer.decode if recipe.algorithm.advantages == "process" else None,
+        reward_parts=short_names(recipe.task.rewards) if "reward_parts" in inputs else (),
+        decode_steps=materials.renderer.decode if "step_rewards" in inputs else None,
         reward=parts.reward,
         prompts=prompts,
         buffer=buffer,
@@ -304,7 +304,7 @@ def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
         before, last = await parts.learner.values(batch)
         return replace(batch, values=before, last_values=last)
 
-    distils = parts.algorithm.distils
+    distils = "teacher_logprobs" in parts.algorithm.inputs
     chosen: list[Annotator] = []
     if parts.algorithm.needs_old_logprobs(num_updates):
         chosen.append(old)
@@ -313,10 +313,6 @@ def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
     if parts.algorithm.value_loss is not None:
         chosen.append(values)
     return chosen
-
-
-def _reward_parts(recipe: Recipe) -> Sequence[str]:
-    return short_names(recipe.task.rewards) if recipe.algorithm.advantages == "gdpo" else ()
 
 
 def _evaluator(

@@ -84,8 +84,9 @@ def _around(recipe: Recipe, algorithm: Algorithm) -> list[tuple[str, str]]:
     if algorithm.needs_reference:
         every, target = config.reference_reset_every, config.kl_target
         within = "" if every < schedule.num_steps else " (not within this run)"
+        role = "teacher: " if "teacher_logprobs" in algorithm.inputs else ""
         parts = [
-            f"{'teacher: ' if algorithm.distils else ''}{config.reference or 'the model before training'}",
+            f"{role}{config.reference or 'the model before training'}",
             f"the policy takes its place every {every} steps{within}" if every else "",
             f"kl_coef is steered towards a KL of {target:g} per token" if target else "",
         ]

@@ -25,7 +25,7 @@ from rlhf.algorithms.token_rewards import kl_token_rewards
 from rlhf.algorithms.value_loss import ValueLoss
 from rlhf.batch import Batch
 from rlhf.config.algorithm import AlgorithmConfig
-from rlhf.config.refusals import ONE_BY_ONE, WITH_CRITIC, refuse_algorithm
+from rlhf.config.refusals import ONE_BY_ONE, refuse_algorithm
 from rlhf.config.schema import Recipe
 from rlhf.config.settings import checked_settings
 from rlhf.errors import ConfigError
@@ -52,8 +52,8 @@ class Algorithm:
     """None: there is no critic."""
     returns: AdvantageFunction | None = None
     """What the critic is trained towards."""
-    distils: bool = False
-    """The reference is the teacher that the advantages read."""
+    inputs: frozenset[str] = frozenset()
+    """What the advantages read of the batch beyond what every batch has."""
     least_rewards: int = 2
     """Gradable samples without which a group says nothing: 1 where each is judged by itself."""
 
@@ -71,7 +71,7 @@ class Algorithm:
     @property
     def needs_reference(self) -> bool:
         """The batch must carry ref_logprobs."""
-        return self.kl_coef > 0 or self.distils
+        return self.kl_coef > 0 or "teacher_logprobs" in self.inputs
 
     @property
     def needs_entropy(self) -> bool:
@@ -80,7 +80,7 @@ class Algorithm:
 
     def needs_old_logprobs(self, num_updates: int) -> bool:
         """The batch must carry old_logprobs: with one update per batch old = current, but advantages come before."""
-        return num_updates > 1 or self.kl_in_reward is not None or self.distils
+        return num_updates > 1 or self.kl_in_reward is not None or "old_logprobs" in self.inputs
 
     def add_advantages(self, batch: Batch) -> Batch:
         """The whole step with `advantages`, and `returns` for a critic. Groups must be complete: before any split."""
@@ -163,7 +163,7 @@ def resolve(recipe: Recipe) -> Algorithm:
     normaliser = None
     if config.aggregation == "seq_mean_token_sum_norm":
         normaliser = config.loss_normaliser or float(recipe.sampling.max_tokens)
-    has_critic = config.advantages in WITH_CRITIC
+    has_critic = "values" in config.inputs
     shared = {key: settings[key] for key in ("gamma", "bootstrap_truncated") if key in settings}
     return Algorithm(
         name=config.name,
@@ -177,7 +177,7 @@ def resolve(recipe: Recipe) -> Algorithm:
         kl_in_reward=config.kl_coef if config.kl_in == "reward" and config.kl_coef else None,
         value_loss=ValueLoss(clip=recipe.critic.value_clip) if has_critic else None,
         returns=partial(returns, lam=recipe.critic.lam, **shared) if has_critic else None,
-        distils=config.advantages == "distill",
+        inputs=config.inputs,
         least_rewards=1 if config.advantages in ONE_BY_ONE or recipe.schedule.samples_per_prompt == 1 else 2,
     )
 

@@ -1,5 +1,7 @@
 """The sections `algorithm` and `critic` of a recipe: what is optimised, free of how it is run."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -39,6 +41,16 @@ class ShapingConfig(Section):
         return any(step is not None for step in steps)
 
 
+_INPUTS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "gae": frozenset({"values"}),
+        "gdpo": frozenset({"reward_parts"}),
+        "process": frozenset({"step_rewards"}),
+        "distill": frozenset({"teacher_logprobs", "old_logprobs"}),
+    }
+)
+
+
 class AlgorithmConfig(Section):
     """A preset by name, and what is set beside it: a key written here wins over the preset."""
 
@@ -48,6 +60,10 @@ class AlgorithmConfig(Section):
     """An estimator (rlhf/algorithms/estimators.py), or `module:attribute` or `file.py:attribute` of your own."""
     advantage_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Settings of the estimator, for example {gamma: 1.0, lam: 0.95} of gae."""
+    advantage_inputs: tuple[
+        Literal["values", "reward_parts", "step_rewards", "teacher_logprobs", "old_logprobs"], ...
+    ] = ()
+    """What an estimator of your own reads of the batch that is there on request alone; `values` asks for a critic."""
     whiten: bool = False
     """Whiten the advantages over all trained tokens of the step, as a last move."""
     policy: str = "ppo"
@@ -96,6 +112,11 @@ class AlgorithmConfig(Section):
     mask_truncated: bool = False
     """Leave truncated rows out of the loss (they stay in the baseline)."""
     shaping: ShapingConfig | None = None
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """What the estimator reads of the batch beyond what every batch has."""
+        return _INPUTS.get(self.advantages, frozenset(self.advantage_inputs))
 
     @property
     def engine_ratio(self) -> str | None:

@@ -8,8 +8,6 @@ from rlhf.config.algorithm import AlgorithmConfig, CriticConfig
 from rlhf.config.schema import Recipe
 from rlhf.errors import ConfigError
 
-WITH_CRITIC = frozenset({"gae"})
-"""Estimators that read a critic's values."""
 ONE_BY_ONE = frozenset({"reinforce", "reinforce_pp", "gae", "process", "distill"})
 """Estimators to which a sample says something without another one of its prompt."""
 _BLIND_TO_REWARDS = {
@@ -70,7 +68,7 @@ _IDLE = (
     ),
     _Idle(
         keys=("reference",),
-        unread=lambda a: a.kl_coef == 0 and a.advantages != "distill",
+        unread=lambda a: a.kl_coef == 0 and "teacher_logprobs" not in a.inputs,
         why="algorithm.kl_coef is 0 and algorithm.advantages is {advantages}: nothing reads a reference",
         instead="set kl_coef, or advantages: distill",
     ),
@@ -200,15 +198,20 @@ def _of_estimator(recipe: Recipe) -> Iterator[str]:
             "algorithm.advantage_kwargs.bootstrap_truncated is true and so is algorithm.mask_truncated: the rows "
             "that the first is about are left out of the loss. Set one of the two to false."
         )
-    if config.advantages == "distill" and config.reference is None:
+    if "teacher_logprobs" in config.inputs and config.reference is None:
         yield (
-            "algorithm.advantages is distill but algorithm.reference is not set: the teacher would be the model "
-            "before training. Set algorithm.reference to the folder or hub name of the teacher."
+            f"algorithm.advantages is {config.advantages} but algorithm.reference is not set: the teacher would "
+            "be the model before training. Set algorithm.reference to the folder or hub name of the teacher."
         )
-    if config.advantages == "distill" and config.reference_reset_every:
+    if "teacher_logprobs" in config.inputs and config.reference_reset_every:
         yield (
-            f"algorithm.advantages is distill and algorithm.reference_reset_every is {config.reference_reset_every}: "
-            "the policy would become its own teacher. Set reference_reset_every: 0."
+            f"algorithm.advantages is {config.advantages} and algorithm.reference_reset_every is "
+            f"{config.reference_reset_every}: the policy would become its own teacher. Set reference_reset_every: 0."
+        )
+    if config.advantage_inputs and ":" not in config.advantages:
+        yield (
+            f"algorithm.advantage_inputs is {list(config.advantage_inputs)} but algorithm.advantages is "
+            f"{config.advantages}, of which is known what it reads. Remove the first, or name a function of your own."
         )
     if config.advantages == "gdpo":
         yield from _of_parts(recipe)
@@ -281,12 +284,13 @@ def _of_shaping(recipe: Recipe) -> Iterator[str]:
 
 def _of_critic(recipe: Recipe) -> Iterator[str]:
     config, steps = recipe.critic, recipe.schedule.num_steps
-    has_critic = recipe.algorithm.advantages in WITH_CRITIC
+    has_critic = "values" in recipe.algorithm.inputs
     given = [key for key, value in config if value != CriticConfig.model_fields[key].default]
     if given and not has_critic:
         yield (
             f"critic.{given[0]} is {_yaml(dict(config)[given[0]])} but algorithm.advantages is "
-            f"{recipe.algorithm.advantages}, which has no critic. Remove it, or set algorithm.advantages: gae."
+            f"{recipe.algorithm.advantages}, which has no critic. Remove it, or set algorithm.advantages: gae (or, "
+            "with an estimator of your own, advantage_inputs: [values])."
         )
     if has_critic and config.pretrain_steps >= steps:
         yield (

@@ -385,3 +385,30 @@ def test_losses_pickle(name):
     found = algorithm(name)
     for loss in (found.loss, found.value_loss):
         assert pickle.loads(pickle.dumps(loss)) == loss
+
+
+def test_a_users_estimator_gets_what_it_asks_for(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from rlhf.algorithms.gae import gae\n\n\ndef ours(batch, gamma=1.0):\n    return gae(batch, gamma=gamma)\n"
+    )
+    own = f"{tmp_path}/mine.py:ours"
+    plain = algorithm(advantages=own)
+    assert plain.value_loss is None
+    assert not plain.needs_reference
+    assert not plain.needs_old_logprobs(1)
+    asked = algorithm(
+        advantages=own,
+        advantage_inputs=["values", "old_logprobs", "teacher_logprobs"],
+        advantage_kwargs={"gamma": 0.9},
+        reference="teacher",
+    )
+    assert asked.value_loss is not None
+    assert asked.needs_reference
+    assert asked.needs_old_logprobs(1)
+    ours, theirs = (
+        asked.add_advantages(filled()),
+        algorithm("ppo", advantage_kwargs={"gamma": 0.9}, whiten=False),
+    )
+    expected = replace(theirs, kl_in_reward=None).add_advantages(filled())
+    assert torch.equal(ours.advantages, expected.advantages)
+    assert torch.equal(ours.returns, expected.returns)

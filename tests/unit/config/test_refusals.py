@@ -35,6 +35,11 @@ def test_no_preset_is_refused(name):
         ({"kl_coef": 0.1, "kl_in": "reward", "kl_ratio_from": "rollout"}, "kl_ratio_from is rollout but"),
         ({"kl_coef": 0.1, "kl_horizon": 5}, "kl_horizon is 5.0 but algorithm.kl_target is not set"),
         ({"reference": "b"}, "reference is b but algorithm.kl_coef is 0"),
+        ({"advantage_inputs": ["values"]}, "advantage_inputs is ['values'] but algorithm.advantages is grpo"),
+        (
+            {"advantages": "mine:f", "advantage_inputs": ["teacher_logprobs"]},
+            "advantages is mine:f but algorithm.reference is not set",
+        ),
         (
             {"correction": "none", "correction_cap": 3},
             "correction_cap is 3.0 but algorithm.correction is none",
