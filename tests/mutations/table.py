@@ -3,12 +3,17 @@
 from tests.mutations.mutation import Mutation
 from tests.mutations.planted import (
     advantages,
+    bundles,
     corrections,
     estimates,
+    estimators,
     losses,
     policy,
     preferences,
     rankings,
+    recurrences,
+    sequences,
+    shaping,
     tokens,
     weights,
 )
@@ -16,6 +21,10 @@ from tests.mutations.planted import (
 MUTATIONS: tuple[Mutation, ...] = (
     *weights.BUGS,
     *advantages.BUGS,
+    *estimators.BUGS,
+    *sequences.BUGS,
+    *recurrences.BUGS,
+    *shaping.BUGS,
     *policy.BUGS,
     *losses.BUGS,
     *corrections.BUGS,
@@ -23,4 +32,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *preferences.BUGS,
     *rankings.BUGS,
     *tokens.BUGS,
+    *bundles.BUGS,
 )
