@@ -12,6 +12,7 @@ from tests.mutations.planted import (
     preferences,
     rankings,
     recurrences,
+    replay,
     sequences,
     shaping,
     tokens,
@@ -32,5 +33,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *preferences.BUGS,
     *rankings.BUGS,
     *tokens.BUGS,
+    *replay.BUGS,
     *bundles.BUGS,
 )

@@ -32,12 +32,20 @@ def test_group_advantages_of_a_hand_worked_group():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rewards", [[0.1, 0.1, 0.1], [0.1 + 0.2, 0.3, 0.3], [1e6, 1e6], [0.0, 0.0]])
+@pytest.mark.parametrize(
+    "rewards",
+    [[0.1] * 3, [0.1 + 0.2, 0.3, 0.3], [1e6] * 2, [0.0] * 2, [0.1] * 3 + [NAN], [-0.1] * 3 + [NAN]],
+)
 def test_group_advantages_of_equal_rewards_are_exact_zeros(dtype, rewards):
     ids = torch.zeros(len(rewards), dtype=torch.int64)
     for normalise in (True, False):
         result = group_advantages(torch.tensor(rewards, dtype=dtype), ids, normalise=normalise)
         assert result.tolist() == [0.0] * len(rewards)
+
+
+def test_group_advantages_of_small_rewards_that_differ_are_not_zero():
+    result = group_advantages(f64(3e-12, 1e-12), torch.tensor([0, 0]), normalise=False)
+    assert result.tolist() == pytest.approx([1e-12, -1e-12], rel=1e-9, abs=0)
 
 
 def test_group_advantages_of_a_group_of_one_are_zero():

@@ -257,6 +257,13 @@ def test_process_supervision_gives_each_step_what_follows_it():
     assert found == pytest.approx([a + b, 0, b, b, b + c, b + c, c], abs=1e-12)
 
 
+def test_distillation_has_no_gradient():
+    batch = case(1)
+    fields = ("old_logprobs", "teacher_logprobs")
+    live = replace(batch, **{name: getattr(batch, name).clone().requires_grad_() for name in fields})
+    assert not ADVANTAGES["distill"](live).requires_grad
+
+
 @pytest.mark.parametrize(
     ("name", "field"),
     [
@@ -276,6 +283,18 @@ def test_whiten_agrees_with_the_slow_reference_and_leaves_out_what_was_not_grada
     batch = case(seed)
     values = torch.where(batch.loss_mask, batch.values, garbage(batch.values))
     close(whiten(values, batch), slow.whiten(values.tolist(), batch))
+
+
+@given(seed=seeds)
+def test_whitening_sees_neither_the_order_of_rows_nor_untrained_tokens(seed):
+    batch = case(seed)
+    whole = whiten(batch.values, batch)
+    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    moved, padded = batch.select_rows(order), with_padding(batch, seed)
+    close(whiten(moved.values, moved), whole[batch.token_index(order)])
+    found = whiten(padded.values, padded)
+    close(found[padded.loss_mask], whole[batch.loss_mask])
+    assert found[~padded.loss_mask].count_nonzero() == 0
 
 
 @given(seed=seeds)

@@ -9,7 +9,7 @@ from rlhf.algorithms.gae import gae, reinforce, returns
 from rlhf.algorithms.trajectories import discounted_sums
 from rlhf.batch import Batch
 from tests.unit.algorithms import advantage_reference as slow
-from tests.unit.algorithms.ragged import ragged, with_token_fields
+from tests.unit.algorithms.ragged import ragged, with_padding, with_token_fields
 from tests.unit.algorithms.rows import rows_of
 
 NAN, INF = float("nan"), float("inf")
@@ -62,6 +62,30 @@ def test_ungradable_trajectories_teach_the_critic_nothing(seed):
     batch = case(seed)
     lost = torch.isnan(batch.rewards)[batch.segment_ids] & batch.loss_mask
     assert torch.equal(returns(batch, gamma=0.9, lam=0.8)[lost], batch.values[lost])
+
+
+SETTINGS = {"gamma": 0.9, "lam": 0.8, "bootstrap_truncated": True}
+
+
+@given(seed=seeds)
+def test_untrained_tokens_change_no_return_whatever_they_hold(seed):
+    batch = case(seed)
+    padded = with_padding(batch, seed)
+    found = returns(padded, **SETTINGS)
+    assert torch.equal(found[padded.loss_mask], returns(batch, **SETTINGS)[batch.loss_mask])
+    assert found[~padded.loss_mask].count_nonzero() == 0
+
+
+@given(seed=seeds)
+def test_trajectories_in_any_order_and_any_split_have_the_same_returns(seed):
+    batch = case(seed)
+    whole = returns(batch, **SETTINGS)
+    g = torch.Generator().manual_seed(seed)
+    moved = torch.argsort(torch.randperm(12, generator=g)[batch.trajectory_ids], stable=True)
+    close(returns(batch.select_rows(moved), **SETTINGS), whole[batch.token_index(moved)])
+    for i in batch.trajectory_ids.unique():
+        rows = torch.nonzero(batch.trajectory_ids == i).squeeze(1)
+        close(returns(batch.select_rows(rows), **SETTINGS), whole[batch.token_index(rows)])
 
 
 def test_gae_of_a_hand_worked_row_skips_the_tool_span():

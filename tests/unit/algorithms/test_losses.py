@@ -14,7 +14,14 @@ from rlhf.batch import Batch
 from rlhf.data.packing import split_microbatches
 from rlhf.telemetry.metrics import declared
 from tests.unit.algorithms import loss_reference, reference
-from tests.unit.algorithms.ragged import current_logprobs, entropies, garbage, ragged, with_garbage
+from tests.unit.algorithms.ragged import (
+    current_logprobs,
+    entropies,
+    garbage,
+    ragged,
+    with_garbage,
+    with_padding,
+)
 
 seeds = st.integers(0, 10_000)
 EVERYTHING = PolicyLoss(
@@ -124,6 +131,22 @@ def test_garbage_under_the_mask_changes_nothing(loss, seed):
         strict=True,
     ):
         assert torch.equal(clean, found)
+
+
+@pytest.mark.parametrize("loss", SETTINGS)
+@settings(max_examples=10)
+@given(seed=seeds)
+def test_untrained_tokens_strewn_into_the_rows_change_nothing(loss, seed):
+    batch = prepared(loss, ragged(seed))
+    # The current values ride along in fields that padding fills with garbage.
+    carrier = replace(batch, values=current_logprobs(batch, seed), returns=entropies(batch, seed))
+    padded = with_padding(carrier, seed)
+    clean = run(loss, carrier.values, carrier.returns, batch)
+    found = run(loss, padded.values, padded.returns, padded)
+    assert found[0].item() == pytest.approx(clean[0].item(), abs=1e-12)
+    for expected, gradient in zip(clean[1:3], found[1:3], strict=True):
+        torch.testing.assert_close(gradient[padded.loss_mask], expected[batch.loss_mask], rtol=1e-12, atol=0)
+        assert gradient[~padded.loss_mask].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("loss", SETTINGS)
