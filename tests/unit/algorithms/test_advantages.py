@@ -1,13 +1,17 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import group_advantages, group_relative
+from rlhf.algorithms.advantages import group_advantages, group_relative, whiten
+from rlhf.batch import Batch
+from tests.unit.algorithms import advantage_reference as slow
 from tests.unit.algorithms import reference
-from tests.unit.algorithms.ragged import ragged
+from tests.unit.algorithms.ragged import garbage, ragged, with_padding, with_token_fields
+from tests.unit.algorithms.rows import rows_of
 
 NAN = float("nan")
 seeds = st.integers(0, 10_000)
@@ -15,6 +19,15 @@ seeds = st.integers(0, 10_000)
 
 def f64(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def case(seed: int) -> Batch:
+    return with_token_fields(ragged(seed, num_rows=12), seed)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor | list[float]) -> None:
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @given(seed=seeds, normalise=st.booleans())
@@ -85,3 +98,37 @@ def test_group_relative_is_unchanged_by_the_order_of_rows(seed, normalise):
     order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
     permuted = group_relative(batch.select_rows(order), normalise=normalise)
     torch.testing.assert_close(permuted, group_relative(batch, normalise=normalise)[batch.token_index(order)])
+
+
+@given(seed=seeds)
+def test_whiten_agrees_with_the_slow_reference_and_leaves_out_what_was_not_gradable(seed):
+    batch = case(seed)
+    plain = torch.where(batch.loss_mask, batch.values, 5.0)
+    for values in (plain, torch.where(batch.loss_mask, batch.values, garbage(batch.values))):
+        close(whiten(values, batch), slow.whiten(values.tolist(), batch))
+
+
+@given(seed=seeds)
+def test_whitening_sees_neither_the_order_of_rows_nor_untrained_tokens(seed):
+    batch = case(seed)
+    whole = whiten(batch.values, batch)
+    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    moved, padded = batch.select_rows(order), with_padding(batch, seed)
+    close(whiten(moved.values, moved), whole[batch.token_index(order)])
+    found = whiten(padded.values, padded)
+    close(found[padded.loss_mask], whole[batch.loss_mask])
+    assert found[~padded.loss_mask].count_nonzero() == 0
+
+
+@given(seed=seeds)
+def test_whitened_values_have_mean_zero_and_variance_one(seed):
+    batch = replace(case(seed), rewards=torch.ones(12).double())
+    found = whiten(batch.values, batch)[batch.loss_mask]
+    assert found.mean().item() == pytest.approx(0, abs=1e-9)
+    assert found.var(correction=1).item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("values", [[], [3.0], [0.1] * 3, [1e6] * 2])
+def test_whitening_what_cannot_be_compared_gives_exact_zeros(values):
+    batch = rows_of([len(values)], rewards=[1])
+    assert whiten(f64(*values), batch).tolist() == [0.0] * len(values)

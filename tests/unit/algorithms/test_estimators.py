@@ -8,12 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import whiten
 from rlhf.algorithms.estimators import ADVANTAGES
 from rlhf.batch import Batch
 from rlhf.errors import ConfigError
 from tests.unit.algorithms import advantage_reference as slow
-from tests.unit.algorithms.ragged import garbage, ragged, with_padding, with_token_fields
+from tests.unit.algorithms.ragged import ragged, with_padding, with_token_fields
 from tests.unit.algorithms.rows import rows_of
 
 NAN = float("nan")
@@ -276,36 +275,3 @@ def test_distillation_has_no_gradient():
 def test_a_missing_ingredient_is_named(name, field):
     with pytest.raises(ValueError, match=field):
         ADVANTAGES[name](replace(case(1), **{field: None}))
-
-
-@given(seed=seeds)
-def test_whiten_agrees_with_the_slow_reference_and_leaves_out_what_was_not_gradable(seed):
-    batch = case(seed)
-    values = torch.where(batch.loss_mask, batch.values, garbage(batch.values))
-    close(whiten(values, batch), slow.whiten(values.tolist(), batch))
-
-
-@given(seed=seeds)
-def test_whitening_sees_neither_the_order_of_rows_nor_untrained_tokens(seed):
-    batch = case(seed)
-    whole = whiten(batch.values, batch)
-    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
-    moved, padded = batch.select_rows(order), with_padding(batch, seed)
-    close(whiten(moved.values, moved), whole[batch.token_index(order)])
-    found = whiten(padded.values, padded)
-    close(found[padded.loss_mask], whole[batch.loss_mask])
-    assert found[~padded.loss_mask].count_nonzero() == 0
-
-
-@given(seed=seeds)
-def test_whitened_values_have_mean_zero_and_variance_one(seed):
-    batch = replace(case(seed), rewards=torch.ones(12).double())
-    found = whiten(batch.values, batch)[batch.loss_mask]
-    assert found.mean().item() == pytest.approx(0, abs=1e-9)
-    assert found.var(correction=1).item() == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("values", [[], [3.0], [0.1] * 3, [1e6] * 2])
-def test_whitening_what_cannot_be_compared_gives_exact_zeros(values):
-    batch = rows_of([len(values)], rewards=[1])
-    assert whiten(torch.tensor(values).double(), batch).tolist() == [0.0] * len(values)
