@@ -4,7 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf.algorithms.advantages import whiten
 from rlhf.algorithms.catalogue import resolve
+from rlhf.algorithms.gae import gae, returns
+from rlhf.algorithms.shaping import CosineReward, Shaping
+from rlhf.algorithms.token_rewards import kl_token_rewards
+from rlhf.algorithms.value_loss import ValueLoss
 from rlhf.config.presets import PRESETS
 from rlhf.config.schema import Recipe
 from rlhf.data.packing import split_minibatches
@@ -91,6 +96,27 @@ LOSSES = {
 }
 
 
+SETTINGS = {
+    "r1_zero": {"reference_reset_every": 400},
+    "deepseek_v3_2": {"kl_ratio_from": "rollout", "opsm_delta": 0.1},
+    "reinforce_pp": {"advantages": "reinforce_pp", "whiten": True},
+    "ppo": {"advantages": "gae", "whiten": True, "kl_coef": 0.001, "kl_in": "reward"},
+    "vapo": {"advantage_kwargs": {"length_alpha": 0.05}, "whiten": True, "clip_high": 0.28},
+    "rloo": {"aggregation": "seq_mean_token_sum"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_preset_has_the_settings_of_its_paper(name):
+    found = recipe(name).algorithm
+    assert {key: getattr(found, key) for key in SETTINGS[name]} == SETTINGS[name]
+
+
+def test_v3_2_keeps_sampling_mask_and_routing():
+    found = recipe("deepseek_v3_2").sampling
+    assert (found.keep_sampling_mask, found.keep_routing) == (True, "auto")
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_preset_is_the_bundle_of_its_paper(name):
     found = printed(name)
@@ -141,6 +167,82 @@ def test_overrides_reach_the_bundle_and_its_loss():
     assert found.needs_entropy
 
 
+OF_THE_LOSS = {
+    "clip_low": 0.1,
+    "clip_high": 0.3,
+    "dual_clip": 3.0,
+    "log_ratio_limit": 7.0,
+    "correction": "icepop",
+    "correction_floor": 0.6,
+    "correction_cap": 4.0,
+    "opsm_delta": 0.2,
+    "kl_coef": 0.3,
+    "kl_estimator": "k2",
+    "kl_ratio_from": "rollout",
+    "entropy_coef": 0.4,
+    "positive_nll_coef": 0.5,
+}
+
+
+def test_every_setting_of_the_loss_reaches_it():
+    found = algorithm(**OF_THE_LOSS).loss
+    assert {key: getattr(found, key) for key in OF_THE_LOSS} == OF_THE_LOSS
+    bypass = algorithm(
+        old_from="rollout", correction="none", policy="sapo", policy_kwargs={"tau_negative": 2.0}
+    )
+    assert (bypass.loss.policy, bypass.loss.old_from) == ("sapo", "rollout")
+    assert bypass.loss.policy_kwargs == (("tau_negative", 2.0),)
+
+
+def test_critic_settings_reach_its_loss_and_its_returns():
+    section = {"critic": {"lam": 0.9, "value_clip": 0.2}}
+    shared = {"gamma": 0.8, "bootstrap_truncated": True}
+    found = resolve(recipe("ppo", over=section, advantage_kwargs={**shared, "lam": 0.5}))
+    batch = filled()
+    assert found.value_loss == ValueLoss(clip=0.2)
+    assert torch.equal(found.returns(batch), returns(batch, lam=0.9, **shared))
+    assert torch.equal(found.advantages(batch), gae(batch, lam=0.5, **shared))
+    free = resolve(recipe("ppo", over={"critic": {"value_clip": None}}))
+    assert free.value_loss == ValueLoss(clip=None)
+
+
+def test_critic_learns_from_the_penalised_and_shaped_rewards():
+    found = algorithm("ppo", kl_coef=0.5, kl_estimator="k2", shaping={"truncated_coef": 0.5})
+    batch = filled()
+    penalty = kl_token_rewards(batch, kl_coef=0.5, estimator="k2")
+    expected = replace(found.shaping(batch), token_rewards=penalty)
+    made = found.add_advantages(batch)
+    assert torch.equal(made.returns, returns(expected))
+    assert torch.equal(made.advantages, whiten(gae(expected), expected))
+
+
+def test_whitening_is_a_switch():
+    batch = filled()
+    plain = algorithm().add_advantages(batch).advantages
+    assert torch.equal(algorithm(whiten=True).add_advantages(batch).advantages, whiten(plain, batch))
+
+
+def test_selection_draws_by_the_seed_it_is_given():
+    chosen = {"policy": "clip_cov", "policy_kwargs": {"fraction": 0.3, "window": (-99.0, 99.0)}}
+    found, batch = algorithm(**chosen), ragged(5, num_rows=60)
+    drawn = [found.add_loss_weights(batch, seed=seed).selected for seed in (0, 1)]
+    assert not torch.equal(*drawn)
+    for seed in (0, 1):
+        weighed = replace(batch, loss_weights=found.add_loss_weights(batch).loss_weights)
+        assert torch.equal(drawn[seed], found.loss.prepare(weighed, seed=seed).selected)
+
+
+def test_shaping_settings_reach_the_shaping():
+    cosine = {"correct": (3.0, 2.0), "wrong": (-4.0, -1.0), "truncated": -5.0}
+    given = {"overlong_share": 0.26, "overlong_coef": 0.5, "correct_above": 0.7}
+    found = algorithm(shaping={"cosine": cosine, **given}).shaping
+    assert found == Shaping(
+        max_tokens=128, cosine=CosineReward(**cosine), overlong_cache=33, overlong_coef=0.5, correct_above=0.7
+    )
+    other = algorithm(shaping={"kimi_coef": 0.3, "truncated_coef": -0.2}).shaping
+    assert other == Shaping(max_tokens=128, kimi_coef=0.3, truncated_coef=-0.2)
+
+
 def test_kl_estimator_depends_on_where_the_kl_acts():
     assert algorithm(kl_coef=0.1).loss.kl_estimator == "k3_unbiased"
     inside = algorithm(kl_coef=0.1, kl_in="reward")
@@ -178,8 +280,13 @@ def test_shaped_rewards_reach_the_advantages_and_the_task_rewards_stay():
     assert (scaled.rewards[batch.truncated & ~torch.isnan(batch.rewards)] == -1).all()
 
 
-def test_gdpo_takes_the_weights_of_the_rewards():
+def test_gdpo_takes_the_weights_of_the_rewards_unless_given_others():
     assert printed(advantages="gdpo")["advantages"] == "gdpo (weights (1.0, 0.5))"
+    own = printed(advantages="gdpo", advantage_kwargs={"weights": (2.0, 3.0)})
+    assert own["advantages"] == "gdpo (weights (2.0, 3.0))"
+    rewards = [{"use": "a:b", "gate": True}, {"use": "a:c", "weight": 0.5}, {"use": "a:d"}]
+    gated = recipe(advantages="gdpo", over={"task": {"train": {"file": "a"}, "rewards": rewards}})
+    assert dict(resolve(gated).lines())["  advantages"] == "gdpo (weights (0.5, 1.0))"
 
 
 @pytest.mark.parametrize("mask_truncated", [False, True])

@@ -196,6 +196,11 @@ def test_maxrl_does_not_divide_by_a_mean_that_is_only_rounding(rewards):
     assert ADVANTAGES["maxrl"](rows_of([1] * len(rewards), rewards=rewards)).count_nonzero() == 0
 
 
+def test_maxrl_does_not_take_small_rewards_for_rounding():
+    found = ADVANTAGES["maxrl"](rows_of([1, 1], rewards=[3e-12, 1e-12])).tolist()
+    assert found == pytest.approx([0.5, -0.5], abs=1e-9)
+
+
 @each
 def test_without_trajectory_ids_every_row_is_a_trajectory(name, settings):
     batch = replace(case(7), trajectory_ids=torch.arange(12))
