@@ -345,6 +345,18 @@ def test_what_must_be_prepared_on_the_whole_batch_is_missed_by_name():
         PolicyLoss(positive_nll_coef=0.1)(logprobs, None, batch)
 
 
+@given(seed=seeds)
+def test_nll_weights_agree_with_the_slow_reference_in_any_order_and_padding(seed):
+    batch, padded = ragged(seed), with_padding(ragged(seed), seed)
+    graded, trained = batch.task_rewards.tolist(), (batch.loss_mask & (batch.loss_weights != 0)).tolist()
+    rewarded = [m and graded[r] > 0 for m, r in zip(trained, batch.segment_ids.tolist(), strict=True)]
+    found = add_nll_weights(batch).nll_weights
+    assert found.tolist() == pytest.approx([x / max(sum(rewarded), 1) for x in rewarded], abs=1e-12)
+    assert torch.equal(add_nll_weights(padded).nll_weights[padded.loss_mask], found[batch.loss_mask])
+    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(add_nll_weights(batch.select_rows(order)).nll_weights, found[batch.token_index(order)])
+
+
 def test_nll_weights_are_one_over_the_tokens_of_rewarded_rows():
     batch = ragged(5)
     graded = torch.tensor([1.0, -1.0, float("nan")]).double().repeat(3)

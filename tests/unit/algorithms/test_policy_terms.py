@@ -21,7 +21,7 @@ from rlhf.algorithms.policy_terms import (
     select_by_covariance,
 )
 from tests.unit.algorithms import loss_reference, reference
-from tests.unit.algorithms.ragged import garbage, ragged
+from tests.unit.algorithms.ragged import garbage, ragged, with_padding
 
 seeds = st.integers(0, 10_000)
 
@@ -170,6 +170,18 @@ def test_kl_cov_selects_the_largest_covariances(seed, one_update, fraction):
     found = select_by_covariance(batch, "kl_cov", fraction=fraction).selected
     expected = loss_reference.selected_by_covariance(batch, fraction=fraction)
     assert torch.nonzero(found).squeeze(1).tolist() == sorted(expected)
+
+
+@given(seed=seeds)
+def test_kl_cov_selects_the_same_in_any_order_and_padding(seed):
+    batch, padded = ragged(seed), with_padding(ragged(seed), seed)
+    found = select_by_covariance(batch, "kl_cov", fraction=0.3).selected
+    stretched = select_by_covariance(padded, "kl_cov", fraction=0.3).selected
+    assert torch.equal(stretched[padded.loss_mask], found[batch.loss_mask])
+    assert not stretched[~padded.loss_mask].any()
+    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    moved = select_by_covariance(batch.select_rows(order), "kl_cov", fraction=0.3).selected
+    assert torch.equal(moved, found[batch.token_index(order)])
 
 
 @given(seed=seeds, draw=st.integers(0, 99), fraction=st.sampled_from([2e-4, 0.1, 0.5]))
