@@ -342,7 +342,11 @@ TOKENS = (
         '"reinforce_pp_baseline": dr_grpo',
         '"reinforce_pp_baseline": grpo',
     ),
-    plant("reinforce_pp with a baseline", '"reinforce_pp": reinforce', '"reinforce_pp": dr_grpo'),
+    plant(
+        "reinforce_pp_baseline without it",
+        '"reinforce_pp_baseline": dr_grpo',
+        '"reinforce_pp_baseline": reinforce',
+    ),
 )
 
 BUGS = (*CENTRED, *GDPO, *PASS_AT_K, *TOKENS)
