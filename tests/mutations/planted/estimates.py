@@ -139,9 +139,7 @@ VALUE = (
         "square",
     ),
     value("explained variance: what is not explained", "= 1 - (error_square", "= (error_square"),
-    value(
-        "value: old values have a default clip of 0.2", "clip: float | None = 0.5", "clip: float | None = 0.2"
-    ),
+    value("value: a default clip of 0.2", "clip: float | None = 0.5", "clip: float | None = 0.2"),
     value(
         "value: share of clipped tokens where a bound was crossed",
         '"critic/clip_share": caught.sum()',
@@ -158,7 +156,11 @@ VALUE = (
         "missed.square().sum()",
         "missed.abs().sum()",
     ),
-    value("explained variance of equal returns", "if variance > 1e-12 * square:", "if variance > -1:"),
+    value(
+        "explained variance of equal returns",
+        "if variance > 1e-12 * square:",
+        "variance = max(variance, 1e-12)\n        if variance:",
+    ),
 )
 
 BUGS = (*KL, *VALUE)

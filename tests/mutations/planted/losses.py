@@ -27,7 +27,7 @@ BUGS = (
     plant(
         "log-ratio detached",
         "log_ratio=made.bounded(made.log_ratio)",
-        "log_ratio=made.bounded(made.log_ratio).detach()",
+        "log_ratio=made.bounded(made.log_ratio).detach() + 0 * new",
     ),
     plant(
         "advantages of the next token",

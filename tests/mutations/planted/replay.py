@@ -114,11 +114,6 @@ KEPT = (
         "masked_fill_(inside[:, :size]",
     ),
     routing(
-        "routing: the router's choice stays",
-        "chosen = torch.where(is_recorded, self._recorded, result.indices)",
-        "chosen = result.indices",
-    ),
-    routing(
         "routing: the router's weights with the recorded experts",
         "(args[0].gather(1, chosen), chosen)",
         "(result.values, chosen)",

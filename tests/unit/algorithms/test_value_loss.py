@@ -130,6 +130,10 @@ def test_explained_variance_is_formed_from_the_reduced_sums():
     assert with_explained_variance({"update/loss": 1.0}) == {"update/loss": 1.0}
 
 
+def test_the_default_clip_is_that_of_its_sources():
+    assert ValueLoss() == ValueLoss(clip=0.5)
+
+
 def test_a_missing_ingredient_is_named_and_the_loss_pickles():
     batch, values = case(5)
     with pytest.raises(ValueError, match="no returns"):
