@@ -1,4 +1,4 @@
-"""What a trajectory carries besides its tokens: rewards of steps and parts, kept sets, experts; and the critic."""
+"""What a trajectory carries: rewards of steps and parts, kept sets, experts; the critic and the steering."""
 
 from functools import partial
 
@@ -9,6 +9,7 @@ packing = partial(Mutation, file="rlhf/data/packing.py", tests=("tests/unit/data
 kept = partial(Mutation, file="rlhf/learner/forward.py", tests=("tests/unit/learner/test_sampling_mask.py",))
 shared = partial(Mutation, file="rlhf/learner/forward.py", tests=("tests/unit/learner/test_routing.py",))
 routing = partial(Mutation, file="rlhf/learner/routing.py", tests=("tests/unit/learner/test_routing.py",))
+run = partial(Mutation, file="rlhf/run.py", tests=("tests/unit/test_train.py",))
 critic = partial(Mutation, file="rlhf/learner/critic.py", tests=("tests/unit/learner/test_critic.py",))
 
 CARRIED = (
@@ -160,4 +161,49 @@ KEPT = (
     ),
 )
 
-BUGS = (*CARRIED, *KEPT)
+STEERED = (
+    run(
+        "steering: prompts for samples",
+        "* self.recipe.schedule.samples_per_prompt,\n            )\n        masked",
+        "* 1,\n            )\n        masked",
+    ),
+    run(
+        "steering: always from the first coefficient",
+        "algorithm.kl_coef,\n                measured",
+        "self.algorithm.kl_coef,\n                measured",
+    ),
+    run(
+        "steering: without effect",
+        "return self.algorithm.with_kl_coef(self.state.kl_coef)",
+        "return self.algorithm",
+    ),
+    run(
+        "steering: forgotten by a resumed run",
+        "if self.state.kl_coef is None:",
+        "if self.state.kl_coef is None or self.state.step % 3 == 0:",
+    ),
+    run(
+        "steering: the coefficient of the next step is reported",
+        'measured["update/kl_coef"] = algorithm.kl_coef',
+        'measured["update/kl_coef"] = algorithm.kl_coef * 1.02',
+    ),
+    run(
+        "reference: reset a step early",
+        "number % config.reference_reset_every == 0",
+        "(number + 1) % config.reference_reset_every == 0",
+    ),
+    run("reference: reset at every step", "number % config.reference_reset_every == 0", "number"),
+    run(
+        "critic: warm-up a step short",
+        "number > self.recipe.critic.pretrain_steps",
+        "number >= self.recipe.critic.pretrain_steps",
+    ),
+    run("critic: no warm-up", "number > self.recipe.critic.pretrain_steps", "number"),
+    run(
+        "passes: all in the same order",
+        '"minibatches", epoch, self.state.step',
+        '"minibatches", 0 * epoch, self.state.step',
+    ),
+)
+
+BUGS = (*CARRIED, *KEPT, *STEERED)
