@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import group_advantages, group_relative, whiten
+from rlhf.algorithms.advantages import (
+    group_advantages,
+    group_relative,
+    group_sums,
+    on_tokens,
+    trajectory_rewards,
+    whiten,
+)
 from rlhf.batch import Batch
 from tests.unit.algorithms import advantage_reference as slow
 from tests.unit.algorithms import reference
@@ -35,6 +42,53 @@ def test_group_relative_agrees_with_the_slow_reference(seed, normalise):
     batch = ragged(seed)
     expected = torch.tensor(reference.token_advantages(batch, normalise=normalise), dtype=torch.float64)
     torch.testing.assert_close(group_relative(batch, normalise=normalise), expected, rtol=1e-9, atol=1e-9)
+
+
+@given(seed=seeds)
+def test_rewards_of_trajectories_and_their_groups_agree_with_the_slow_reference(seed):
+    batch = case(seed)
+    found = trajectory_rewards(batch)
+    ids = sorted(set(batch.trajectory_ids.tolist()))
+    for place, i in enumerate(ids):
+        mine = slow.total(batch, i)
+        of_group = [slow.total(batch, j) for j in ids if slow.group_of(batch, j) == slow.group_of(batch, i)]
+        peers = [reward for reward in of_group if not math.isnan(reward)]
+        differ = len(peers) > 1 and not slow.equal(peers)
+        assert found.valid[place] == (not math.isnan(mine))
+        assert found.varied[place] == (differ and not math.isnan(mine))
+        expected = [
+            0 if math.isnan(mine) else mine,
+            len(peers),
+            slow.mean(peers) if peers else 0,
+            mine - slow.mean(peers) if differ and not math.isnan(mine) else 0,
+            slow.std(peers) if differ else 0,
+        ]
+        parts = (found.rewards, found.count, found.mean, found.centred, found.std())
+        assert [part[place].item() for part in parts] == pytest.approx(expected, abs=1e-9, rel=1e-9)
+
+
+@given(seed=seeds)
+def test_group_sums_and_their_gradient_agree_with_the_slow_reference(seed):
+    g = torch.Generator().manual_seed(seed)
+    group = torch.randint(0, 4, (9,), generator=g)
+    values, weights = torch.randn(2, 9, generator=g, dtype=torch.float64).unbind()
+    values.requires_grad_()
+    found = group_sums(values, group)
+    (slope,) = torch.autograd.grad((weights * found).sum(), values)
+    peers = [[j for j in range(9) if group[j] == group[i]] for i in range(9)]
+    assert found.tolist() == pytest.approx([sum(values[j].item() for j in p) for p in peers], abs=1e-9)
+    assert slope.tolist() == pytest.approx([sum(weights[j].item() for j in p) for p in peers], abs=1e-9)
+
+
+@given(seed=seeds)
+def test_a_trajectorys_number_is_on_each_of_its_trained_tokens(seed):
+    batch = case(seed)
+    ids = sorted(set(batch.trajectory_ids.tolist()))
+    expected = [0.0] * batch.num_tokens
+    for i, tokens in slow.episodes(batch).items():
+        for t in tokens:
+            expected[t] = 1.5 + ids.index(i)
+    assert on_tokens(1.5 + torch.arange(len(ids)).double(), batch).tolist() == expected
 
 
 def test_group_advantages_of_a_hand_worked_group():

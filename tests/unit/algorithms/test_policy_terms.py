@@ -19,6 +19,7 @@ from rlhf.algorithms.policy_terms import (
     reinforce,
     sapo,
     select_by_covariance,
+    trained_tokens,
 )
 from tests.unit.algorithms import loss_reference, reference
 from tests.unit.algorithms.ragged import garbage, ragged, with_padding
@@ -222,6 +223,18 @@ def test_clip_cov_keeps_its_choice_when_a_token_it_left_out_is_not_trained():
     again = select_by_covariance(fewer, "clip_cov", **every).selected
     assert int(0.105 * batch.loss_mask.sum()) == int(0.105 * (batch.loss_mask.sum() - 1)) == chosen.sum()
     assert torch.equal(again, chosen)
+
+
+@given(seed=seeds)
+def test_trained_tokens_have_their_mask_and_a_weight(seed):
+    batch = ragged(seed)
+    weights = torch.where(batch.segment_ids % 3 == 0, 0.0, batch.loss_weights)
+    mask, rows = batch.loss_mask.tolist(), batch.segment_ids.tolist()
+    found = trained_tokens(
+        replace(batch, loss_weights=torch.where(batch.loss_mask, weights, garbage(weights)))
+    )
+    assert found.tolist() == [t for t, m in enumerate(mask) if m and rows[t] % 3]
+    assert trained_tokens(replace(batch, loss_weights=None)).tolist() == [t for t, m in enumerate(mask) if m]
 
 
 @pytest.mark.parametrize("policy", ["clip_cov", "kl_cov"])
