@@ -3,12 +3,18 @@
 from tests.mutations.mutation import Mutation
 from tests.mutations.planted import (
     advantages,
+    bundles,
     corrections,
     estimates,
+    estimators,
     losses,
     policy,
     preferences,
     rankings,
+    recurrences,
+    replay,
+    sequences,
+    shaping,
     tokens,
     weights,
 )
@@ -16,6 +22,10 @@ from tests.mutations.planted import (
 MUTATIONS: tuple[Mutation, ...] = (
     *weights.BUGS,
     *advantages.BUGS,
+    *estimators.BUGS,
+    *sequences.BUGS,
+    *recurrences.BUGS,
+    *shaping.BUGS,
     *policy.BUGS,
     *losses.BUGS,
     *corrections.BUGS,
@@ -23,4 +33,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *preferences.BUGS,
     *rankings.BUGS,
     *tokens.BUGS,
+    *replay.BUGS,
+    *bundles.BUGS,
 )

@@ -8,11 +8,7 @@ import pytest
 from tests.mutations.table import MUTATIONS
 from tests.mutations.trial import ROOT
 
-SUBJECTS = sorted(
-    path
-    for path in (ROOT / "rlhf/algorithms").glob("*.py")
-    if path.stem not in ("__init__", "catalogue")  # names and bundles, no formulas
-)
+SUBJECTS = sorted(path for path in (ROOT / "rlhf/algorithms").glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -135,11 +135,32 @@ VALUE = (
     ),
     value(
         "explained variance: second moment of the returns",
-        'square - finished["value/return_mean"] ** 2',
+        'square - finished["critic/return_mean"] ** 2',
         "square",
     ),
     value("explained variance: what is not explained", "= 1 - (error_square", "= (error_square"),
-    value("explained variance of equal returns", "if variance > 1e-12 * square:", "if variance > -1:"),
+    value("value: a default clip of 0.2", "clip: float | None = 0.5", "clip: float | None = 0.2"),
+    value(
+        "value: share of clipped tokens where a bound was crossed",
+        '"critic/clip_share": caught.sum()',
+        '"critic/clip_share": (clipped != error).sum() if self.clip is not None else caught.sum()',
+    ),
+    value("value: weights are forgotten", "loss = (weights * error / 2).sum()", "loss = (error / 2).sum()"),
+    value(
+        "value: the clipped branch is the nearer",
+        "caught = clipped > error",
+        "caught = (new - old).abs() > self.clip",
+    ),
+    value(
+        "explained variance: not the second moment of the error",
+        "missed.square().sum()",
+        "missed.abs().sum()",
+    ),
+    value(
+        "explained variance of equal returns",
+        "if variance > 1e-12 * square:",
+        "variance = max(variance, 1e-12)\n        if variance:",
+    ),
 )
 
 BUGS = (*KL, *VALUE)

@@ -4,7 +4,11 @@ from functools import partial
 
 from tests.mutations.mutation import Mutation
 
-plant = partial(Mutation, file="rlhf/algorithms/losses.py", tests=("tests/unit/algorithms/test_losses.py",))
+plant = partial(
+    Mutation,
+    file="rlhf/algorithms/losses.py",
+    tests=("tests/unit/algorithms/test_losses.py", "tests/unit/algorithms/test_nll_weights.py"),
+)
 
 BUGS = (
     plant(
@@ -27,7 +31,7 @@ BUGS = (
     plant(
         "log-ratio detached",
         "log_ratio=made.bounded(made.log_ratio)",
-        "log_ratio=made.bounded(made.log_ratio).detach()",
+        "log_ratio=made.bounded(made.log_ratio).detach() + 0 * new",
     ),
     plant(
         "advantages of the next token",
@@ -118,8 +122,20 @@ BUGS = (
         "return -(weights * new).sum(), weights.sum()",
         "return -(weights * new).sum() / weights.sum().clamp(min=1e-9), weights.sum()",
     ),
-    plant("positive NLL: rewards of 0, too", "(minibatch.rewards > 0)", "(minibatch.rewards >= 0)"),
-    plant("positive NLL: every row", "(minibatch.rewards > 0)", "(minibatch.rewards == minibatch.rewards)"),
+    plant("positive NLL: rewards of 0, too", "(graded > 0)[", "(graded >= 0)["),
+    plant("positive NLL: every row", "(graded > 0)[", "(graded == graded)["),
+    plant(
+        "positive NLL: by the shaped reward",
+        "graded = minibatch.rewards if minibatch.task_rewards is None else minibatch.task_rewards",
+        "graded = minibatch.rewards",
+    ),
+    plant(
+        "positive NLL: mean over rows",
+        "weights[positive] = 1 / max(positive.numel(), 1)",
+        "rows = minibatch.segment_ids[positive]\n"
+        "    sizes = torch.bincount(rows, minlength=minibatch.num_rows).clamp(min=1)\n"
+        "    weights[positive] = (1 / sizes[rows] / max(rows.unique().numel(), 1)).to(weights.dtype)",
+    ),
     plant(
         "positive NLL: over all trained tokens", "1 / max(positive.numel(), 1)", "1 / max(trained.numel(), 1)"
     ),

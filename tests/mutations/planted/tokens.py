@@ -6,16 +6,13 @@ from tests.mutations.mutation import Mutation
 
 packing = partial(Mutation, file="rlhf/data/packing.py", tests=("tests/unit/data/test_packing.py",))
 forward = partial(Mutation, file="rlhf/learner/forward.py", tests=("tests/unit/learner/test_forward.py",))
-catalogue = partial(
-    Mutation, file="rlhf/algorithms/catalogue.py", tests=("tests/unit/algorithms/test_catalogue.py",)
-)
 batch = partial(Mutation, file="rlhf/batch.py", tests=("tests/unit/test_batch.py",))
 
 BUGS = (
     packing(
         "pack: the mask is one token late",
-        "per_token((s.loss_mask for s in segments), np.bool_)",
-        "per_token((s.loss_mask for s in segments), np.bool_).roll(1)",
+        "per_token((s.trained_mask for s in segments), np.bool_)",
+        "per_token((s.trained_mask for s in segments), np.bool_).roll(1)",
     ),
     packing(
         "pack: log-probabilities are one token early",
@@ -82,16 +79,23 @@ BUGS = (
         "values.new_zeros(size).index_copy(0, index, values)",
         "torch.cat([values, values.new_zeros(size - values.numel())])",
     ),
-    forward("temperature forgotten", "logits.div_(temperature) if temperature != 1.0 else logits", "logits"),
+    forward(
+        "temperature forgotten", "logits if temperatures is None else logits.div_(temperatures)", "logits"
+    ),
     forward(
         "temperature times",
-        "logits.div_(temperature) if temperature != 1.0 else logits",
-        "logits.mul_(temperature)",
+        "logits if temperatures is None else logits.div_(temperatures)",
+        "logits if temperatures is None else logits.mul_(temperatures)",
     ),
     forward(
         "temperature forgotten in the gradient",
-        "d_logits = d_logits.div_(settings.temperature).to(weight.dtype)",
-        "d_logits = d_logits.to(weight.dtype)",
+        "(d_logits if temperatures is None else d_logits.div_(temperatures)).to(weight.dtype)",
+        "d_logits.to(weight.dtype)",
+    ),
+    forward(
+        "temperature of the wrong row",
+        "batch.temperatures[batch.segment_ids[trained]]",
+        "batch.temperatures[batch.segment_ids[trained - 1]].roll(1)",
     ),
     forward(
         "head: entropy of the wrong sign",
@@ -114,29 +118,4 @@ BUGS = (
         "d_weight += d_logits.T @ hidden[part]",
         "d_weight = (d_logits.T @ hidden[part]).float()",
     ),
-    catalogue(
-        "unscorable rows are weighed",
-        "kept = ~torch.isnan(minibatch.rewards)",
-        "kept = torch.ones_like(minibatch.truncated)",
-    ),
-    catalogue("truncated rows are kept", "kept = kept & ~minibatch.truncated", "kept = kept & kept"),
-    catalogue(
-        "only truncated rows are kept",
-        "kept = kept & ~minibatch.truncated",
-        "kept = kept & minibatch.truncated",
-    ),
-    catalogue(
-        "grpo without its std",
-        "partial(group_relative, normalise=True)",
-        "partial(group_relative, normalise=False)",
-    ),
-    catalogue(
-        "dr_grpo with a std",
-        "partial(group_relative, normalise=False)",
-        "partial(group_relative, normalise=True)",
-    ),
-    catalogue(
-        "old = current over several updates", "return num_minibatches > 1", "return num_minibatches > 2"
-    ),
-    catalogue("the reference is never needed", "return self.loss.kl_coef > 0", "return False"),
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf.batch import Batch
+from rlhf.types import NOT_SAMPLED
 
 REWARDS = (0.0, 1.0, 0.1, -0.5, float("nan"))
 
@@ -116,4 +117,5 @@ def with_padding(batch: Batch, seed: int) -> Batch:
     offsets = (torch.cumsum(lengths, 0) - lengths)[segment_ids]
     stretched["positions"] = torch.arange(index.numel()) - offsets
     stretched["loss_mask"] = stretched["loss_mask"] & ~added
+    stretched["versions"] = torch.where(added, NOT_SAMPLED, stretched["versions"])
     return replace(batch, **stretched)

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.algorithms.advantages import whiten
 from rlhf.algorithms.estimators import ADVANTAGES
 from rlhf.batch import Batch
 from rlhf.errors import ConfigError
 from tests.unit.algorithms import advantage_reference as slow
-from tests.unit.algorithms.ragged import garbage, ragged, with_padding, with_token_fields
+from tests.unit.algorithms.ragged import ragged, with_padding, with_token_fields
 from tests.unit.algorithms.rows import rows_of
 
 NAN = float("nan")
@@ -197,6 +196,11 @@ def test_maxrl_does_not_divide_by_a_mean_that_is_only_rounding(rewards):
     assert ADVANTAGES["maxrl"](rows_of([1] * len(rewards), rewards=rewards)).count_nonzero() == 0
 
 
+def test_maxrl_does_not_take_small_rewards_for_rounding():
+    found = ADVANTAGES["maxrl"](rows_of([1, 1], rewards=[3e-12, 1e-12])).tolist()
+    assert found == pytest.approx([0.5, -0.5], abs=1e-9)
+
+
 @each
 def test_without_trajectory_ids_every_row_is_a_trajectory(name, settings):
     batch = replace(case(7), trajectory_ids=torch.arange(12))
@@ -257,6 +261,13 @@ def test_process_supervision_gives_each_step_what_follows_it():
     assert found == pytest.approx([a + b, 0, b, b, b + c, b + c, c], abs=1e-12)
 
 
+def test_distillation_has_no_gradient():
+    batch = case(1)
+    fields = ("old_logprobs", "teacher_logprobs")
+    live = replace(batch, **{name: getattr(batch, name).clone().requires_grad_() for name in fields})
+    assert not ADVANTAGES["distill"](live).requires_grad
+
+
 @pytest.mark.parametrize(
     ("name", "field"),
     [
@@ -269,24 +280,3 @@ def test_process_supervision_gives_each_step_what_follows_it():
 def test_a_missing_ingredient_is_named(name, field):
     with pytest.raises(ValueError, match=field):
         ADVANTAGES[name](replace(case(1), **{field: None}))
-
-
-@given(seed=seeds)
-def test_whiten_agrees_with_the_slow_reference_and_leaves_out_what_was_not_gradable(seed):
-    batch = case(seed)
-    values = torch.where(batch.loss_mask, batch.values, garbage(batch.values))
-    close(whiten(values, batch), slow.whiten(values.tolist(), batch))
-
-
-@given(seed=seeds)
-def test_whitened_values_have_mean_zero_and_variance_one(seed):
-    batch = replace(case(seed), rewards=torch.ones(12).double())
-    found = whiten(batch.values, batch)[batch.loss_mask]
-    assert found.mean().item() == pytest.approx(0, abs=1e-9)
-    assert found.var(correction=1).item() == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("values", [[], [3.0], [0.1] * 3, [1e6] * 2])
-def test_whitening_what_cannot_be_compared_gives_exact_zeros(values):
-    batch = rows_of([len(values)], rewards=[1])
-    assert whiten(torch.tensor(values).double(), batch).tolist() == [0.0] * len(values)

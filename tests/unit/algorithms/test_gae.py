@@ -9,7 +9,7 @@ from rlhf.algorithms.gae import gae, reinforce, returns
 from rlhf.algorithms.trajectories import discounted_sums
 from rlhf.batch import Batch
 from tests.unit.algorithms import advantage_reference as slow
-from tests.unit.algorithms.ragged import ragged, with_token_fields
+from tests.unit.algorithms.ragged import ragged, with_padding, with_token_fields
 from tests.unit.algorithms.rows import rows_of
 
 NAN, INF = float("nan"), float("inf")
@@ -64,6 +64,30 @@ def test_ungradable_trajectories_teach_the_critic_nothing(seed):
     assert torch.equal(returns(batch, gamma=0.9, lam=0.8)[lost], batch.values[lost])
 
 
+SETTINGS = {"gamma": 0.9, "lam": 0.8, "bootstrap_truncated": True}
+
+
+@given(seed=seeds)
+def test_untrained_tokens_change_no_return_whatever_they_hold(seed):
+    batch = case(seed)
+    padded = with_padding(batch, seed)
+    found = returns(padded, **SETTINGS)
+    assert torch.equal(found[padded.loss_mask], returns(batch, **SETTINGS)[batch.loss_mask])
+    assert found[~padded.loss_mask].count_nonzero() == 0
+
+
+@given(seed=seeds)
+def test_trajectories_in_any_order_and_any_split_have_the_same_returns(seed):
+    batch = case(seed)
+    whole = returns(batch, **SETTINGS)
+    g = torch.Generator().manual_seed(seed)
+    moved = torch.argsort(torch.randperm(12, generator=g)[batch.trajectory_ids], stable=True)
+    close(returns(batch.select_rows(moved), **SETTINGS), whole[batch.token_index(moved)])
+    for i in batch.trajectory_ids.unique():
+        rows = torch.nonzero(batch.trajectory_ids == i).squeeze(1)
+        close(returns(batch.select_rows(rows), **SETTINGS), whole[batch.token_index(rows)])
+
+
 def test_gae_of_a_hand_worked_row_skips_the_tool_span():
     batch = rows_of([6], rewards=[1], mask=[0, 1, 0, 0, 1, 0])
     batch = replace(batch, values=f64(NAN, 0.5, 9, INF, 0.25, 9))
@@ -111,12 +135,12 @@ def test_bootstrapping_without_last_values_is_refused():
         gae(replace(case(1), last_values=None), bootstrap_truncated=True)
 
 
-def test_no_gradient_flows_into_the_critic():
+@pytest.mark.parametrize("name", ["values", "last_values"])
+def test_no_gradient_flows_into_the_critic(name):
     batch = case(1)
-    live = batch.values.clone().requires_grad_()
-    found = gae(replace(batch, values=live), bootstrap_truncated=True)
-    assert not found.requires_grad
-    assert not returns(replace(batch, values=live)).requires_grad
+    batch = replace(batch, **{name: getattr(batch, name).clone().requires_grad_()})
+    assert not gae(batch, bootstrap_truncated=True).requires_grad
+    assert not returns(batch, bootstrap_truncated=True).requires_grad
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999, 1.0])

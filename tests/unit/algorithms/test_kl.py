@@ -58,3 +58,18 @@ def test_next_kl_coef_moves_by_the_bounded_relative_error(kl, expected):
     assert next_kl_coef(0.1, kl, target=6.0, horizon=10_000.0, num_samples=500) == pytest.approx(
         expected, rel=1e-9
     )
+
+
+@given(
+    coef=st.floats(0, 10),
+    kl=st.floats(-5, 5),
+    target=st.floats(1e-3, 5),
+    horizon=st.floats(1, 1e5),
+    num_samples=st.integers(1, 999),
+)
+def test_next_kl_coef_agrees_with_the_formula(coef, kl, target, horizon, num_samples):
+    error = (kl - target) / target
+    error = 0.2 if error > 0.2 else -0.2 if error < -0.2 else error
+    expected = coef + coef * error * num_samples / horizon
+    found = next_kl_coef(coef, kl, target=target, horizon=horizon, num_samples=num_samples)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)

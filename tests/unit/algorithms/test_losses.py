@@ -8,14 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.algorithms.correction import CORRECTIONS, with_ess
-from rlhf.algorithms.losses import PolicyLoss, add_nll_weights
+from rlhf.algorithms.losses import PolicyLoss
 from rlhf.algorithms.policy_terms import PolicyInputs, select_by_covariance
 from rlhf.batch import Batch
 from rlhf.data.packing import split_microbatches
 from rlhf.errors import ConfigError
 from rlhf.telemetry.metrics import declared
 from tests.unit.algorithms import loss_reference, reference
-from tests.unit.algorithms.ragged import current_logprobs, entropies, garbage, ragged, with_garbage
+from tests.unit.algorithms.ragged import (
+    current_logprobs,
+    entropies,
+    garbage,
+    ragged,
+    with_garbage,
+    with_padding,
+)
 
 seeds = st.integers(0, 10_000)
 EVERYTHING = PolicyLoss(
@@ -125,6 +132,22 @@ def test_garbage_under_the_mask_changes_nothing(loss, seed):
         strict=True,
     ):
         assert torch.equal(clean, found)
+
+
+@pytest.mark.parametrize("loss", SETTINGS)
+@settings(max_examples=10)
+@given(seed=seeds)
+def test_untrained_tokens_strewn_into_the_rows_change_nothing(loss, seed):
+    batch = prepared(loss, ragged(seed))
+    # The current values ride along in fields that padding fills with garbage.
+    carrier = replace(batch, values=current_logprobs(batch, seed), returns=entropies(batch, seed))
+    padded = with_padding(carrier, seed)
+    clean = run(loss, carrier.values, carrier.returns, batch)
+    found = run(loss, padded.values, padded.returns, padded)
+    assert found[0].item() == pytest.approx(clean[0].item(), abs=1e-12)
+    for expected, gradient in zip(clean[1:3], found[1:3], strict=True):
+        torch.testing.assert_close(gradient[padded.loss_mask], expected[batch.loss_mask], rtol=1e-12, atol=0)
+        assert gradient[~padded.loss_mask].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("loss", SETTINGS)
@@ -339,21 +362,6 @@ def test_what_must_be_prepared_on_the_whole_batch_is_missed_by_name():
         PolicyLoss(policy="kl_cov")(logprobs, None, batch)
     with pytest.raises(ValueError, match="nll_weights"):
         PolicyLoss(positive_nll_coef=0.1)(logprobs, None, batch)
-
-
-def test_nll_weights_are_one_over_the_tokens_of_rewarded_rows():
-    batch = ragged(5)
-    graded = torch.tensor([1.0, -1.0, float("nan")]).double().repeat(3)
-    batch = replace(batch, rewards=graded, task_rewards=None)
-    assert torch.equal(
-        add_nll_weights(replace(batch, rewards=-graded, task_rewards=graded)).nll_weights,
-        add_nll_weights(batch).nll_weights,
-    )
-    weights = add_nll_weights(batch).nll_weights
-    rewarded = batch.loss_mask & (batch.segment_ids % 3 == 0)
-    assert torch.equal(weights > 0, rewarded)
-    assert weights.sum().item() == pytest.approx(1.0)
-    assert add_nll_weights(replace(batch, rewards=-batch.rewards.abs())).nll_weights.count_nonzero() == 0
 
 
 def test_a_bypassed_old_policy_equals_the_engines_as_old():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from rlhf.algorithms.pairs import Pairs, Rows, interleaved, kto_baseline, pair_weights, sequence_logprobs
 from rlhf.batch import Batch
 from tests.unit.algorithms import preference_reference as reference
-from tests.unit.algorithms.ragged import current_logprobs, garbage, ragged
+from tests.unit.algorithms.ragged import current_logprobs, garbage, ragged, with_padding
 from tests.unit.algorithms.random_pairs import f64, random_pairs, soiled
 
 seeds = st.integers(0, 10_000)
@@ -29,6 +31,26 @@ def test_sequence_logprobs_agree_with_the_slow_reference_and_never_read_masked_t
         assert sums.tolist() == pytest.approx(slow, abs=1e-12)
         assert counts.tolist() == slow_counts
         assert gradient.tolist() == expected
+
+
+@given(seed=seeds)
+def test_sums_and_weights_of_pairs_are_unchanged_by_order_padding_and_split(seed):
+    batch = ragged(seed, num_rows=8)
+    carrier = replace(batch, values=current_logprobs(batch, seed).detach())
+    padded, order = (
+        with_padding(carrier, seed),
+        torch.randperm(8, generator=torch.Generator().manual_seed(seed)),
+    )
+    moved, half = carrier.select_rows(order), carrier.select_rows(torch.arange(4))
+    sums, counts = sequence_logprobs(carrier.values, carrier)
+    for part, rows in ((padded, torch.arange(8)), (moved, order), (half, torch.arange(4))):
+        found, found_counts = sequence_logprobs(part.values, part)
+        torch.testing.assert_close(found, sums[rows], rtol=1e-12, atol=1e-12)
+        assert torch.equal(found_counts, counts[rows])
+    for one_sided in (False, True):
+        whole = pair_weights(counts, counts[order], one_sided=one_sided)
+        swapped = pair_weights(counts.flip(0), counts[order].flip(0), one_sided=one_sided)
+        assert torch.equal(swapped, whole.flip(0))
 
 
 def test_sequence_logprobs_sum_bfloat16_in_float32():

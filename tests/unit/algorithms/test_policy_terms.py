@@ -19,9 +19,10 @@ from rlhf.algorithms.policy_terms import (
     reinforce,
     sapo,
     select_by_covariance,
+    trained_tokens,
 )
 from tests.unit.algorithms import loss_reference, reference
-from tests.unit.algorithms.ragged import garbage, ragged
+from tests.unit.algorithms.ragged import garbage, ragged, with_padding
 
 seeds = st.integers(0, 10_000)
 
@@ -172,6 +173,18 @@ def test_kl_cov_selects_the_largest_covariances(seed, one_update, fraction):
     assert torch.nonzero(found).squeeze(1).tolist() == sorted(expected)
 
 
+@given(seed=seeds)
+def test_kl_cov_selects_the_same_in_any_order_and_padding(seed):
+    batch, padded = ragged(seed), with_padding(ragged(seed), seed)
+    found = select_by_covariance(batch, "kl_cov", fraction=0.3).selected
+    stretched = select_by_covariance(padded, "kl_cov", fraction=0.3).selected
+    assert torch.equal(stretched[padded.loss_mask], found[batch.loss_mask])
+    assert not stretched[~padded.loss_mask].any()
+    order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
+    moved = select_by_covariance(batch.select_rows(order), "kl_cov", fraction=0.3).selected
+    assert torch.equal(moved, found[batch.token_index(order)])
+
+
 @given(seed=seeds, draw=st.integers(0, 99), fraction=st.sampled_from([2e-4, 0.1, 0.5]))
 def test_clip_cov_selects_that_many_inside_the_window(seed, draw, fraction):
     batch = ragged(seed)
@@ -210,6 +223,18 @@ def test_clip_cov_keeps_its_choice_when_a_token_it_left_out_is_not_trained():
     again = select_by_covariance(fewer, "clip_cov", **every).selected
     assert int(0.105 * batch.loss_mask.sum()) == int(0.105 * (batch.loss_mask.sum() - 1)) == chosen.sum()
     assert torch.equal(again, chosen)
+
+
+@given(seed=seeds)
+def test_trained_tokens_have_their_mask_and_a_weight(seed):
+    batch = ragged(seed)
+    weights = torch.where(batch.segment_ids % 3 == 0, 0.0, batch.loss_weights)
+    mask, rows = batch.loss_mask.tolist(), batch.segment_ids.tolist()
+    found = trained_tokens(
+        replace(batch, loss_weights=torch.where(batch.loss_mask, weights, garbage(weights)))
+    )
+    assert found.tolist() == [t for t, m in enumerate(mask) if m and rows[t] % 3]
+    assert trained_tokens(replace(batch, loss_weights=None)).tolist() == [t for t, m in enumerate(mask) if m]
 
 
 @pytest.mark.parametrize("policy", ["clip_cov", "kl_cov"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlhf.algorithms.reduce import AGGREGATIONS, loss_weights
 from rlhf.batch import Batch
 from tests.unit.algorithms import reference
-from tests.unit.algorithms.ragged import ragged
+from tests.unit.algorithms.ragged import ragged, with_padding
 
 seeds = st.integers(0, 10_000)
 
@@ -74,6 +74,15 @@ def test_loss_weights_are_unchanged_by_empty_rows_and_row_order(aggregation, see
     torch.testing.assert_close(
         weights(batch.select_rows(order), aggregation), weights(batch, aggregation)[batch.token_index(order)]
     )
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@given(seed=seeds)
+def test_loss_weights_are_unchanged_by_untrained_tokens(aggregation, seed):
+    batch, padded = ragged(seed), with_padding(ragged(seed), seed)
+    found = weights(padded, aggregation)
+    assert torch.equal(found[padded.loss_mask], weights(batch, aggregation)[batch.loss_mask])
+    assert found[~padded.loss_mask].count_nonzero() == 0
 
 
 @given(seed=seeds)

@@ -23,7 +23,7 @@ from rlhf.errors import ConfigError
 from rlhf.rollout.group import rejection
 from tests.fakes import make_group, make_trajectory
 from tests.unit.algorithms import shaping_reference as reference
-from tests.unit.algorithms.ragged import ragged, with_garbage
+from tests.unit.algorithms.ragged import ragged, with_garbage, with_padding
 
 seeds = st.integers(0, 10_000)
 coefs = st.none() | st.floats(-1.5, 1.5)
@@ -83,12 +83,13 @@ def test_a_token_from_too_large_a_kept_set_counts_in_the_length():
 
 
 @given(seed=seeds, shaping=shapings)
-def test_order_of_rows_and_garbage_under_the_mask_change_nothing(seed, shaping):
+def test_order_of_rows_and_untrained_tokens_change_nothing(seed, shaping):
     batch = unshaped(seed)
     order = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(seed))
     expected = shaping(batch).rewards
     same(shaping(batch.select_rows(order)).rewards, expected[order])
     same(shaping(with_garbage(batch)).rewards, expected)
+    same(shaping(with_padding(batch, seed)).rewards, expected)
 
 
 @given(seed=seeds, shaping=shapings)
@@ -192,13 +193,15 @@ def test_dynamic_sampling_looks_at_the_task_reward_which_shaping_varies_afterwar
     assert rejection(mixed, drop_zero_variance=True) is None
 
 
-def test_shaped_mean_counts_each_gradable_trajectory_once():
-    batch = unshaped(3)
+@given(seed=st.integers(0, 50))
+def test_shaped_mean_counts_each_gradable_trajectory_once(seed):
+    batch = unshaped(seed)
     assert shaping_metrics(batch) == {}
     shaped = Shaping(max_tokens=8, overlong_cache=6)(batch)
     ids = batch.trajectory_ids.tolist()
     of = {i: r for i, r in zip(ids, shaped.rewards.tolist(), strict=True) if not math.isnan(r)}
-    found = shaping_metrics(shaped)["reward/shaped_mean"]
-    assert found == pytest.approx(sum(of.values()) / len(of), abs=1e-12)
+    if of:
+        found = shaping_metrics(shaped)["reward/shaped_mean"]
+        assert found == pytest.approx(sum(of.values()) / len(of), abs=1e-12)
     nothing = replace(shaped, rewards=torch.full_like(shaped.rewards, math.nan))
     assert shaping_metrics(nothing) == {}

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_dense_rewards_of_a_trajectory_that_trains_add_up_to_its_sequence_reward
         if tokens:
             of_row = whole[slow.row_of(batch, i)].item()
             assert dense[tokens].sum().item() == pytest.approx(of_row, abs=1e-9, nan_ok=True)
+
+
+@given(seed=seeds)
+def test_untrained_tokens_the_order_of_trajectories_and_splits_change_no_reward(seed):
+    batch, padded = case(seed), with_padding(case(seed), seed)
+    order = torch.argsort(-batch.trajectory_ids, stable=True)
+    for function in (dense_rewards, partial(kl_token_rewards, kl_coef=0.3, estimator="k3_unbiased")):
+        whole, found = function(batch), function(padded)
+        close(found[padded.loss_mask], whole[batch.loss_mask].tolist())
+        assert found[~padded.loss_mask].count_nonzero() == 0
+        close(function(batch.select_rows(order)), whole[batch.token_index(order)].tolist())
+    whole = sequence_rewards(batch)
+    close(sequence_rewards(batch.select_rows(order)), whole[order].tolist())
+    for i in batch.trajectory_ids.unique():
+        rows = torch.nonzero(batch.trajectory_ids == i).squeeze(1)
+        part = batch.select_rows(rows)
+        close(sequence_rewards(part), whole[rows].tolist())
+        close(dense_rewards(part), dense_rewards(batch)[batch.token_index(rows)].tolist())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

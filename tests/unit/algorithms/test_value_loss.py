@@ -11,7 +11,7 @@ from rlhf.batch import Batch
 from rlhf.data.packing import split_microbatches
 from rlhf.telemetry.metrics import declared
 from tests.unit.algorithms import loss_reference
-from tests.unit.algorithms.ragged import garbage, ragged
+from tests.unit.algorithms.ragged import garbage, ragged, with_padding
 
 seeds = st.integers(0, 10_000)
 LOSSES = [ValueLoss(), ValueLoss(clip=0.1), ValueLoss(clip=None)]
@@ -63,6 +63,17 @@ def test_garbage_under_the_mask_and_empty_batches_change_nothing(loss, seed):
     assert value == 0
     assert gradient.count_nonzero() == 0
     assert all(torch.isfinite(n) and d == 0 for n, d in sums.values())
+
+
+@given(seed=seeds)
+def test_untrained_tokens_strewn_into_the_rows_change_nothing(seed):
+    batch, values = case(seed)
+    padded = with_padding(replace(batch, advantages=values), seed)
+    clean, found = run(LOSSES[0], values, batch), run(LOSSES[0], padded.advantages, padded)
+    assert torch.equal(clean[0], found[0])
+    assert torch.equal(clean[1][batch.loss_mask], found[1][padded.loss_mask])
+    assert found[1][~padded.loss_mask].count_nonzero() == 0
+    assert clean[2] == found[2]
 
 
 @given(seed=seeds, ranks=st.integers(1, 3), budget=st.integers(7, 40))
@@ -117,6 +128,10 @@ def test_explained_variance_is_formed_from_the_reduced_sums():
     )  # fmt: skip
     assert level == {"critic/return_mean": 2.0, "critic/error_mean": 0.0}
     assert with_explained_variance({"update/loss": 1.0}) == {"update/loss": 1.0}
+
+
+def test_the_default_clip_is_that_of_its_sources():
+    assert ValueLoss() == ValueLoss(clip=0.5)
 
 
 def test_a_missing_ingredient_is_named_and_the_loss_pickles():

@@ -22,7 +22,8 @@ VOCABULARY = 96
 
 def kept_batch(*, temperature: float = 0.7) -> Batch:
     """Sets of 0 (all is kept) to 6 ids, the token itself in most of them."""
-    batch = replace(example_batch(), temperature=temperature)
+    batch = example_batch()
+    batch = replace(batch, temperatures=torch.full((batch.num_rows,), temperature))
     generator = torch.Generator().manual_seed(2)
     kept = torch.rand(batch.num_tokens, VOCABULARY, generator=generator).argsort(1)[:, :6]
     sizes = torch.randint(0, 7, (batch.num_tokens, 1), generator=generator)
@@ -40,12 +41,13 @@ def scores(batch: Batch, *, chunk: int = 5, model: torch.nn.Module | None = None
 def by_loops(batch: Batch, model) -> tuple[Tensor, Tensor]:
     """(lp, entropy) [N]: lp = z[y]/T - log sum_{j in S} exp(z[j]/T), H = -sum_{j in S} q_j log q_j."""
     assert batch.kept_ids is not None
+    assert batch.temperatures is not None
     model.set_attn_implementation("sdpa")
     logprobs, entropies = [], []
     start = 0
-    for length in batch.row_lengths().tolist():
+    for length, temperature in zip(batch.row_lengths().tolist(), batch.temperatures.tolist(), strict=True):
         tokens = batch.tokens[start : start + length]
-        z = model(input_ids=tokens[None]).logits[0].double() / batch.temperature
+        z = model(input_ids=tokens[None]).logits[0].double() / temperature
         for t in range(length):
             lp = h = torch.zeros((), dtype=torch.float64)
             if t > 0 and batch.loss_mask[start + t]:
