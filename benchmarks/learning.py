@@ -68,8 +68,8 @@ class Curve:
 
     before: float
     after: float
-    mean: float
-    """Of the held-out accuracies after the start: how fast."""
+    curve: tuple[float, ...]
+    """Held-out accuracy at every evaluation after the start."""
     ess: float
     masked: float
 
@@ -151,23 +151,24 @@ def _curve(job: Job) -> Curve:
     return Curve(
         before=shares[0],
         after=shares[-1],
-        mean=sum(shares[1:]) / len(shares[1:]),
+        curve=tuple(shares[1:]),
         ess=min(ess, default=math.nan),
         masked=max(masked),
     )
 
 
 def table(curves: Mapping[str, Sequence[Curve]]) -> str:
-    """Markdown: accuracy after RL as mean and 95 % interval over seeds, each seed, and what the masks did."""
+    """Markdown: accuracy after RL as mean and 95 % interval over seeds, each seed, the curve, and what masks did."""
     lines = [
-        "| algorithm | before | after [95 % interval] | each seed | mean over the run | lowest ESS | most masked |",
+        "| algorithm | before | after [95 % interval] | each seed | on the way (mean) | lowest ESS | most masked |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in curves.items():
+        way = ", ".join(f"{_mean(at):.2f}" for at in zip(*(c.curve for c in found), strict=True))
         low, mean, high = interval([curve.after for curve in found])
         lines.append(
             f"| {name} | {_mean([c.before for c in found]):.3f} | {mean:.3f} [{low:.3f}, {high:.3f}] "
-            f"| {', '.join(f'{c.after:.3f}' for c in found)} | {_mean([c.mean for c in found]):.3f} "
+            f"| {', '.join(f'{c.after:.3f}' for c in found)} | {way} "
             f"| {min(c.ess for c in found):.2f} | {max(c.masked for c in found):.1%} |"
         )
     return "\n".join(lines) + "\n"
