@@ -25,7 +25,7 @@ KL = (
         "x = logprobs - ref_logprobs",
         "x = ref_logprobs - logprobs",
     ),
-    kl("KL detached", "x = logprobs - ref_logprobs", "x = logprobs.detach() - ref_logprobs"),
+    kl("KL detached", "x = logprobs - ref_logprobs", "x = logprobs.detach() - ref_logprobs + 0 * logprobs"),
     kl(
         "k3_st: gradient of k3",
         "return half_square - half_square.detach() + k3(-x).detach()",

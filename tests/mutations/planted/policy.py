@@ -19,7 +19,7 @@ CLIPPING = (
     plant(
         "ppo: detached ratio",
         "ratio = inputs.log_ratio.exp()\n    return",
-        "ratio = inputs.log_ratio.exp().detach()\n    return",
+        "ratio = inputs.log_ratio.exp().detach() + 0 * inputs.new\n    return",
     ),
     plant(
         "ppo: the log-ratio for the ratio",
@@ -70,7 +70,7 @@ SEQUENCES = (
     plant(
         "gspo: detached ratio",
         "inputs.bounded(inputs.row_means(inputs.new - inputs.old)).exp()",
-        "inputs.bounded(inputs.row_means(inputs.new - inputs.old)).exp().detach()",
+        "inputs.bounded(inputs.row_means(inputs.new - inputs.old)).exp().detach() + 0 * inputs.new",
     ),
     plant(
         "gspo: ratio per token",
@@ -100,7 +100,7 @@ SEQUENCES = (
     plant(
         "gspo_token: no straight-through term",
         "log_mean + inputs.new - inputs.new.detach()",
-        "log_mean + inputs.new.detach() - inputs.new.detach()",
+        "log_mean + 0 * inputs.new",
     ),
     plant(
         "row means by the average row",
