@@ -36,4 +36,4 @@ def test_an_algorithm_from_a_users_file_learns_without_touching_the_package(tmp_
     wrong = "algorithm.policy_kwargs={powr: 1}"
     refused, message = train(recipe, wrong, "--dry-run", "--code-dir", str(tmp_path))
     assert refused == 2
-    assert "algorithm.policy_kwargs: found powr; my_loss takes power" in message
+    assert "has no powr; it takes power" in message
