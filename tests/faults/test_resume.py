@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from tests.toy import metrics, start, toy_recipe, train
 
 pytestmark = pytest.mark.slow
+ENDLESS = "schedule.num_steps=10000"
+"""Steps take a fraction of a second: on a busy machine a short run is over before its signal is sent."""
 INTERRUPTED = "interrupted; the same command resumes from the last checkpoint"
 
 
@@ -66,13 +68,16 @@ def test_killed_driver_resumes_to_bitwise_equal_weights(tmp_path: Path) -> None:
 def test_asynchronous_run_resumes_without_losing_or_repeating_a_prompt(tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path, schedule={"max_staleness": 2}, engine={"kind": "hf"})
     run_dir = tmp_path / "run"
-    kill_after(recipe, run_dir=run_dir, step=3)
-    code, output = train(recipe)
+    kill_after(recipe, ENDLESS, run_dir=run_dir, step=3)
+    num_steps = metrics(run_dir)[-1]["step"] + 2
+    code, output = train(recipe, f"schedule.num_steps={num_steps}")
     assert code == 0, output
     last = sorted((run_dir / "checkpoints").glob("step-*"))[-1]
     ledger = json.loads((last / "state.json").read_text())["prompts"]
-    assert ledger["mark"] + len(ledger["settled"]) == 6 * 8  # as many settled as were trained: none twice
-    assert [line["step"] for line in metrics(run_dir)] == list(range(1, 7))
+    assert (
+        ledger["mark"] + len(ledger["settled"]) == num_steps * 8
+    )  # as many settled as were trained: none twice
+    assert [line["step"] for line in metrics(run_dir)] == list(range(1, num_steps + 1))
 
 
 def test_checkpoint_of_two_ranks_resumes_on_one(tmp_path: Path) -> None:
@@ -88,10 +93,10 @@ def test_checkpoint_of_two_ranks_resumes_on_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_cleans_up_says_so_and_resumes(tmp_path: Path, how: signal.Signals) -> None:
     recipe, run_dir = toy_recipe(tmp_path, engine={"kind": "hf"}), tmp_path / "run"
-    code, output = kill_after(recipe, run_dir=run_dir, step=3, how=how)
+    code, output = kill_after(recipe, ENDLESS, run_dir=run_dir, step=3, how=how)
     assert (code, output.splitlines()[-1]) == (130, INTERRUPTED), output
     assert "Traceback" not in output
-    code, output = train(recipe, f"run_dir={run_dir}")
+    code, output = train(recipe, f"schedule.num_steps={metrics(run_dir)[-1]['step'] + 2}")
     assert code == 0, output
     assert "resuming at step" in output
 
