@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rlhf.telemetry.logs import configure_logging
 
     configure_logging(verbose=arguments.verbose)
+    # A shell starts background jobs with SIGINT ignored, and asyncio leaves it so: no signal would end the run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Schedulers end a job by SIGTERM: it deserves the same order as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

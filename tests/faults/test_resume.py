@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,11 +27,28 @@ def weights(run_dir: Path, scratch: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def in_background(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start a run as a shell script does with `&`: SIGINT ignored."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return start(recipe, *overrides)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a run printed whose signal was sent; killed, for the sake of later tests, if it goes on."""
+    try:
+        return process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+
+
 def kill_after(
     recipe: Path, *overrides: str, run_dir: Path, step: int, how: signal.Signals = signal.SIGKILL
 ) -> tuple[int, str]:
     """Start a run and send its driver a signal once metrics show `step`; (exit code, everything printed)."""
-    process = start(recipe, f"run_dir={run_dir}", *overrides)
+    process = in_background(recipe, f"run_dir={run_dir}", *overrides)
     file = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
@@ -38,7 +56,7 @@ def kill_after(
             break
         time.sleep(0.02)
     os.kill(process.pid, how)
-    output, _ = process.communicate(timeout=60)
+    output = ended(process)
     if how == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL, output
     return process.returncode, output
@@ -104,12 +122,12 @@ def test_interrupted_run_cleans_up_says_so_and_resumes(tmp_path: Path, how: sign
 def test_interrupt_ends_the_cold_start_at_once(tmp_path: Path) -> None:
     source = {"generator": "rewards.reasoning_tasks:demonstrations", "kwargs": {"size": 200}}
     recipe = toy_recipe(tmp_path, sft={"source": source, "num_steps": 100_000, "max_length": 128})
-    process = start(recipe)
+    process = in_background(recipe)
     curve = tmp_path / "run" / "sft" / "sft_metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not curve.is_file():
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output = ended(process)
     assert (process.returncode, output.splitlines()[-1]) == (130, INTERRUPTED), output
     assert "Traceback" not in output
