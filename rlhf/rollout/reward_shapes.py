@@ -204,8 +204,8 @@ def as_results(values: Any, *, size: int, seconds: float) -> list[RewardResult]:
 def as_result(value: Any, *, seconds: float) -> RewardResult:
     """The RewardResult that a returned value means; a value that is no finite number becomes outcome `error`.
 
-    None means not applicable. A dict is verl's: `score` is the value, its other numbers are parts; `steps` are
-    (end, value) pairs.
+    None means not applicable. A dict is verl's: `score` is the value, its other numbers are parts; `steps`, if
+    not a number, are (end, value) pairs.
     """
     try:
         if isinstance(value, RewardResult):
@@ -216,7 +216,7 @@ def as_result(value: Any, *, seconds: float) -> RewardResult:
             if "score" not in value:
                 raise ValueError(f"returned a dict without 'score' (keys {sorted(map(str, value))})")
             parts = {str(k): v for k, v in value.items() if k != "score" and isinstance(_plain(v), Real)}
-            steps = value.get("steps", ())
+            steps = () if "steps" in parts else value.get("steps") or ()
             return _checked(RewardResult(value=value["score"], parts=parts, steps=steps), seconds)
         return RewardResult(value=_number(value), seconds=seconds)
     except ValueError as error:
@@ -234,8 +234,23 @@ def _checked(result: RewardResult, seconds: float) -> RewardResult:
         parts={str(name): _number(part) for name, part in result.parts.items()},
         detail=small(result.detail),
         seconds=seconds,
-        steps=tuple((int(end), _number(value)) for end, value in result.steps),
+        steps=tuple(_step(step) for step in _pairs(result.steps)),
     )
+
+
+def _pairs(steps: Any) -> Sequence[Any]:
+    if isinstance(steps, str) or not isinstance(steps, Sequence):
+        raise ValueError(f"returned steps {steps!r}, expected a list of (end, value) pairs")
+    return steps
+
+
+def _step(step: Any) -> tuple[int, float]:
+    if isinstance(step, str) or not isinstance(step, Sequence) or len(step) != 2:
+        raise ValueError(f"returned the step {step!r}, expected a pair (end, value)")
+    end, value = step
+    if not isinstance(_plain(end), int):
+        raise ValueError(f"returned a step that ends at {end!r}, expected a number of characters")
+    return int(end), _number(value)
 
 
 def _plain(value: Any) -> Any:

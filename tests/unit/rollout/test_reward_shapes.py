@@ -44,3 +44,28 @@ def test_trl_function_gets_messages_for_a_prompt_of_several() -> None:
     assert case("trl").call_batch(group_of("system", "user")) == [1.0]
     with pytest.raises(TypeError, match=r"annotate .*completions: list\[list\[dict\]\]"):
         case("trl_bare").call_batch(group_of("user"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("ab", "expected a list of"),
+        ({1: 2.0}, "expected a list of"),
+        ([1, 2], "expected a pair"),
+        ([[1, 2, 3]], "expected a pair"),
+        ([["a", 1.0]], "expected a number of characters"),
+        ([[1.5, 1.0]], "expected a number of characters"),
+        ([[1, float("nan")]], "expected a finite number"),
+    ],
+)
+def test_malformed_steps_are_an_error_of_the_reward_with_a_reason(steps, message):
+    result = as_result({"score": 1.0, "steps": steps}, seconds=0.0)
+    assert (result.value, result.outcome) == (None, "error")
+    assert message in result.detail["error"]
+
+
+def test_steps_that_are_a_number_are_a_part_and_none_are_none():
+    counted = as_result({"score": 1.0, "steps": 3}, seconds=0.0)
+    assert (counted.value, counted.parts, counted.steps) == (1.0, {"steps": 3.0}, ())
+    assert as_result({"score": 1.0, "steps": None}, seconds=0.0).steps == ()
+    assert as_result({"score": 1.0, "steps": [[2, 1], (4, 0.5)]}, seconds=0.0).steps == ((2, 1.0), (4, 0.5))
