@@ -54,3 +54,7 @@ class PlacementError(RlhfError, RuntimeError):
 
 class DependencyError(RlhfError, ImportError):
     """An optional package that the recipe needs is not installed; says which extra brings it."""
+
+
+class SandboxError(RlhfError, RuntimeError):
+    """No sandbox of the asked strength can be had here, or it broke; says which tier failed, why, and the ways out."""

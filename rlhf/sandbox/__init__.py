@@ -1,0 +1,1 @@
+"""Runs code nobody trusts, on the kernel's own calls: no daemon, no container engine, no privilege needed."""
