@@ -14,11 +14,10 @@ from typing import Any, NoReturn
 
 from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, wire
 from rlhf.sandbox.execution import Limits, Tier
+from rlhf.sandbox.storage import MAX_FILES
 
 INNER_ID = 1000
 """User and group id of programs in the `namespaces` tier, as they see it."""
-MAX_FILES = 20_000
-"""Entries in the scratch folder."""
 CHANNEL = 3
 _INTERPRETER_MB = 96
 """Addresses that an interpreter maps before its program has asked for anything."""
@@ -97,6 +96,9 @@ def _confine(cell: Cell, step: Step) -> None:
         become(cell.uid)
     os.chdir(root.SCRATCH if inside else cell.scratch)
     os.umask(0o022)
+    if inside or cell.uid is not None or cell.tier == "landlock":
+        # Its own /proc entry is its own, and its monitor's to read; in these tiers no other job can.
+        kernel.set_dumpable(True)
     _limit(cell, step)
     kernel.drop_capabilities(keep=kernel.CAP_DAC_READ_SEARCH if cell.may_search else None)
     kernel.set_no_new_privileges()
@@ -123,6 +125,7 @@ def _rules(cell: Cell) -> seccomp.Rules:
         files="read-only" if cell.tier == "read-only" else "full",
         may_fork=cell.tier != "read-only",
         own_pid=None if scoped else os.getpid(),
+        shares_user=cell.tier == "landlock" and cell.uid is None,
         without=cell.without,
     )
 
@@ -134,7 +137,8 @@ def _limit(cell: Cell, step: Step) -> None:
         resource.RLIMIT_CPU: (cpu_s, cpu_s + 1),
         resource.RLIMIT_FSIZE: limits.file_mb << 20,
         resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_CORE: 0,
+        # 1 and not 0: the kernel then also runs no program of the host's that collects core dumps, core(5).
+        resource.RLIMIT_CORE: 1,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_STACK: min(64, limits.memory_mb // 2 or 1) << 20,
@@ -143,8 +147,11 @@ def _limit(cell: Cell, step: Step) -> None:
     if step.address_space:
         wanted[resource.RLIMIT_AS] = (limits.memory_mb + _INTERPRETER_MB) << 20
     for what, value in wanted.items():
-        soft, hard = value if isinstance(value, tuple) else (value, value)
         if cell.has(f"rlimit_{what}"):
+            soft, hard = value if isinstance(value, tuple) else (value, value)
+            highest = resource.getrlimit(what)[1]
+            if highest != resource.RLIM_INFINITY:
+                soft, hard = min(soft, highest), min(hard, highest)
             resource.setrlimit(what, (soft, hard))
 
 
@@ -215,24 +222,13 @@ def environment(scratch: str) -> dict[str, str]:
     }
 
 
-def start_init(cell: Cell, connection: socket.socket) -> tuple[int, bool]:
-    """Fork the init of a new pid namespace, which serves `connection`; its id, and whether another can be started.
-
-    Only one pid namespace can be entered at a time; without root's rights there is no way back from it.
-    """
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    try:
-        kernel.unshare(kernel.CLONE_NEWPID)
-        pid = os.fork()
-        if pid == 0:
-            _be_init(cell, connection)
-        try:
-            kernel.setns(own, kernel.CLONE_NEWPID)
-        except PermissionError:
-            return pid, False
-        return pid, True
-    finally:
-        os.close(own)
+def start_init(cell: Cell, connection: socket.socket) -> int:
+    """Fork the init of a new pid namespace, which serves `connection`; its id. Only once in a process's life."""
+    kernel.unshare(kernel.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        _be_init(cell, connection)
+    return pid
 
 
 def map_ids(uid: int, gid: int, *, inside_uid: int, inside_gid: int) -> None:
@@ -296,6 +292,8 @@ class _Init:
         for descriptor in (self._woken, write_end):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        # Python has a handler for it, and the job may send whatever has one.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGUSR1, lambda *_: _kill_all())
 
@@ -319,8 +317,11 @@ class _Init:
 
     def _start(self, message: wire.Message) -> None:
         self._header, self._before = message.header, resource.getrusage(resource.RUSAGE_CHILDREN)
-        files.put(root.SCRATCH, dict(zip(message.header["files"], message.blobs, strict=True)))
-        self._pid, problem = spawn(self._cell, step_of(self._header, message.descriptors, root.SCRATCH))
+        problem = files.put(root.SCRATCH, dict(zip(message.header["files"], message.blobs, strict=True)))
+        if problem:
+            problem = json.dumps({"refused": problem})
+        else:
+            self._pid, problem = spawn(self._cell, step_of(self._header, message.descriptors, root.SCRATCH))
         for descriptor in message.descriptors:
             os.close(descriptor)
         if not self._pid:

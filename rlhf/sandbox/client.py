@@ -11,6 +11,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ _MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher 
 _START_S = 30.0
 _NET_S = 30.0
 """How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
+_CLOSE_S = 5.0
 MAX_JOBS = 16
 JOBS_PER_LAUNCHER = 5000
 
@@ -35,6 +37,7 @@ class Cell:
     def __init__(self, connection: socket.socket, place: "_Place") -> None:
         self._connection = connection
         self._place = place
+        self._owner = os.getpid()
 
     def start(
         self,
@@ -98,6 +101,10 @@ class Cell:
 
     def close(self) -> None:
         """End everything in the cell and free its place."""
+        if self._owner == os.getpid():
+            # A fork of this process may still hold the socket open.
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         self._place.free()
 
@@ -109,24 +116,29 @@ class Job:
         self._cell = cell
         self._closes = closes
         self._execution: Execution | None = None
+        self._lock = threading.Lock()
         self.channel = channel
         """Our end of the program's descriptor 3, if it was started with one."""
 
     def wait(self) -> Execution:
         """How the program ended; always an answer, `broken` when the sandbox itself failed."""
-        if self._execution is None:
-            try:
+        with self._lock:
+            if self._execution is None:
+                self._execution = self._verdict()
+                if self.channel is not None:
+                    self.channel.close()
+                if self._closes:
+                    self._cell.close()
+            return self._execution
+
+    def _verdict(self) -> Execution:
+        try:
+            message = self._cell.receive()
+            while "status" not in message.header:
                 message = self._cell.receive()
-                while "status" not in message.header:
-                    message = self._cell.receive()
-                self._execution = self._cell.execution(message)
-            except (EOFError, OSError) as error:
-                self._execution = self._cell.broken(error)
-            if self.channel is not None:
-                self.channel.close()
-            if self._closes:
-                self._cell.close()
-        return self._execution
+            return self._cell.execution(message)
+        except (EOFError, OSError) as error:
+            return self._cell.broken(error)
 
     def kill(self) -> Execution:
         """End the program with all its children; its verdict is `killed` unless it had ended by itself."""
@@ -217,10 +229,16 @@ class _Launcher:
 
     def close(self, *, wait: bool) -> None:
         """Have it end when its last job has ended."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
         if wait:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_NET_S)
+            try:
+                self._process.wait(_CLOSE_S)
+            except subprocess.TimeoutExpired:
+                # Jobs that still run do without it.
+                self._process.kill()
+                self._process.wait()
         self._log.close()
 
 
@@ -235,12 +253,17 @@ class Sandbox:
     ) -> None:
         self._policy = policy or Policy()
         self._without = tuple(without)
+        self._max_jobs = max_jobs
+        self._tier: Tier | None = None
+        self._begin()
+        _sandboxes.add(self)
+
+    def _begin(self) -> None:
+        """Nothing runs: at first, and in a fork of the process, whatever its threads were about."""
         self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(max_jobs)
+        self._places = threading.BoundedSemaphore(self._max_jobs)
         self._launcher: _Launcher | None = None
         self._retired: list[_Launcher] = []
-        self._tier: Tier | None = None
-        self._pid = os.getpid()
 
     @property
     def tier(self) -> Tier:
@@ -293,8 +316,6 @@ class Sandbox:
 
     def _running(self) -> _Launcher:
         """The launcher of this process, started or replaced as needed."""
-        if self._pid != os.getpid():
-            self._launcher, self._retired, self._pid = None, [], os.getpid()
         if self._launcher is not None and self._launcher.num_jobs >= JOBS_PER_LAUNCHER:
             self._launcher.close(wait=False)
             self._retired.append(self._launcher)
@@ -317,9 +338,8 @@ class Sandbox:
     def close(self) -> None:
         """End the launcher; programs that still run end with their jobs."""
         with self._lock:
-            if self._pid == os.getpid():
-                for launcher in [*self._retired, *([self._launcher] if self._launcher else [])]:
-                    launcher.close(wait=True)
+            for launcher in [*self._retired, *([self._launcher] if self._launcher else [])]:
+                launcher.close(wait=True)
             self._launcher, self._retired = None, []
 
     def __enter__(self) -> "Sandbox":
@@ -327,6 +347,18 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    _Default.lock = threading.Lock()
+    for sandbox in _sandboxes:
+        sandbox._begin()
+
+
+os.register_at_fork(after_in_child=_begin_again)
 
 
 def _first_program(launcher: _Launcher, tier: Tier) -> str:

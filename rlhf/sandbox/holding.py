@@ -13,9 +13,9 @@ from typing import Any
 from rlhf.sandbox import cell as cells
 from rlhf.sandbox import files, wire
 from rlhf.sandbox.cell import Cell
+from rlhf.sandbox.storage import disk_use, remove
 from rlhf.sandbox.tree import ProcessTree
 
-_RM = next(path for path in ("/bin/rm", "/usr/bin/rm") if os.path.exists(path))
 END_S = 10.0
 """Longest wait for killed processes to be gone."""
 
@@ -26,7 +26,7 @@ class Namespaces:
     def __init__(self, cell: Cell) -> None:
         self._connection, theirs = socket.socketpair()
         with theirs:
-            self._init, self.can_be_followed = cells.start_init(cell, theirs)
+            self._init = cells.start_init(cell, theirs)
         message = wire.receive(self._connection)
         if "broken" in message.header:
             raise RuntimeError(message.header["broken"])
@@ -47,8 +47,11 @@ class Namespaces:
         return self._connection.fileno()
 
     def answer(self) -> wire.Message:
-        """How the step ended. EOFError when the init is gone."""
-        message, self._early = self._early or wire.receive(self._connection), None
+        """How the step ended; `broken` when the init is gone."""
+        try:
+            message, self._early = self._early or wire.receive(self._connection), None
+        except (EOFError, ConnectionResetError):
+            return wire.Message({"broken": "its init has ended"}, [], [])
         return message
 
     def has_ended(self) -> bool:
@@ -67,6 +70,10 @@ class Namespaces:
     def kill_step(self) -> None:
         """Kill all but the init, which then answers."""
         os.kill(self._init, signal.SIGUSR1)
+
+    def kill_all(self) -> None:
+        """Kill the init, with which everything ends at once."""
+        os.kill(self._init, signal.SIGKILL)
 
     def interrupt(self) -> None:
         """Send SIGINT to what runs."""
@@ -89,8 +96,6 @@ class Namespaces:
 class Children:
     """A cell of the other tiers: its processes are children of this one, or come to it when their parent ends."""
 
-    can_be_followed = True
-
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self.tree = ProcessTree(os.getpid())
@@ -105,10 +110,13 @@ class Children:
     def start(self, header: dict[str, Any], contents: Sequence[bytes], descriptors: Sequence[int]) -> None:
         """Start a step."""
         cell = self._cell
-        files.put(cell.scratch, dict(zip(header["files"], contents, strict=True)), owner=cell.uid)
         self._header = header
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._pid, self._problem = cells.spawn(cell, cells.step_of(header, descriptors, cell.scratch))
+        problem = files.put(cell.scratch, dict(zip(header["files"], contents, strict=True)), owner=cell.uid)
+        if problem:
+            self._pid, self._problem = 0, json.dumps({"refused": problem})
+        else:
+            self._pid, self._problem = cells.spawn(cell, cells.step_of(header, descriptors, cell.scratch))
         self._pidfd = os.pidfd_open(self._pid) if self._pid else _readable()
 
     def fileno(self) -> int:
@@ -123,7 +131,8 @@ class Children:
         _, status = os.waitpid(self._pid, 0)
         if not self._header["lingers"]:
             self._sweep()
-        found = files.collect(self._cell.scratch, self._header["collect"], self._header["collect_bytes"])
+        names, room = self._header["collect"], self._header["collect_bytes"]
+        found = files.collect(self._cell.scratch, names, room, owner=self._cell.uid)
         usage = cells.used_since(self._before)
         return wire.Message({"ended": status, **usage, "files": list(found)}, list(found.values()), [])
 
@@ -140,13 +149,17 @@ class Children:
         """Kill every process of the job."""
         self._kill_round()
 
+    def kill_all(self) -> None:
+        """Kill every process of the job, and no other."""
+        self._kill_round()
+
     def interrupt(self) -> None:
         """Send SIGINT to what runs."""
         _interrupt(os.getpid())
 
     def disk_mb(self) -> float:
         """What lies in the scratch folder, in files open but without a name, too."""
-        return disk_use(self._cell.scratch, self.tree.pids())
+        return disk_use(self._cell.scratch, self.tree, file_mb=self._cell.limits.file_mb)
 
     def end(self) -> int:
         """End everything and remove the scratch folder; how many processes could not be ended."""
@@ -165,7 +178,7 @@ class Children:
     def _kill_round(self) -> None:
         """Kill what is there now: stopped first, so that none forks while others are killed."""
         if self._cell.uid is not None:
-            _kill_user(self._cell.uid)
+            kill_user(self._cell.uid)
         pids = self.tree.pids()
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
@@ -187,7 +200,7 @@ def _readable() -> int:
     return read_end
 
 
-def _kill_user(uid: int) -> None:
+def kill_user(uid: int) -> None:
     """Kill every process of a user in one call, which no fork can outrun."""
     pid = os.fork()
     if pid == 0:
@@ -214,39 +227,3 @@ def _wait_for_children() -> int:
             return 1
         time.sleep(0.0005)
     return 0
-
-
-def remove(folder: str) -> None:
-    """Remove a folder with all that is in it, however deep and whatever its modes. No link is followed."""
-    try:
-        os.rmdir(folder)
-    except FileNotFoundError:
-        return
-    except OSError:
-        # By a program of its own: a program can nest folders deeper than Python can recurse.
-        pid = os.posix_spawn(_RM, ["rm", "-rf", "--", folder], os.environ)
-        os.waitpid(pid, 0)
-
-
-def disk_use(folder: str, pids: Sequence[int]) -> float:
-    """MB of blocks below `folder`, of names and of descriptors that `pids` hold. Infinite beyond MAX_FILES entries."""
-    seen: dict[tuple[int, int], int] = {}
-    todo = [folder]
-    device = os.stat(folder).st_dev
-    while todo:
-        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                seen[status.st_dev, status.st_ino] = status.st_blocks
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(entry.path)
-                if len(seen) > cells.MAX_FILES:
-                    return float("inf")
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{name}")
-                    if status.st_dev == device:
-                        seen[status.st_dev, status.st_ino] = status.st_blocks
-    return sum(seen.values()) / 2048

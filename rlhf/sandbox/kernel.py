@@ -65,11 +65,6 @@ def unshare(flags: int) -> None:
     check("unshare", _libc.unshare(ctypes.c_int(flags)))
 
 
-def setns(descriptor: int, kind: int) -> None:
-    """Enter the namespace of an open descriptor."""
-    check("setns", _libc.setns(descriptor, ctypes.c_int(kind)))
-
-
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
     """Mount or bind `source` on `target`."""
     arguments = [text.encode() or None for text in (source, target, kind)]
@@ -81,9 +76,9 @@ class _MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")]
 
 
-def set_mount_readonly(path: str, *, recursive: bool) -> None:
-    """Make a mount, and with `recursive` those below it, read-only, without devices or set-user-id programs."""
-    attributes = _MountAttributes(MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
+def set_mount_readonly(path: str, *, recursive: bool, devices: bool = False) -> None:
+    """Make a mount, and with `recursive` those below it, read-only, without set-user-id programs or devices."""
+    attributes = _MountAttributes(MS_RDONLY | MS_NOSUID | (0 if devices else MS_NODEV), 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     call("mount_setattr", _AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), size)

@@ -6,6 +6,7 @@ It lives as long as its control socket; its jobs live as long as their own.
 
 import contextlib
 import gc
+import glob
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,26 +24,27 @@ from typing import Any, NoReturn
 from rlhf.sandbox import cell, interpreter, kernel, landlock, root, wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits, Tier
-from rlhf.sandbox.holding import remove
+from rlhf.sandbox.holding import kill_user
 from rlhf.sandbox.monitor import Monitor
-from rlhf.sandbox.tree import ProcessTree
+from rlhf.sandbox.storage import remove
+from rlhf.sandbox.tree import children
 
 FIRST_SLOT = 60578
 """User ids that no distribution gives to anybody (systemd's UIDS-GIDS: unused)."""
 NUM_SLOTS = 600
 SLOTS_PER_LAUNCHER = 20
-JOBS_PER_WORKER = 500
-_OWNER_CHECK_S = 1.0
+_CHECK_S = 1.0
+_BURIAL_S = 5.0
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A process that monitors one job after another, with a user id that is its own."""
+    """The process that monitors one job; a user id that only this job has."""
 
     pid: int
-    connection: socket.socket
+    pidfd: int
+    """Readable when it has ended."""
     uid: int | None
-    num_jobs: int = 0
 
 
 class Launcher:
@@ -53,13 +56,11 @@ class Launcher:
         self._settings = settings
         self._readable = root.readable_paths(settings["prefixes"])
         self._owner = os.getppid()
-        self._idle: list[_Worker] = []
-        self._busy: list[_Worker] = []
+        self._workers: list[_Worker] = []
         self._claim: socket.socket | None = None
         self._slots: list[int] = []
         self._has_slots = False
         self._may_search = False
-        self._folder = ""
 
     def take_position(self) -> None:
         """Do what the tier needs once. OSError or RuntimeError says why it cannot be had here."""
@@ -77,9 +78,6 @@ class Launcher:
             self._slots = _enter_own_namespaces(self._slots)
             self._has_slots = bool(self._slots)
             root.build(self._readable)
-        else:
-            self._folder = f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}"
-            os.mkdir(self._folder, 0o711)
         # A job of the same user must not reach into this process.
         kernel.set_dumpable(False)
 
@@ -94,19 +92,26 @@ class Launcher:
             )
 
     def serve(self) -> None:
-        """Have jobs monitored until the client closes the control socket or is gone; then clean up."""
-        is_open = True
-        while is_open or self._busy:
-            watched = [*([self._control] if is_open else []), *(worker.connection for worker in self._busy)]
-            readable, _, _ = select.select(watched, [], [], _OWNER_CHECK_S)
-            for worker in [worker for worker in self._busy if worker.connection in readable]:
-                self._release(worker)
-            if is_open and (self._control in readable or os.getppid() != self._owner):
+        """Have jobs monitored until the client closes the control socket or is gone."""
+        is_open, next_check = True, 0.0
+        while is_open or self._workers:
+            has_message = self._wait([self._control.fileno()] if is_open else [])
+            if time.monotonic() > next_check:
+                self._end_workers(lambda worker: _is_stopped(worker.pid))
+                next_check = time.monotonic() + _CHECK_S
+            if os.getppid() != self._owner:
+                # A fork of the client may hold all its sockets open: nobody waits for these jobs.
+                is_open = False
+                self._end_workers(lambda _: True)
+            elif has_message:
                 is_open = self._accept()
-        while self._idle:
-            self._retire(self._idle.pop())
-        if self._folder:
-            remove(self._folder)
+
+    def _wait(self, controls: list[int]) -> bool:
+        """Wait for one of `controls`, whether one is readable, or for a worker's end, or for a while."""
+        watched = [*controls, *(worker.pidfd for worker in self._workers)]
+        readable, _, _ = select.select(watched, [], [], _CHECK_S)
+        self._release([worker for worker in self._workers if worker.pidfd in readable])
+        return any(control in readable for control in controls)
 
     def _accept(self) -> bool:
         """Start the next job; whether there was one."""
@@ -114,103 +119,86 @@ class Launcher:
             message = wire.receive(self._control)
         except (EOFError, OSError):
             return False
-        while not self._idle and not self._slots and self._has_slots:
+        while self._has_slots and not self._slots:
             # The last job's worker is still clearing up.
-            readable, _, _ = select.select([worker.connection for worker in self._busy], [], [])
-            for worker in [worker for worker in self._busy if worker.connection in readable]:
-                self._release(worker)
-        worker = self._idle.pop() if self._idle else self._start_worker()
-        wire.send(worker.connection, message.header, descriptors=message.descriptors)
-        for descriptor in message.descriptors:
-            os.close(descriptor)
-        worker.num_jobs += 1
-        self._busy.append(worker)
-        return True
-
-    def _start_worker(self) -> _Worker:
+            if not self._workers:
+                raise RuntimeError("every user id of this launcher has a process that could not be ended")
+            self._wait([])
         uid = self._slots.pop() if self._slots else None
-        ours, theirs = socket.socketpair()
+        # A process for every job, forked from this one, which has never seen a program: so no job can find
+        # another's data in the memory it inherits.
         pid = os.fork()
         if pid == 0:
-            for other in (self._control, ours, *(worker.connection for worker in (*self._idle, *self._busy))):
-                other.close()
-            self._be_worker(theirs, uid)
-        theirs.close()
-        return _Worker(pid, ours, uid)
+            os.close(self._control.fileno())
+            for worker in self._workers:
+                os.close(worker.pidfd)
+            self._be_worker(message, uid)
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+        self._workers.append(_Worker(pid, os.pidfd_open(pid), uid))
+        return True
 
-    def _be_worker(self, assignments: socket.socket, uid: int | None) -> NoReturn:
+    def _be_worker(self, message: wire.Message, uid: int | None) -> NoReturn:
+        job = socket.socket(fileno=message.descriptors[0])
+        is_clear = False
         try:
             kernel.set_subreaper()
-            count, is_sound = 0, True
-            while is_sound:
-                message = wire.receive(assignments)
-                count += 1
-                is_sound = self._monitor(message, uid, f"{self._folder}/{os.getpid()}-{count}")
-                wire.send(assignments, {"is_sound": is_sound})
-        except (EOFError, OSError):
-            pass
+            held = Cell(
+                tier=self._tier,
+                uid=uid,
+                scratch=f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}",
+                limits=Limits(**message.header["limits"]),
+                readable=self._readable,
+                may_search=self._may_search,
+                packages=self._settings["packages"],
+                without=frozenset(self._settings["without"]),
+            )
+            is_clear = Monitor(job, held).serve()
+        except Exception as error:  # noqa: BLE001
+            detail = "".join(traceback.format_exception_only(error)).strip()
+            broken = {"status": "broken", "detail": detail, "files": []}
+            with contextlib.suppress(OSError):
+                wire.send(job, broken, blobs=[b"", b""])
         finally:
-            os._exit(0)
+            os._exit(0 if is_clear else 1)
 
-    def _monitor(self, message: wire.Message, uid: int | None, scratch: str) -> bool:
-        job = socket.socket(fileno=message.descriptors[0])
-        held = Cell(
-            tier=self._tier,
-            uid=uid,
-            scratch=scratch,
-            limits=Limits(**message.header["limits"]),
-            readable=self._readable,
-            may_search=self._may_search,
-            packages=self._settings["packages"],
-            without=frozenset(self._settings["without"]),
-        )
-        with job:
-            try:
-                return Monitor(job, held).serve()
-            except Exception as error:  # noqa: BLE001
-                detail = "".join(traceback.format_exception_only(error)).strip()
-                broken = {"status": "broken", "detail": detail, "files": []}
-                with contextlib.suppress(OSError):
-                    wire.send(job, broken, blobs=[b"", b""])
+    def _end_workers(self, is_meant: Callable[[_Worker], bool]) -> None:
+        meant = [worker for worker in self._workers if is_meant(worker)]
+        for worker in meant:
+            os.kill(worker.pid, signal.SIGKILL)
+        self._release(meant)
+
+    def _release(self, ended: list[_Worker]) -> None:
+        """Take back the user ids of workers that have ended; clear up after one that could not."""
+        for worker in ended:
+            self._workers.remove(worker)
+            _, status = os.waitpid(worker.pid, 0)
+            os.close(worker.pidfd)
+            # An id that still has processes is given to nobody.
+            if (not status or self._bury(worker)) and worker.uid is not None:
+                self._slots.append(worker.uid)
+
+    def _bury(self, dead: _Worker) -> bool:
+        """End what a worker watched, which has come to us, and remove its folder; whether nothing is left."""
+        deadline = time.monotonic() + _BURIAL_S
+        while orphans := children(os.getpid()) - {worker.pid for worker in self._workers}:
+            if time.monotonic() > deadline:
                 return False
-
-    def _release(self, worker: _Worker) -> None:
-        """Take back a worker whose job is over; one that is not sound, or that was killed, ends."""
-        self._busy.remove(worker)
-        try:
-            is_sound = wire.receive(worker.connection).header["is_sound"]
-        except (EOFError, OSError):
-            is_sound = False
-        if is_sound and worker.num_jobs < JOBS_PER_WORKER:
-            self._idle.append(worker)
-        else:
-            self._retire(worker)
-
-    def _retire(self, worker: _Worker) -> None:
-        worker.connection.close()
-        _, status = os.waitpid(worker.pid, 0)
-        if status:
-            self._bury(worker)
-        if worker.uid is not None:
-            self._slots.append(worker.uid)
-
-    def _bury(self, dead: _Worker) -> None:
-        """A monitor was killed: what it watched has come to us, and ends."""
-        others = [worker.pid for worker in (*self._idle, *self._busy)]
-        tree = ProcessTree(os.getpid())
-        for _ in range(1000):
-            kept = {pid for other in others for pid in (other, *ProcessTree(other).pids())}
-            orphans = [pid for pid in tree.pids() if pid not in kept]
+            if dead.uid is not None:
+                kill_user(dead.uid)
             for pid in orphans:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
-            if not orphans:
-                break
-        for name in os.listdir(self._folder) if self._folder else ():
-            if name.startswith(f"{dead.pid}-"):
-                remove(f"{self._folder}/{name}")
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.001)
+        if self._tier != "namespaces":
+            for folder in glob.glob(f"{self._settings['folder']}/rlhf-sandbox-{dead.pid}-*"):
+                remove(folder)
+        return True
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a child was stopped since this was asked last: then it watches nothing any more."""
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
 
 
 def _claim_slots() -> tuple[socket.socket | None, list[int]]:
