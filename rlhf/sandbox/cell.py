@@ -42,6 +42,11 @@ class Cell:
     without: frozenset[str] = frozenset()
     """Mechanisms left out: for tests which show that each one matters."""
 
+    @property
+    def shares_user(self) -> bool:
+        """Whether programs run as a user who owns files that only Landlock keeps from them."""
+        return self.tier == "landlock" and self.uid is None
+
     def has(self, mechanism: str) -> bool:
         """Whether the mechanism is in place."""
         return mechanism not in self.without
@@ -96,7 +101,7 @@ def _confine(cell: Cell, step: Step) -> None:
             kernel.keep_capabilities()
         become(cell.uid)
     os.chdir(root.SCRATCH if inside else cell.scratch)
-    os.umask(0o022)
+    os.umask(0o077 if cell.shares_user else 0o022)
     _limit(cell, step)
     kernel.drop_capabilities(keep=kernel.CAP_DAC_READ_SEARCH if cell.may_search else None)
     kernel.set_no_new_privileges()
@@ -123,6 +128,8 @@ def _rules(cell: Cell) -> seccomp.Rules:
         files="read-only" if cell.tier == "read-only" else "full",
         may_fork=cell.tier != "read-only",
         own_pid=None if scoped else os.getpid(),
+        landlock_abi=landlock.abi() if cell.tier == "landlock" else None,
+        shares_user=cell.shares_user,
         without=cell.without,
     )
 
