@@ -12,7 +12,15 @@ from rlhf.sandbox import kernel
 
 SCRATCH = "/work"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
+_SETTINGS = (
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    # Node refuses to start when it is there and cannot be read.
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+)
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _WRITTEN = {
     "passwd": "root:x:0:0::/:/bin/sh\nsandbox:x:1000:1000::/work:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
