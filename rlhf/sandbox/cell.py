@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, wire
+from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, tasks, wire
 from rlhf.sandbox.execution import Limits, Tier
 
 INNER_ID = 1000
@@ -39,6 +39,8 @@ class Cell:
     """Folder of installed packages, on the import path of Python programs."""
     may_search: bool = False
     """Whether programs may pass folders of other users: for an interpreter in one, where Landlock holds the rest."""
+    hidden_tasks: int = 0
+    """Tasks of this user in other containers: the kernel counts them, nobody here sees them."""
     without: frozenset[str] = frozenset()
     """Mechanisms left out: for tests which show that each one matters."""
 
@@ -152,24 +154,17 @@ def _limit(cell: Cell, step: Step) -> None:
     for what, value in wanted.items():
         soft, hard = value if isinstance(value, tuple) else (value, value)
         if cell.has(f"rlimit_{what}"):
-            resource.setrlimit(what, (soft, hard))
+            # What this machine allows at most can be less.
+            most = resource.getrlimit(what)[1]
+            most = hard if most == resource.RLIM_INFINITY else most
+            resource.setrlimit(what, (min(soft, most), min(hard, most)))
 
 
 def _others(cell: Cell) -> int:
     """Tasks that the kernel counts together with the job's: its init, or all of this user's elsewhere."""
     if cell.tier == "namespaces":
         return 1
-    return 0 if cell.uid is not None else tasks_of_user()
-
-
-def tasks_of_user() -> int:
-    """How many tasks the present user has on this machine, as far as can be seen."""
-    uid, count = os.getuid(), 0
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid:
-                count += len(os.listdir(f"/proc/{name}/task"))
-    return count
+    return 0 if cell.uid is not None else tasks.seen() + cell.hidden_tasks + tasks.SHARED
 
 
 def _enter_program(cell: Cell, step: Step, report: int) -> NoReturn:
@@ -242,15 +237,20 @@ def start_init(cell: Cell, connection: socket.socket) -> tuple[int, bool]:
         os.close(own)
 
 
-def map_ids(uid: int, gid: int, *, inside_uid: int, inside_gid: int) -> None:
-    """In a user namespace just entered: be known inside by these ids, which outside are `uid` and `gid`."""
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{inside_uid} {uid} 1")
-    _write("/proc/self/gid_map", f"{inside_gid} {gid} 1")
+def map_ids(uid: int, gid: int, *, inside: int | None = None, proc: str | int = "/proc") -> None:
+    """In a user namespace just entered: keep these ids, or be known by the one `inside`; `proc` is a process table."""
+    table = os.open(proc, os.O_RDONLY | os.O_DIRECTORY) if isinstance(proc, str) else os.dup(proc)
+    inside_uid, inside_gid = (uid, gid) if inside is None else (inside, inside)
+    try:
+        _write(table, "setgroups", "deny")
+        _write(table, "uid_map", f"{inside_uid} {uid} 1")
+        _write(table, "gid_map", f"{inside_gid} {gid} 1")
+    finally:
+        os.close(table)
 
 
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY)
+def _write(table: int, name: str, text: str) -> None:
+    descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=table)
     try:
         os.write(descriptor, text.encode())
     finally:
@@ -261,6 +261,8 @@ def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
     try:
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNET)
         owner = os.getuid() if cell.uid is None else cell.uid
+        # The job's root may show no process table at all.
+        outer_table = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         has_table = root.enter_job(disk_mb=cell.limits.disk_mb, files=MAX_FILES, owner=owner)
         socket.sethostname("sandbox")
         if cell.uid is not None:
@@ -269,7 +271,8 @@ def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
         outer_uid, outer_gid = os.getuid(), os.getgid()
         # Of its own, so that the kernel counts the job's processes apart from this user's others.
         kernel.unshare(kernel.CLONE_NEWUSER)
-        map_ids(outer_uid, outer_gid, inside_uid=INNER_ID, inside_gid=INNER_ID)
+        map_ids(outer_uid, outer_gid, inside=INNER_ID, proc=outer_table)
+        os.close(outer_table)
         kernel.drop_capabilities()
         # The job has the same user id: its init must not be readable or writable through /proc/1.
         kernel.set_dumpable(False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from rlhf.sandbox import cell, interpreter, kernel, landlock, root, wire
+from rlhf.sandbox import cell, interpreter, kernel, landlock, root, tasks, wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits, Tier
 from rlhf.sandbox.holding import remove
@@ -59,6 +59,7 @@ class Launcher:
         self._slots: list[int] = []
         self._has_slots = False
         self._may_search = False
+        self._hidden_tasks = 0
         self._folder = ""
 
     def take_position(self) -> None:
@@ -80,6 +81,8 @@ class Launcher:
         else:
             self._folder = f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}"
             os.mkdir(self._folder, 0o711)
+            if not self._slots:
+                self._hidden_tasks = max(0, tasks.counted() - tasks.seen())
         # A job of the same user must not reach into this process.
         kernel.set_dumpable(False)
 
@@ -161,6 +164,7 @@ class Launcher:
             limits=Limits(**message.header["limits"]),
             readable=self._readable,
             may_search=self._may_search,
+            hidden_tasks=self._hidden_tasks,
             packages=self._settings["packages"],
             without=frozenset(self._settings["without"]),
         )
@@ -261,7 +265,7 @@ def _enter_own_namespaces(slots: list[int]) -> list[int]:
             return slots
     uid, gid = os.getuid(), os.getgid()
     kernel.unshare(kernel.CLONE_NEWUSER)
-    cell.map_ids(uid, gid, inside_uid=uid, inside_gid=gid)
+    cell.map_ids(uid, gid)
     kernel.unshare(flags)
     return []
 

@@ -12,11 +12,7 @@ from tests.unit.sandbox import programs
 LIMITS = Limits(cpu_s=10, memory_mb=1024, processes=32)
 
 
-@pytest.fixture
-def isolating(sandbox: Sandbox) -> Sandbox:
-    if sandbox.tier not in ISOLATED:
-        pytest.skip(f"{sandbox.tier} isolates no files")
-    return sandbox
+isolating = pytest.mark.parametrize("sandbox", ISOLATED, indirect=True)
 
 
 def check(sandbox: Sandbox, program: Program) -> None:
@@ -24,31 +20,36 @@ def check(sandbox: Sandbox, program: Program) -> None:
     assert execution.stdout.split()[-1:] == [b"works"], execution
 
 
+@isolating
 @pytest.mark.parametrize("name", programs.PYTHON)
-def test_python_program_works(isolating, name):
-    if name == "pool of processes" and isolating.tier == "landlock":
+def test_python_program_works(sandbox, name):
+    if name == "pool of processes" and sandbox.tier == "landlock":
         pytest.skip("landlock: locks between processes lie in the host's /dev/shm, which stays closed")
-    check(isolating, Program(code=programs.PYTHON[name]))
+    check(sandbox, Program(code=programs.PYTHON[name]))
 
 
-def test_numpy_works_in_a_fork_and_in_an_interpreter_of_its_own(isolating):
-    check(isolating, Program(code=programs.NUMPY))
+@isolating
+def test_numpy_works_in_a_fork_and_in_an_interpreter_of_its_own(sandbox):
+    check(sandbox, Program(code=programs.NUMPY))
 
 
+@isolating
 @pytest.mark.parametrize("name", programs.SHELL)
-def test_shell_works(isolating, name):
-    check(isolating, Program(argv=("sh", "-ec", programs.SHELL[name])))
+def test_shell_works(sandbox, name):
+    check(sandbox, Program(argv=("sh", "-ec", programs.SHELL[name])))
 
 
-def test_compiled_program_works(isolating):
+@isolating
+def test_compiled_program_works(sandbox):
     if not shutil.which("gcc"):
         pytest.skip("no C compiler is installed")
     program = Program(argv=("sh", "-ec", programs.COMPILED), files={"main.c": programs.C.encode()})
-    check(isolating, program)
+    check(sandbox, program)
 
 
-def test_node_works(isolating):
+@isolating
+def test_node_works(sandbox):
     if not shutil.which("node"):
         pytest.skip("node is not installed")
     program = Program(argv=("node", "-e", programs.NODE), limits_address_space=False)
-    check(isolating, program)
+    check(sandbox, program)
