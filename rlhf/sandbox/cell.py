@@ -37,8 +37,8 @@ class Cell:
     """What programs may read besides their scratch folder, where the tier isolates files."""
     packages: str
     """Folder of installed packages, on the import path of Python programs."""
-    may_search: bool = False
-    """Whether programs may pass folders of other users: for an interpreter in one, where Landlock holds the rest."""
+    searches_by: int | None = None
+    """Capability to pass folders of other users: for an interpreter in one, where Landlock holds the rest."""
     hidden_tasks: int = 0
     """Tasks of this user in other containers: the kernel counts them, nobody here sees them."""
     without: frozenset[str] = frozenset()
@@ -46,8 +46,9 @@ class Cell:
 
     @property
     def shares_user(self) -> bool:
-        """Whether programs run as a user who owns files that only Landlock keeps from them."""
-        return self.tier == "landlock" and self.uid is None
+        """Whether nothing but Landlock stands between programs and files of others."""
+        has_own_rights = self.uid is not None and self.searches_by != kernel.CAP_DAC_OVERRIDE
+        return self.tier == "landlock" and not has_own_rights
 
     def has(self, mechanism: str) -> bool:
         """Whether the mechanism is in place."""
@@ -98,14 +99,15 @@ def _last_words(report: int, *, on_os_error: str = "broken") -> Iterator[None]:
 def _confine(cell: Cell, step: Step) -> None:
     """Give up everything the step must not have. The order matters: each call still needs the later ones' rights."""
     inside = cell.tier == "namespaces"
+    os.setsid()
     if not inside and cell.uid is not None:
-        if cell.may_search:
+        if cell.searches_by is not None:
             kernel.keep_capabilities()
         become(cell.uid)
     os.chdir(root.SCRATCH if inside else cell.scratch)
     os.umask(0o077 if cell.shares_user else 0o022)
     _limit(cell, step)
-    kernel.drop_capabilities(keep=kernel.CAP_DAC_READ_SEARCH if cell.may_search else None)
+    kernel.drop_capabilities(keep=cell.searches_by)
     kernel.set_no_new_privileges()
     if cell.tier == "landlock" and cell.has("landlock"):
         own = f"/proc/{os.getpid()}"

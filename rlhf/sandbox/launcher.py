@@ -58,7 +58,7 @@ class Launcher:
         self._claim: socket.socket | None = None
         self._slots: list[int] = []
         self._has_slots = False
-        self._may_search = False
+        self._searches_by: int | None = None
         self._hidden_tasks = 0
         self._folder = ""
 
@@ -89,8 +89,11 @@ class Launcher:
     def _check_interpreter(self) -> None:
         """Programs run as another user than root: one that may have to pass root's folders to the interpreter."""
         hidden = [path for path in self._readable if not _as_user(self._slots[0], partial(os.stat, path))]
-        self._may_search = bool(hidden) and self._tier == "landlock"
-        if hidden and not self._may_search:
+        # Containers have the first seldom, the second mostly.
+        passing = (kernel.CAP_DAC_READ_SEARCH, kernel.CAP_DAC_OVERRIDE) if self._tier == "landlock" else ()
+        if hidden:
+            self._searches_by = next(filter(kernel.has_capability, passing), None)
+        if hidden and self._searches_by is None:
             raise RuntimeError(
                 f"the interpreter needs {hidden[0]}, which other users than root cannot read; "
                 "name another interpreter in sandbox.python, for example /usr/bin/python3"
@@ -163,7 +166,7 @@ class Launcher:
             scratch=scratch,
             limits=Limits(**message.header["limits"]),
             readable=self._readable,
-            may_search=self._may_search,
+            searches_by=self._searches_by,
             hidden_tasks=self._hidden_tasks,
             packages=self._settings["packages"],
             without=frozenset(self._settings["without"]),

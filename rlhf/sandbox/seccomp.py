@@ -78,10 +78,11 @@ class Rules:
     landlock_abi: int | None = None
     """Of the Landlock that holds files; what it does not see is then held here."""
     shares_user: bool = False
-    """Whether files of its user lie outside: Landlock sees no change of mode, owner, time or attribute. Modes can be
-    0700 only, and 0600, which is what new files have, is answered as done."""
+    """Whether its user has files and processes outside. Landlock sees no change of mode, owner, time or attribute:
+    modes can be 0700 only, and 0600, which is what new files have, is answered as done. Its processes stay in one
+    group, which can be killed in one call: leaving it is answered as done, too."""
     without: frozenset[str] = frozenset()
-    """Mechanisms left out: keys of the tables here, or `clone`, `files`, `fork`, `signals`."""
+    """Mechanisms left out: keys of the tables here, or `clone`, `files`, `fork`, `group`, `signals`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,8 @@ def build_filter(rules: Rules, *, architecture: str = kernel.ARCHITECTURE) -> by
         program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _instruction(_RETURN, _UNKNOWN)]
     blocks = {name: [_instruction(_RETURN, _DENY)] for name in _denied(rules)}
     blocks |= {name: [_instruction(_RETURN, _UNKNOWN)] for name in _hidden(rules)}
+    if rules.shares_user and _holds(rules, "group"):
+        blocks |= {name: [_instruction(_RETURN, _DONE)] for name in ("setsid", "setpgid")}
     for name, tests in _conditional(rules).items():
         blocks.setdefault(name, [line for test in tests for line in _deny_if(test)] + [_allow()])
     if _holds(rules, "files") and rules.shares_user:

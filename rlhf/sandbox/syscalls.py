@@ -20,11 +20,12 @@ perf_event_open 298 241; personality 135 92; pidfd_getfd 438 438; pidfd_send_sig
 removexattr 197 14; removexattrat 466 466; rename 82 -; renameat 264 38; renameat2 316 276; request_key 249
 218; rmdir 84 -; rt_sigqueueinfo 129 138; rt_tgsigqueueinfo 297 240; sched_setaffinity 203 122;
 sched_setattr 314 274; sched_setparam 142 118; sched_setscheduler 144 119; semctl 66 191; semget 64 190;
-semop 65 193; semtimedop 220 192; setdomainname 171 162; sethostname 170 161; setns 308 268; setpriority 141
-140; settimeofday 164 170; setxattr 188 5; setxattrat 463 463; shmat 30 196; shmctl 31 195; shmdt 67 197;
-shmget 29 194; socket 41 198; socketpair 53 199; swapoff 168 225; swapon 167 224; symlink 88 -; symlinkat
-266 36; syslog 103 116; tgkill 234 131; tkill 200 130; truncate 76 45; umount2 166 39; unlink 87 -; unlinkat
-263 35; unshare 272 97; userfaultfd 323 282; utime 132 -; utimensat 280 88; utimes 235 -; vfork 58 -
+semop 65 193; semtimedop 220 192; setdomainname 171 162; sethostname 170 161; setns 308 268; setpgid 109
+154; setpriority 141 140; setsid 112 157; settimeofday 164 170; setxattr 188 5; setxattrat 463 463; shmat 30
+196; shmctl 31 195; shmdt 67 197; shmget 29 194; socket 41 198; socketpair 53 199; swapoff 168 225; swapon
+167 224; symlink 88 -; symlinkat 266 36; syslog 103 116; tgkill 234 131; tkill 200 130; truncate 76 45;
+umount2 166 39; unlink 87 -; unlinkat 263 35; unshare 272 97; userfaultfd 323 282; utime 132 -; utimensat
+280 88; utimes 235 -; vfork 58 -
 """
 """`name x86-64 aarch64`; a dash where the processor has no such call."""
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import resource
 
-SHARED = 1024
+SHARED = 512
 """Room for other programs of the same user, started and ended meanwhile: the watcher holds each of them."""
 
 

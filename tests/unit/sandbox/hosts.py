@@ -64,6 +64,7 @@ class Host:
     before: str = ""
     """Shell commands, as root in a mount namespace of their own."""
     landlock_abi: int | None = None
+    python: str = PYTHON
 
 
 DOCKER = Host(capabilities=DOCKER_CAPABILITIES, denied=DOCKER_DENIES, absent="clone3")
@@ -85,14 +86,14 @@ def on(host: Host, code: str, folder: Path) -> Any:
         _copy_source(source, host.landlock_abi)
         home.mkdir()
         os.chown(home, host.uid, host.uid)
-    command = [PYTHON, "-B", "-c", _CLIENT.format(source=str(source), code=code)]
+    command = [host.python, "-B", "-c", _CLIENT.format(source=str(source), code=code)]
     rights = [f"+{name}" for name in host.capabilities.split(",") if name]
     command = ["--bounding-set", ",".join(["-all", *rights]), *command] if host.uid or rights else command
     if host.uid:
         command = ["--reuid", str(host.uid), "--regid", str(host.uid), "--clear-groups", *command]
     if host.no_new_privileges:
         command = ["--no-new-privs", *command]
-    if command[0] != PYTHON:
+    if command[0] != host.python:
         command = ["setpriv", *command]
     if host.denied or host.absent:
         command = [PYTHON, "-B", "-c", _ENGINE, str(source), _filter(host).hex(), *command]
