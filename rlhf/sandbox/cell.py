@@ -128,6 +128,8 @@ def become(uid: int) -> None:
 def _rules(cell: Cell) -> seccomp.Rules:
     inside = cell.tier == "namespaces"
     scoped = inside or (cell.tier == "landlock" and landlock.abi() >= landlock.SCOPED_SIGNALS)
+    # A user id of its own has no other processes.
+    scoped = scoped or cell.uid is not None
     return seccomp.Rules(
         files="read-only" if cell.tier == "read-only" else "full",
         may_fork=cell.tier != "read-only",

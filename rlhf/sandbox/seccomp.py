@@ -54,12 +54,13 @@ _ALWAYS: dict[str, str] = {
 }
 """Mechanism -> calls that no program of a job may make."""
 _ATTRIBUTES = (
-    "chown fchown lchown fchownat utime utimes futimesat setxattr lsetxattr fsetxattr setxattrat removexattr "
-    "lremovexattr fremovexattr removexattrat file_setattr"
+    "chown fchown lchown fchownat setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr "
+    "removexattrat file_setattr"
 )
+_TIMES = "utime utimes futimesat"
 _CHANGES = (
     "creat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat mknod mknodat "
-    f"truncate ftruncate fallocate chmod fchmod fchmodat fchmodat2 utimensat {_ATTRIBUTES}"
+    f"truncate ftruncate fallocate chmod fchmod fchmodat fchmodat2 utimensat {_TIMES} {_ATTRIBUTES}"
 )
 _MODE_ARGUMENT = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
 _SIGNALS = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo"
@@ -78,22 +79,21 @@ class Rules:
     landlock_abi: int | None = None
     """Of the Landlock that holds files; what it does not see is then held here."""
     shares_user: bool = False
-    """Whether its user has files and processes outside. Landlock sees no change of mode, owner, time or attribute:
-    modes can be 0700 only, and 0600, which is what new files have, is answered as done. Its processes stay in one
-    group, which can be killed in one call: leaving it is answered as done, too."""
+    """Whether its user has files and processes outside, of which Landlock does not see every change: owners and
+    attributes of files cannot be set, and modes to 0700 only. What many programs do on the way is answered as done:
+    mode 0600, which new files have, times of files by name, and leaving the process group, which ends in one call."""
     without: frozenset[str] = frozenset()
     """Mechanisms left out: keys of the tables here, or `clone`, `files`, `fork`, `group`, `signals`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """Deny when a word of argument `index`, masked, equals `value` (or does not, if `negated`)."""
+    """Deny when the low word of argument `index`, masked, equals `value` (or does not, if `negated`)."""
 
     index: int
     value: int
     mask: int = _ANY
     negated: bool = False
-    is_high_word: bool = False
 
 
 _Row = tuple[str, str, tuple[_Test, ...]]
@@ -140,13 +140,10 @@ def build_filter(rules: Rules, *, architecture: str = kernel.ARCHITECTURE) -> by
         program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _instruction(_RETURN, _UNKNOWN)]
     blocks = {name: [_instruction(_RETURN, _DENY)] for name in _denied(rules)}
     blocks |= {name: [_instruction(_RETURN, _UNKNOWN)] for name in _hidden(rules)}
-    if rules.shares_user and _holds(rules, "group"):
-        blocks |= {name: [_instruction(_RETURN, _DONE)] for name in ("setsid", "setpgid")}
     for name, tests in _conditional(rules).items():
-        blocks.setdefault(name, [line for test in tests for line in _deny_if(test)] + [_allow()])
-    if _holds(rules, "files") and rules.shares_user:
-        for name, index in _MODE_ARGUMENT.items():
-            blocks.setdefault(name, _private_modes_only(index))
+        blocks.setdefault(name, [*(line for test in tests for line in _deny_if(test)), _allow()])
+    if rules.shares_user:
+        blocks = _for_shared_user(rules) | blocks
     for name, block in blocks.items():
         if name in known:
             program += _on(known[name], block)
@@ -216,11 +213,16 @@ def _for_some_files(rules: Rules) -> list[_Row]:
             rows.append(("files", name, (_Test(flags, 0, mask=_WRITING, negated=True),)))
         elif _lacks_truncation(rules):
             rows.append(("files", name, (_Test(flags, _O_TRUNC, mask=_ACCESS_MODE | _O_TRUNC),)))
-    if rules.shares_user:
-        # Without a path it is about a descriptor.
-        named = (_Test(1, 0, negated=True), _Test(1, 0, negated=True, is_high_word=True))
-        rows.append(("files", "utimensat", named))
     return rows
+
+
+def _for_shared_user(rules: Rules) -> dict[str, list[bytes]]:
+    done = [_instruction(_RETURN, _DONE)]
+    blocks = dict.fromkeys(("setsid", "setpgid") if _holds(rules, "group") else (), done)
+    if _holds(rules, "files"):
+        blocks |= dict.fromkeys(_TIMES.split(), done) | {"utimensat": _descriptors_only(1)}
+        blocks |= {name: _private_modes_only(index) for name, index in _MODE_ARGUMENT.items()}
+    return blocks
 
 
 def _on(number: int, block: list[bytes]) -> list[bytes]:
@@ -229,11 +231,24 @@ def _on(number: int, block: list[bytes]) -> list[bytes]:
 
 
 def _deny_if(test: _Test) -> list[bytes]:
-    lines = [_instruction(_LOAD, _ARGUMENTS_OFFSET + 8 * test.index + 4 * test.is_high_word)]
+    lines = [_instruction(_LOAD, _ARGUMENTS_OFFSET + 8 * test.index)]
     if test.mask != _ANY:
         lines.append(_instruction(_AND, test.mask))
     to_deny, past = (1, 0) if test.negated else (0, 1)
     return [*lines, _instruction(_JUMP_EQUAL, test.value, to_deny, past), _instruction(_RETURN, _DENY)]
+
+
+def _descriptors_only(index: int) -> list[bytes]:
+    """Allowed when pointer argument `index` is null: then no path is named."""
+    offset = _ARGUMENTS_OFFSET + 8 * index
+    return [
+        _instruction(_LOAD, offset),
+        _instruction(_JUMP_EQUAL, 0, 0, 3),
+        _instruction(_LOAD, offset + 4),
+        _instruction(_JUMP_EQUAL, 0, 0, 1),
+        _allow(),
+        _instruction(_RETURN, _DONE),
+    ]
 
 
 def _private_modes_only(index: int) -> list[bytes]:

@@ -29,12 +29,14 @@ LANDLOCK = "landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 _NEW_NAMESPACES = 0x7E020000
 _CLIENT = """
 import json, os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, {source!r})
 from rlhf.errors import SandboxError
 from rlhf.sandbox import kernel, landlock, self_test
 from rlhf.sandbox.client import Sandbox
 from rlhf.sandbox.execution import Execution, Limits, Program
 from rlhf.sandbox.policy import UNSAFE, Policy
+{given}
 answer = None
 {code}
 sys.stdout.write(json.dumps(answer))
@@ -64,6 +66,8 @@ class Host:
     before: str = ""
     """Shell commands, as root in a mount namespace of their own."""
     landlock_abi: int | None = None
+    is_pid_namespace: bool = False
+    """Whether processes outside cannot be seen, although the kernel counts them."""
     python: str = PYTHON
 
 
@@ -79,14 +83,18 @@ def why_not_here(host: Host) -> str:
     return f"not installed: {', '.join(missing)}" if missing else ""
 
 
-def on(host: Host, code: str, folder: Path) -> Any:
-    """What `code` leaves in `answer`, run by a client on that host. `folder`, for its files, must be open to all."""
+def on(host: Host, code: str, folder: Path, **given: Any) -> Any:
+    """What `code`, which finds what is `given`, leaves in `answer`, run by a client on that host.
+
+    `folder`, for its files, must be open to all users.
+    """
     source, home = folder / "source", folder / "home"
     if not source.exists():
         _copy_source(source, host.landlock_abi)
         home.mkdir()
         os.chown(home, host.uid, host.uid)
-    command = [host.python, "-B", "-c", _CLIENT.format(source=str(source), code=code)]
+    assignments = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    command = [host.python, "-B", "-c", _CLIENT.format(source=str(source), given=assignments, code=code)]
     rights = [f"+{name}" for name in host.capabilities.split(",") if name]
     command = ["--bounding-set", ",".join(["-all", *rights]), *command] if host.uid or rights else command
     if host.uid:
@@ -97,6 +105,8 @@ def on(host: Host, code: str, folder: Path) -> Any:
         command = ["setpriv", *command]
     if host.denied or host.absent:
         command = [PYTHON, "-B", "-c", _ENGINE, str(source), _filter(host).hex(), *command]
+    if host.is_pid_namespace:
+        command = ["unshare", "-pf", "--mount-proc", *command]
     if host.before:
         command = ["unshare", "-m", "sh", "-ec", f'{host.before}\nexec "$@"', "-", *command]
     done = subprocess.run(

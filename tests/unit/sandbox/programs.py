@@ -12,10 +12,14 @@ print(q.get(timeout=5))""",
 import subprocess, sys
 assert subprocess.run(["sh", "-c", "exit 3"]).returncode == 3
 assert subprocess.check_output("echo a | tr a b", shell=True) == b"b\\n"
+print(subprocess.check_output([sys.executable, "-c", "print('works')"], text=True).strip())""",
+    "ended child": """
+import subprocess
 p = subprocess.Popen(["sleep", "100"])
 p.terminate()
 assert p.wait() == -15
-print(subprocess.check_output([sys.executable, "-c", "print('works')"], text=True).strip())""",
+try: subprocess.run(["sleep", "100"], timeout=0.05)
+except subprocess.TimeoutExpired: print("works")""",
     "asyncio": """
 import asyncio
 async def main():
@@ -47,6 +51,9 @@ with tempfile.TemporaryDirectory() as folder:
 with tempfile.NamedTemporaryFile() as file: file.write(b"x")
 os.makedirs("c/d")
 shutil.move("b", "c/d/e")
+shutil.copytree("c", "f")
+assert open("f/d/e").read() == "x"
+shutil.rmtree("f")
 shutil.rmtree("c")
 assert os.listdir(".") == []
 print("works")""",

@@ -42,12 +42,13 @@ GROUPS = {
     "other processes": "ioprio_set",
 }
 ATTRIBUTES = (
-    "chown fchown lchown fchownat utime utimes futimesat setxattr lsetxattr fsetxattr setxattrat removexattr "
-    "lremovexattr fremovexattr removexattrat file_setattr"
+    "chown fchown lchown fchownat setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr "
+    "removexattrat file_setattr"
 )
+TIMES = "utime utimes futimesat"
 CHANGES = (
     "creat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link linkat symlink symlinkat mknod mknodat "
-    f"truncate ftruncate fallocate chmod fchmod fchmodat fchmodat2 utimensat {ATTRIBUTES}"
+    f"truncate ftruncate fallocate chmod fchmod fchmodat fchmodat2 utimensat {TIMES} {ATTRIBUTES}"
 )
 SIGNALS = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo"
 X86_ONLY = (
@@ -215,8 +216,11 @@ def test_truncation_that_landlock_does_not_see_is_denied(architecture, abi):
 def test_files_of_the_same_user_keep_owner_times_and_attributes(architecture):
     for name in present(ATTRIBUTES, architecture):
         assert verdict(OLD_LANDLOCK, architecture, name) == EPERM, name
-    for path in (0x1000, 1 << 32):
-        assert verdict(OLD_LANDLOCK, architecture, "utimensat", 0, path) == EPERM
+    for name in present(TIMES, architecture):
+        assert verdict(OLD_LANDLOCK, architecture, name) == DONE
+        assert verdict(LANDLOCK, architecture, name) == ALLOW
+    for path in (0x1000, 1 << 32, (1 << 32) + 1):
+        assert verdict(OLD_LANDLOCK, architecture, "utimensat", 0, path) == DONE
     assert verdict(OLD_LANDLOCK, architecture, "utimensat", 5, 0) == ALLOW
     assert verdict(LANDLOCK, architecture, "utimensat", 0, 0x1000) == ALLOW
 
@@ -231,6 +235,13 @@ def test_files_of_the_same_user_become_private_at_most(architecture):
         for mode in (0, 0o400, 0o644, 0o755, 0o777, 0o4700, 0o2700):
             assert verdict(OLD_LANDLOCK, architecture, name, *before, mode) == EPERM
         assert verdict(LANDLOCK, architecture, name, *before, 0o777) == ALLOW
+
+
+@both
+def test_processes_of_the_same_user_stay_in_their_group(architecture):
+    for name in ("setsid", "setpgid"):
+        assert verdict(OLD_LANDLOCK, architecture, name) == DONE
+        assert {verdict(rules, architecture, name) for rules in (NAMESPACES, LANDLOCK, READ_ONLY)} == {ALLOW}
 
 
 @both
