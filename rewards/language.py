@@ -30,7 +30,7 @@ _NOT_PROSE = re.compile(
     re.DOTALL,
 )
 _SENTENCE_END = re.compile(r"[.!?;:。！？；：\n।؟]+")  # noqa: RUF001
-_FUNCTIONS = frozenset("sin cos tan cot sec log ln exp lim max min mod gcd lcm det arg sup inf".split())
+_FUNCTION = re.compile("sin|cos|tan|cot|sec|log|ln|exp|lim|max|min|mod|gcd|lcm|det|arg|sup|inf")
 _MARK = "mark"
 
 
@@ -120,7 +120,7 @@ def _words(sentence: str) -> Iterator[tuple[str, str]]:
             word = word.strip("'")
             is_symbol = len(word) == 1 and script in ("latin", "greek", "cyrillic")
             is_name = word.isupper() and len(word) <= 4
-            if word and script and not is_symbol and not is_name and word not in _FUNCTIONS:
+            if word and script and not is_symbol and not is_name and not _FUNCTION.fullmatch(word):
                 yield script, word.casefold()
             script, word = kind, character if kind else ""
 

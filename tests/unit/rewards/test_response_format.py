@@ -74,8 +74,18 @@ def test_think_accepts_a_thought_and_an_answer(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1", "<think>a</think>", "<think>a</think> ...", "<think></think>1", "<think>a", "a</think>1", WHOLE]
-    + ["<think>a</think>1</think>", "<think>a</think>1<think>b</think>2"],
+    [
+        "",
+        "1",
+        "<think>a</think>",
+        "<think>a</think> ...",
+        "<think></think>1",
+        "<think>a",
+        "a</think>1",
+        WHOLE,
+        "<think>a</think>1</think>",
+        "<think>a</think>1<think>b</think>2",
+    ],
 )
 def test_think_refuses_anything_else(text: str) -> None:
     assert think(text) == 0.0
