@@ -21,8 +21,8 @@ class ServedScorer:
     endpoint: Endpoint | Mapping[str, Any]
     """As `rewards.endpoint.Endpoint`; `url` without `/v1`."""
     api: Literal["classify", "pooling", "score"] = "classify"
-    """`classify`: a sequence classifier, its output before the activation. `pooling`: a model with values for each token,
-    of which the last token's count. `score`: a cross-encoder of the last question and the answer."""
+    """`classify`: a sequence classifier, its output before the activation. `pooling`: a model with values for each
+    token, of which the last token's count. `score`: a cross-encoder of the last question and the answer."""
     label: int | None = None
     """Which of several classes counts; a model with one needs none."""
     with_thought: bool = False
