@@ -63,7 +63,7 @@ class Cosine:
             raise ValueError(f"max_length is {self.max_length}, expected at least 1")
         if self.unit not in get_args(Unit):
             raise ValueError(f"unit is {self.unit!r}, expected one of {', '.join(get_args(Unit))}")
-        self._grade("", "")
+        _loaded(self.grader)
 
     def __call__(self, prompt: Prompt, trajectory: Trajectory) -> RewardResult:
         """The scaled reward; part `grade` is the grader's value."""

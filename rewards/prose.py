@@ -62,6 +62,6 @@ def pieces(text: str) -> list[str]:
 
 
 def is_loop(text: str) -> bool:
-    """Whether the text is one word over and over, or, from 30 words on, mostly runs of three words said before."""
+    """Whether the text is one word over and over, or, from 30 words on, almost only runs of three said before."""
     found = pieces(text)
-    return (len(found) > 2 and len(set(found)) == 1) or (len(found) >= 30 and repeated_share(found, 3) > 0.7)
+    return (len(found) > 2 and len(set(found)) == 1) or (len(found) >= 30 and repeated_share(found, 3) > 0.85)

@@ -21,8 +21,8 @@ class ServedScorer:
     endpoint: Endpoint | Mapping[str, Any]
     """As `rewards.endpoint.Endpoint`; `url` without `/v1`."""
     api: Literal["classify", "pooling", "score"] = "classify"
-    """`classify`: a sequence classifier, its output before the activation. `pooling`: a model with values for each
-    token, of which the last token's count. `score`: a cross-encoder of the last question and the answer."""
+    """`classify`: a sequence classifier. `pooling`: a model with values for each token, of which the last token's
+    count. `score`: a cross-encoder of the last question and the answer. All are asked for without the activation."""
     label: int | None = None
     """Which of several classes counts; a model with one needs none."""
     with_thought: bool = False
@@ -51,11 +51,11 @@ class ServedScorer:
         if self.api == "score":
             if images:
                 raise ConfigError("api is score, which takes no images here; expected classify or pooling.")
-            body = {"text_1": messages[-2]["content"], "text_2": messages[-1]["content"]}
-            return self._number(await endpoint.post("/score", body), "score")
-        body_of_chat = {"messages": _with_images(messages, images), "use_activation": False}
-        found = await endpoint.post(f"/{self.api}", body_of_chat)
-        return self._number(found, "probs" if self.api == "classify" else "data")
+            body: dict[str, Any] = {"text_1": messages[-2]["content"], "text_2": messages[-1]["content"]}
+        else:
+            body = {"messages": _with_images(messages, images)}
+        found = await endpoint.post(f"/{self.api}", {**body, "use_activation": False})
+        return self._number(found, {"classify": "probs", "pooling": "data", "score": "score"}[self.api])
 
     def _number(self, found: Mapping[str, Any], key: str) -> float:
         try:

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.types import NOT_SAMPLED, FinishReason, Message, Prompt, Segment, Trajectory, TrajectoryGroup, Turn
+from rlhf.types import (
+    NOT_SAMPLED,
+    FinishReason,
+    Message,
+    Prompt,
+    RewardResult,
+    Segment,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+)
 
 
 def prompt_of(question: str = "How much is 1 + 1?", *, reference: str | None = "2", **columns: Any) -> Prompt:
@@ -48,3 +58,13 @@ def worthless(prompt: Prompt) -> dict[str, str]:
         "the prompt twice": f"{question}\n{question}",
         "the prompt in tags": f"<think></think><answer>{question}</answer>",
     }
+
+
+def cannot_grade(completion: str, reference: str | None) -> RewardResult:
+    """A grader that finds every row ungradable."""
+    return RewardResult(value=None, outcome="error", detail={"error": "no gold"})
+
+
+def is_reference(completion: str, reference: str | None) -> float:
+    """A grader that returns a plain number."""
+    return float(completion.strip() == reference)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rewards.language import consistency, language_code, share
 from rewards.language_words import FUNCTION_WORDS, LANGUAGES, SCRIPTS
 from rlhf.errors import DataError
+from tests.unit.rewards.attempts import prompt_of, worthless
 from tests.unit.rewards.language_texts import TEXTS
 
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "test.jsonl"
@@ -125,3 +126,8 @@ def test_long_texts_take_linear_time() -> None:
     ):
         share(text, "en")
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("name", worthless(prompt_of()))
+def test_consistency_pays_nothing_for_a_worthless_completion(name: str) -> None:
+    assert consistency(worthless(prompt_of())[name], "en").value == 0.0

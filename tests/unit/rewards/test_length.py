@@ -65,8 +65,15 @@ def test_cosine_of_a_cut_completion_is_its_own_value() -> None:
 
 
 def test_cosine_does_not_grade_what_the_grader_cannot() -> None:
-    result = Cosine(grader=GRADER, max_length=10)(prompt_of(reference=""), attempt("2"))
-    assert (result.value, result.outcome) == (None, "error")
+    reward = Cosine(grader="tests.unit.rewards.attempts:cannot_grade", max_length=10)
+    result = reward(prompt_of(), attempt("2"))
+    assert (result.value, result.outcome, result.detail) == (None, "error", {"error": "no gold"})
+
+
+def test_cosine_takes_a_grader_that_returns_a_number() -> None:
+    reward = Cosine(grader="tests.unit.rewards.attempts:is_reference", max_length=10)
+    assert reward(prompt_of(), attempt("2")).value == 2.0
+    assert reward(prompt_of(), attempt("3")).value == -10.0
 
 
 @pytest.mark.parametrize("grader", ["rewards.math_answer:nothing", "rewards.nowhere:grade", "grade", ":"])

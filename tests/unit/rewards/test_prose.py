@@ -45,6 +45,8 @@ def test_loops_are_told_from_prose() -> None:
     assert is_loop("We need it. " * 20)
     assert not is_loop("")
     assert not is_loop("No. No.")
+    assert not is_loop("\n".join(f"| row {i} | {i * 7} | yes |" for i in range(40)))
+    assert not is_loop("[" + ",".join(f'{{"id":{i},"name":"item {i * 37}"}}' for i in range(40)) + "]")
     assert not is_loop(
         "We need the sum of the numbers, and the sum of the numbers is what we need to find here. " * 2
     )

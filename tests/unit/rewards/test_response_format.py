@@ -2,6 +2,7 @@ import pytest
 
 from rewards.response_format import answer_after_think, tag_credit, think, think_answer, thought, visible
 from rlhf.types import Message, Prompt
+from tests.unit.rewards.attempts import worthless
 
 WHOLE = "<think>a</think><answer>1</answer>"
 R1_PROMPT = Prompt(
@@ -147,3 +148,11 @@ def test_a_completion_splits_into_thought_and_visible_text() -> None:
     assert (thought("b"), visible("b")) == ("", "b")
     assert (thought("b", prompt_opens_think=True), visible("b", prompt_opens_think=True)) == ("b", None)
     assert visible("<think>a</think>b<think>c") is None
+
+
+@pytest.mark.parametrize("name", worthless(R1_PROMPT))
+@pytest.mark.parametrize("prompt_opens_think", [False, True])
+def test_a_worthless_completion_earns_nothing(name: str, prompt_opens_think: bool) -> None:
+    completion = worthless(R1_PROMPT)[name]
+    for reward in (think_answer, think, tag_credit):
+        assert reward(completion, R1_PROMPT, prompt_opens_think=prompt_opens_think) == 0.0

@@ -34,11 +34,11 @@ def test_the_score_is_the_models_number(api, body: dict) -> None:
         assert asyncio.run(served_scorer.score(MESSAGES)) == -2.5
     assert server.paths == [f"/{api}"]
     (request,) = server.requests
-    assert request.pop("model") == "rm"
+    assert (request.pop("model"), request.pop("use_activation")) == ("rm", False)
     if api == "score":
         assert request == {"text_1": "How much is 1 + 1?", "text_2": "2"}
     else:
-        assert request == {"messages": MESSAGES, "use_activation": False}
+        assert request == {"messages": MESSAGES}
 
 
 @pytest.mark.parametrize(("label", "expected"), [(0, 0.25), (1, 0.75), (-1, 0.75)])
