@@ -1,0 +1,80 @@
+"""What a check found, as lines for a person and as JSON for a program."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ConfigError
+
+SHOWN = 20
+"""Rows named per kind of finding; the JSON file has them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something wrong with one row, or with the whole ('' for `row`). Fatal ones fail the check."""
+
+    kind: str
+    row: str
+    reason: str
+    is_fatal: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """Facts, said as soon as they are known, and findings, listed at the end."""
+
+    recipe: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing fatal was found."""
+        return not any(finding.is_fatal for finding in self.findings)
+
+    def say(self, what: str, text: str, **facts: Any) -> None:
+        """Write one line now; `facts` go to the JSON file under `what`."""
+        self.facts.setdefault(what, {}).update({"text": text, **facts})
+        _write(f"{what}: {text}")
+
+    def conclude(self) -> int:
+        """List the findings by kind, errors last, where they are seen; the exit code."""
+        kinds: dict[str, list[Finding]] = {}
+        for finding in sorted(self.findings, key=lambda finding: finding.is_fatal):
+            kinds.setdefault(finding.kind, []).append(finding)
+        for kind, findings in kinds.items():
+            _list(kind, findings)
+        _write(f"check: {'passed' if self.is_sound else 'FAILED'}")
+        return 0 if self.is_sound else 1
+
+    def save(self, file: Path) -> None:
+        """Write everything as JSON. ConfigError when the file cannot be written."""
+        try:
+            file.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json: {str(file)!r} cannot be written: {error}.") from error
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The whole report as plain data."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {"recipe": self.recipe, "passed": self.is_sound, "facts": self.facts, "findings": findings}
+
+
+def _list(kind: str, findings: list[Finding]) -> None:
+    level = "error" if any(finding.is_fatal for finding in findings) else "warning"
+    rows = {finding.row for finding in findings} - {""}
+    amount = f" ({len(rows)} row{'s' * (len(rows) != 1)})" if rows else ""
+    _write(f"{level}: {kind}{amount}")
+    for finding in findings[:SHOWN]:
+        _write(f"  row {finding.row}: {finding.reason}" if finding.row else f"  {finding.reason}")
+    if len(findings) > SHOWN:
+        _write(f"  and {len(findings) - SHOWN} more")
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
