@@ -60,10 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh", action="store_true", help="delete the run folder first")
     train.set_defaults(command=_train)
 
-    check = commands.add_parser("check", help="load every named object, grade every gold and what must not pay")
+    check = commands.add_parser(
+        "check", help="load every named object, grade every gold and what must not pay"
+    )
     _recipe_arguments(check)
     check.add_argument("--rows", type=_count, metavar="N", help="grade only N rows, the same ones every time")
-    check.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was found as JSON")
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write everything that was found as JSON"
+    )
     check.set_defaults(command=_check)
 
     report = commands.add_parser("report", help="write report.html for a run folder")

@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from rich.progress import (
 )
 
 from rlhf.check.contract import NUM_ROWS, check_contract
+from rlhf.check.figures import say_golds, say_rewards, say_time
 from rlhf.check.grading import GradedRow, GradingRun, fitting_template
-from rlhf.check.judging import UNGRADABLE, RewardTally, Tally, doubt_of, with_doubt
-from rlhf.check.probes import GOLD, GOLD_COLUMN, NONSENSE, WRONG, ProbeSet
+from rlhf.check.judging import UNGRADABLE, Tally, doubt_of, with_doubt
+from rlhf.check.probes import GOLD_COLUMN, ProbeSet
 from rlhf.check.report import Finding, Report
 from rlhf.check.rows import repeated_rows, shared_rows
 from rlhf.config.schema import Recipe, RewardConfig, SourceConfig
@@ -33,8 +34,6 @@ from rlhf.telemetry.logs import TERMINAL
 from rlhf.types import Prompt
 
 _SEED = 0
-_FREQUENT = 0.5
-"""A constant answer that earns a larger share of the rows is worth a warning."""
 _NUM_TEMPLATE_ROWS = 8
 
 
@@ -122,13 +121,12 @@ async def _check_rewards(
         except (LoadError, RewardError):
             report.findings += await _not_loading(recipe, code_dir)
             return
+        if num_rows is not None and num_rows < len(prompts):
+            chosen = sorted(random.Random(_SEED).sample(range(len(prompts)), num_rows))
+            report.say("sample", f"{num_rows} of {len(prompts)} rows are graded (--rows)", rows=num_rows)
+            prompts = [prompts[index] for index in chosen]
         report.findings += _doubts(prompts)
-        rows = _gradable(recipe, prompts, pool, report)
-        if num_rows is not None and num_rows < len(rows):
-            chosen = sorted(random.Random(_SEED).sample(range(len(rows)), num_rows))
-            report.say("sample", f"{num_rows} of {len(rows)} rows are graded (--rows)", rows=num_rows)
-            rows = [rows[index] for index in chosen]
-        await _grade(recipe, rows, pool, report)
+        await _grade(recipe, _gradable(recipe, prompts, pool, report), pool, report)
     finally:
         await pool.close()
 
@@ -202,9 +200,9 @@ async def _grade(recipe: Recipe, rows: Sequence[Prompt], pool: RewardPool, repor
         stuck = await run.grade(rows)
     seconds = time.perf_counter() - start
     report.findings += tally.findings()
-    _say_rewards(tally, report)
-    _say_golds(tally, report, len(rows))
-    _say_time(tally, report, seconds)
+    say_rewards(tally, report)
+    say_golds(tally, report)
+    say_time(tally, report, seconds)
     if stuck:
         report.findings += _stuck(stuck, run, len(rows) - tally.num_rows)
         return
@@ -218,55 +216,6 @@ def _stuck(rows: Sequence[Prompt], run: GradingRun, num_left: int) -> list[Findi
     return [Finding(kind=kind, row=prompt.id, reason=reason) for prompt in rows]
 
 
-def _say_rewards(tally: Tally, report: Report) -> None:
-    for name, reward in tally.rewards.items():
-        seconds = _seconds(reward.seconds)
-        text = (
-            f"{name} applies to {reward.num_rows} of {tally.num_rows} rows; golds: {_counts(reward.gold_outcomes)}; "
-            f"other answers: {_counts(reward.other_outcomes)}; {_milliseconds(seconds)} a completion"
-        )
-        facts = {"rows": reward.num_rows, "gold_outcomes": dict(reward.gold_outcomes), "seconds": seconds}
-        means = {probe: reward.mean(probe) for probe in reward.values}
-        report.say(f"reward {name}", text, **facts, mean_values=means, other_outcomes=dict(reward.other_outcomes))
-        if reward.num_rows and not reward.compares:
-            shown = ", ".join(f"{probe} {mean:.3g}" for probe, mean in means.items() if mean is not None)
-            report.say(f"reward {name} knows no gold", f"it pays on average: {shown}")
-        elif reward.partial:
-            shown = ", ".join(f"{probe} on {count} rows" for probe, count in reward.partial.most_common())
-            report.say(f"reward {name} pays in part", shown, partial=dict(reward.partial))
-
-
-def _say_golds(tally: Tally, report: Report, num_rows: int) -> None:
-    if not any(reward.gold_outcomes for reward in tally.rewards.values()):
-        report.say("golds", f"none of {num_rows} rows has one", right=0, rows=num_rows)
-        return
-    bad = sum(finding.kind == UNGRADABLE for finding in report.findings)
-    report.say("golds", f"{tally.num_right} of {num_rows} graded right", right=tally.num_right, rows=num_rows)
-    del bad
-    if not tally.earned:
-        return
-    answer, count = tally.earned.most_common(1)[0]
-    share = count / tally.num_judged
-    shares = {answer: count / tally.num_judged for answer, count in tally.earned.items()}
-    text = f"always answering {answer!r} earns {share:.1%} of the rows"
-    report.say("constant answers", text, shares=shares)
-    if share > _FREQUENT:
-        report.findings.append(Finding(kind="constant answer", row="", reason=text, is_fatal=False))
-
-
-def _say_time(tally: Tally, report: Report, seconds: float) -> None:
-    slowest = sorted(tally.slowest, reverse=True)
-    named = ", ".join(f"row {row} {1000 * took:.1f} ms ({what})" for took, row, what in slowest[:3])
-    per_row = seconds / max(tally.num_rows, 1)
-    report.say(
-        "time",
-        f"{tally.num_rows} rows in {seconds:.1f} s, {1000 * per_row:.2f} ms a row; slowest: {named}",
-        seconds=seconds,
-        seconds_per_row=per_row,
-        slowest=[{"seconds": took, "row": row, "what": what} for took, row, what in slowest],
-    )
-
-
 async def _hint(tally: Tally, rows: Sequence[Prompt], pool: RewardPool, report: Report) -> None:
     """Where no gold is paid, perhaps right completions look otherwise: try the usual formats on a few rows."""
     plain = [row for row in rows if row.reference and GOLD_COLUMN not in row.columns]
@@ -278,7 +227,9 @@ async def _hint(tally: Tally, rows: Sequence[Prompt], pool: RewardPool, report: 
         report.say("hint", text, template=template)
 
 
-async def _say_contract(recipe: Recipe, tally: Tally, pool: RewardPool, probes: ProbeSet, report: Report) -> None:
+async def _say_contract(
+    recipe: Recipe, tally: Tally, pool: RewardPool, probes: ProbeSet, report: Report
+) -> None:
     chosen = _some_of_each(tally, recipe.task.rewards)
     if not chosen:
         return
@@ -296,24 +247,3 @@ def _some_of_each(tally: Tally, rewards: Sequence[RewardConfig]) -> list[Prompt]
         fitting = [row for row in tally.sound if applies(reward, row.columns)]
         chosen |= {row.id: row for row in fitting[:NUM_ROWS]}
     return list(chosen.values())
-
-
-def _counts(outcomes: Mapping[str, int]) -> str:
-    return ", ".join(f"{outcome} {count}" for outcome, count in outcomes.items()) or "none"
-
-
-def _seconds(taken: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles of the seconds of single completions."""
-    ordered = sorted(taken) or [0.0]
-    last = len(ordered) - 1
-    return {
-        "mean": sum(ordered) / len(ordered),
-        "p50": ordered[last // 2],
-        "p99": ordered[min(last, len(ordered) * 99 // 100)],
-        "max": ordered[last],
-    }
-
-
-def _milliseconds(seconds: Mapping[str, float]) -> str:
-    mean, p50, p99 = (1000 * seconds[name] for name in ("mean", "p50", "p99"))
-    return f"{mean:.2f} ms (p50 {p50:.2f}, p99 {p99:.2f})"

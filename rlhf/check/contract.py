@@ -109,7 +109,9 @@ def _judge(name: str, shape: Shape, found: _Verdicts) -> Finding | None:
     """The first promise that the reward breaks; what follows from it is not said again."""
     if found.again:
         # A judge behind a network may sample; a plain function that does not repeat itself is broken.
-        return _finding(name, "graded again, it gives other values", found.again, found, fatal=not shape.is_async)
+        return _finding(
+            name, "graded again, it gives other values", found.again, found, fatal=not shape.is_async
+        )
     if found.reversed:
         what = "its values depend on the order of the siblings"
         return _finding(name, what, found.reversed, found, fatal=True)

@@ -39,11 +39,8 @@ class GradedRow:
     probes: tuple[Probe, ...]
     parts: tuple[Part, ...]
     alone: tuple[Part, ...]
-
-    @property
-    def totals(self) -> list[RewardResult]:
-        """One sum per probe."""
-        return compose(self.parts, len(self.probes))
+    totals: tuple[RewardResult, ...]
+    """The sum of the rewards, per probe."""
 
     @property
     def has_gold(self) -> bool:
@@ -68,19 +65,18 @@ class GradingRun:
         rows = iter(enumerate(prompts))
         in_flight: dict[int, Prompt] = {}
         graders = [asyncio.create_task(self._take(rows, in_flight)) for _ in range(self.width)]
-        everything = asyncio.gather(*graders)
-        watch = asyncio.create_task(self._count_kills())
+        watch = asyncio.create_task(self._count_kills(graders))
         try:
-            await asyncio.wait([everything, watch], return_when=asyncio.FIRST_COMPLETED)
-            if everything.done():
-                await everything
-                return []
-            return [in_flight[index] for index in sorted(in_flight)]
+            await asyncio.gather(*graders)
+        except asyncio.CancelledError:
+            if not watch.done():
+                raise
         finally:
             for task in (*graders, watch):
                 task.cancel()
-            await asyncio.gather(*graders, watch, everything, return_exceptions=True)
+            await asyncio.gather(*graders, watch, return_exceptions=True)
             self._read_kills()
+        return [in_flight[index] for index in sorted(in_flight)]
 
     async def _take(self, rows: Iterator[tuple[int, Prompt]], in_flight: dict[int, Prompt]) -> None:
         for index, prompt in rows:
@@ -88,10 +84,12 @@ class GradingRun:
             self.on_row(await grade_row(index, prompt, self.pool, probes=self.probes.of(prompt)))
             del in_flight[index]
 
-    async def _count_kills(self) -> None:
+    async def _count_kills(self, graders: Sequence[asyncio.Task[None]]) -> None:
         while self.num_kills < self.max_kills:
             await asyncio.sleep(_POLL_S)
             self._read_kills()
+        for grader in graders:
+            grader.cancel()
 
     def _read_kills(self) -> None:
         metrics = self.pool.metrics()
@@ -103,17 +101,17 @@ async def grade_row(index: int, prompt: Prompt, pool: RewardPool, *, probes: Seq
     probes = tuple(probes)
     alone = tuple(await pool.grade(group_of(index, prompt, probes[:1], pool)))
     if any(not part.reward.optional and part.results[0].outcome in BROKEN for part in alone):
-        return GradedRow(prompt=prompt, probes=probes[:1], parts=alone, alone=alone)
-    parts = tuple(await pool.grade(group_of(index, prompt, probes, pool)))
-    return GradedRow(prompt=prompt, probes=probes, parts=parts, alone=alone)
+        parts, probes = alone, probes[:1]
+    else:
+        parts = tuple(await pool.grade(group_of(index, prompt, probes, pool)))
+    totals = tuple(compose(parts, len(probes)))
+    return GradedRow(prompt=prompt, probes=probes, parts=parts, alone=alone, totals=totals)
 
 
 def group_of(index: int, prompt: Prompt, probes: Sequence[Probe], pool: RewardPool) -> TrajectoryGroup:
     """The probes as attempts at the prompt; their tokens are made up where a reward can see them."""
     needs_tokens = any(shape.needs_tokens for shape in pool.shapes)
-    attempts = [
-        _trajectory(i, probe.completion, has_tokens=needs_tokens) for i, probe in enumerate(probes)
-    ]
+    attempts = [_trajectory(i, probe.completion, has_tokens=needs_tokens) for i, probe in enumerate(probes)]
     return TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(attempts))
 
 

@@ -1,4 +1,4 @@
-"""Judges graded rows one after another: is the gold paid, is anything paid that is not the gold, how long did it take."""
+"""Judges graded rows one after another: whether golds are paid and nothing else is, and how long it took."""
 
 import heapq
 from array import array
@@ -30,10 +30,13 @@ class RewardTally:
     gold_outcomes: Counter[Outcome] = field(default_factory=Counter)
     other_outcomes: Counter[Outcome] = field(default_factory=Counter)
     gold_values: dict[str, float] = field(default_factory=dict)
+    """Row -> value of the gold, graded alone."""
     num_told_apart: int = 0
     """Golds that scored more than a wrong answer."""
     alike: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Row -> (value of the gold, of a wrong answer), where the first is not more."""
+    unsteady: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Row -> (value of the gold alone, among siblings), where they differ."""
     values: dict[str, list[float]] = field(default_factory=dict)
     """Probe -> [number, sum of values]."""
     partial: Counter[str] = field(default_factory=Counter)
@@ -69,8 +72,9 @@ class Tally:
     def __init__(self, names: Sequence[str], *, needs_reference: bool) -> None:
         self.rewards = {name: RewardTally() for name in names}
         self.num_rows = 0
+        self.num_golds = 0
         self.num_judged = 0
-        """Rows whose gold was graded right, so that what a probe earns means something."""
+        """Rows on which some reward told the gold from wrong answers, so that what a probe earns means something."""
         self.earned: Counter[str] = Counter()
         """Constant answer -> rows on which it earns what the gold earns."""
         self.sound: list[Prompt] = []
@@ -79,6 +83,7 @@ class Tally:
         """(seconds, row, what) of the slowest single completions, at most one a row."""
         self._needs_reference = needs_reference
         self._findings: list[Finding] = []
+        self._right: set[str] = set()
         self._not_right: set[str] = set()
         self._paid: list[tuple[str, Finding]] = []
         """Reward -> what it pays for; it counts if the reward turns out to know golds."""
@@ -96,6 +101,7 @@ class Tally:
             self._find(UNGRADABLE, row, with_doubt(row.prompt, problem))
         if not failures and not problem:
             self.sound.append(row.prompt)
+        self.num_golds += row.has_gold
         if row.has_gold and not problem:
             self._judge(row)
 
@@ -105,7 +111,9 @@ class Tally:
         for name, reward in self.rewards.items():
             if not reward.num_rows:
                 found.append(
-                    Finding(kind="applies to no row", row="", reason=f"{name}: see its `when`", is_fatal=False)
+                    Finding(
+                        kind="applies to no row", row="", reason=f"{name}: see its `when`", is_fatal=False
+                    )
                 )
             if reward.compares:
                 found += [
@@ -118,13 +126,14 @@ class Tally:
 
     @property
     def num_right(self) -> int:
-        """Rows whose gold is graded right."""
-        bad = {finding.row for finding in self.findings() if finding.kind in (UNGRADABLE, NOT_RIGHT)}
-        return self.num_rows - len(bad)
+        """Rows whose gold every reward that knows golds grades right."""
+        alike = {row for reward in self.rewards.values() if reward.compares for row in reward.alike}
+        return len(self._right - self._not_right - alike)
 
     def _judge(self, row: GradedRow) -> None:
         totals = row.totals
-        telling = [part for part in row.parts if self._tells_apart(row, part)]
+        pairs = zip(row.parts, row.alone, strict=True)
+        telling = [part for part, alone in pairs if self._tells_apart(row, part, alone.results[0])]
         gold, wrong = _value(totals[0]), _wrong(totals)
         if wrong >= gold and (self._needs_reference or telling):
             values = ", ".join(f"{part.name} {_show(part.results[0])}" for part in row.parts)
@@ -138,6 +147,7 @@ class Tally:
         if not telling:
             return
         self.num_judged += 1
+        self._right.add(row.prompt.id)
         first = 1 + NUM_WRONG
         for index, probe in enumerate(row.probes[first:], start=first):
             if probe.constant:
@@ -145,12 +155,14 @@ class Tally:
             else:
                 self._judge_probe(row, telling, index, totals)
 
-    def _tells_apart(self, row: GradedRow, part: Part) -> bool:
+    def _tells_apart(self, row: GradedRow, part: Part, alone: RewardResult) -> bool:
         gold, wrong = _value(part.results[0]), _wrong(part.results)
         reward = self.rewards[part.name]
-        if part.results[0].value is None:
+        if part.results[0].value is None or alone.value is None:
             return False
-        reward.gold_values[row.prompt.id] = gold
+        reward.gold_values[row.prompt.id] = alone.value
+        if gold != alone.value:
+            reward.unsteady[row.prompt.id] = (alone.value, gold)
         if gold > wrong:
             reward.num_told_apart += 1
         else:
@@ -164,7 +176,7 @@ class Tally:
         is_paid = False
         for part in telling:
             credit = _credit(part, index)
-            if credit >= 1 or _value(part.results[index]) > 0 and credit > _allowed(probe):
+            if credit >= 1 or (_value(part.results[index]) > 0 and credit > _allowed(probe)):
                 is_paid = True
                 said = f"{part.name} pays {_show(part.results[index])}, for the gold {_show(part.results[0])}"
                 self._paid.append((part.name, self._finding(f"{REWARDED}: {probe.name}", row, said)))
@@ -287,7 +299,9 @@ def _no_more(gold: float, wrong: float) -> str:
 
 def _explain(result: RewardResult) -> str:
     """Outcome, value and the reward's own words, short."""
-    said = "; ".join(f"{name}: {text}" for name, text in result.detail.items() if text and name != "traceback")
+    said = "; ".join(
+        f"{name}: {text}" for name, text in result.detail.items() if text and name != "traceback"
+    )
     value = "" if result.value is None else f", scored {result.value:g}"
     return f"{result.outcome}{value}" + (f" ({said[:300]})" if said else "")
 

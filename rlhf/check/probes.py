@@ -20,7 +20,11 @@ NUM_WRONG = 2
 _SLOT = "{reference}"
 _LONG = 200
 _NEXT = str.maketrans(
-    {c: row[(i + 1) % len(row)] for row in (digits, ascii_lowercase, ascii_uppercase) for i, c in enumerate(row)}
+    {
+        c: row[(i + 1) % len(row)]
+        for row in (digits, ascii_lowercase, ascii_uppercase)
+        for i, c in enumerate(row)
+    }
 )
 _FENCE = re.compile(r"(```[^\n`]*\n)(.*?)(\n```|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d{1,30}(?:\.\d{1,30})?")
@@ -55,7 +59,9 @@ class ProbeSet:
         short = [gold for gold in golds if len(gold) <= _LONG]
         frequent = [max(short, key=golds.__getitem__)] if short else []
         return cls(
-            template=template, constants=tuple(dict.fromkeys([*frequent, *CLASSICS])), others=tuple(short[:16])
+            template=template,
+            constants=tuple(dict.fromkeys([*frequent, *CLASSICS])),
+            others=tuple(short[:16]),
         )
 
     def of(self, prompt: Prompt) -> tuple[Probe, ...]:
@@ -92,7 +98,7 @@ class ProbeSet:
         return None if prompt.reference is None else self._fill(prompt.reference)
 
     def _wrong(self, gold: str | None, prompt: Prompt) -> list[str]:
-        """A plain wrong answer, and one of the gold's length and kind, so that only who knows the gold tells them apart."""
+        """A plain wrong answer, and one that only who knows the gold tells from it: as long, of its kind."""
         if gold is None:
             return [self._fill(NONSENSE)]
         if GOLD_COLUMN not in prompt.columns:

@@ -37,8 +37,10 @@ class Report:
         return not any(finding.is_fatal for finding in self.findings)
 
     def say(self, what: str, text: str, **facts: Any) -> None:
-        """Write one line now; `facts` go to the JSON file under `what`."""
-        self.facts.setdefault(what, {}).update({"text": text, **facts})
+        """Write one line now; `facts` go to the JSON file under `what`, with the line."""
+        known = self.facts.setdefault(what, {"lines": []})
+        known["lines"].append(text)
+        known.update(facts)
         _write(f"{what}: {text}")
 
     def conclude(self) -> int:
