@@ -21,7 +21,7 @@ from rlhf.check.figures import say_golds, say_rewards, say_time
 from rlhf.check.grading import GradedRow, GradingRun, fitting_template
 from rlhf.check.judging import UNGRADABLE, Tally, doubt_of, with_doubt
 from rlhf.check.probes import GOLD_COLUMN, ProbeSet
-from rlhf.check.report import Finding, Report
+from rlhf.check.report import Finding, Report, num_of
 from rlhf.check.rows import repeated_rows, shared_rows
 from rlhf.config.schema import Recipe, RewardConfig, SourceConfig
 from rlhf.data.prompts import load_prompts
@@ -51,6 +51,9 @@ async def check(
     prompts = _check_data(recipe, report)
     _check_rendering(recipe, prompts, report)
     await _check_rewards(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
+    order = {prompt.id: index for index, prompt in enumerate(prompts)}
+    # Rows are graded side by side: what was found is put back into the order of the data.
+    report.findings.sort(key=lambda finding: order.get(finding.row, -1))
     code = report.conclude()
     if json_file is not None:
         report.save(json_file)
@@ -87,7 +90,7 @@ def _read(source: SourceConfig, key: str, report: Report) -> list[Prompt]:
 
 def _repeats(findings: Sequence[Finding]) -> str:
     kinds = Counter(finding.kind for finding in findings)
-    return ", ".join(f"{count} rows: {kind}" for kind, count in kinds.items()) or "no prompt twice"
+    return ", ".join(f"{num_of(count, 'row')}: {kind}" for kind, count in kinds.items()) or "no prompt twice"
 
 
 def _check_rendering(recipe: Recipe, prompts: Sequence[Prompt], report: Report) -> None:
@@ -234,9 +237,12 @@ async def _say_contract(
     if not chosen:
         return
     findings = await check_contract(chosen, pool, probes)
+    named = {finding.reason.partition(":")[0] for finding in findings}
+    per_sample = [name for name, shape in zip(pool.names, pool.shapes, strict=True) if shape.is_per_sample]
+    findings += tally.unsteady([name for name in per_sample if name not in named])
     report.findings += findings
-    text = f"{len(chosen)} rows graded again, in reverse order and one by one: "
-    text += f"{len(findings)} findings" if findings else "same values, nothing left behind"
+    text = f"{num_of(len(chosen), 'row')} graded again, in reverse order and one by one: "
+    text += num_of(len(findings), "finding") if findings else "same values, nothing left behind"
     report.say("contract", text, rows=len(chosen))
 
 
@@ -244,6 +250,6 @@ def _some_of_each(tally: Tally, rewards: Sequence[RewardConfig]) -> list[Prompt]
     """NUM_ROWS sound rows for each reward, one set for all where that will do."""
     chosen: dict[str, Prompt] = {}
     for reward in rewards:
-        fitting = [row for row in tally.sound if applies(reward, row.columns)]
+        fitting = [row for _, row in sorted(tally.sound.items()) if applies(reward, row.columns)]
         chosen |= {row.id: row for row in fitting[:NUM_ROWS]}
     return list(chosen.values())

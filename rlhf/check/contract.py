@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from rlhf.check.grading import group_of
+from rlhf.check.judging import CONTRACT
 from rlhf.check.probes import Probe, ProbeSet
 from rlhf.check.report import Finding
 from rlhf.rollout.reward_shapes import Shape
@@ -22,7 +23,6 @@ NUM_ROWS = 16
 _NUM_PROBES = 6
 """Siblings a row is graded with."""
 _MAX_FILES = 20_000
-KIND = "contract"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,7 @@ def _finding(
         f"{name}: {what}, on {rows} of {len(found.rows)} rows; for example row {example.row}, {example.probe}: "
         f"{example.before}, then {example.after}"
     )
-    return Finding(kind=KIND, row="", reason=reason, is_fatal=fatal)
+    return Finding(kind=CONTRACT, row="", reason=reason, is_fatal=fatal)
 
 
 def _is_same(one: float | None, other: float | None) -> bool:
@@ -163,7 +163,7 @@ def _left_behind(
         new = sum(after[pid][place] for pid in before if pid in after)
         if new > old:
             reason = f"the reward workers had {old} {what} and have {new} after grading the same rows again"
-            yield Finding(kind=KIND, row="", reason=reason, is_fatal=False)
+            yield Finding(kind=CONTRACT, row="", reason=reason, is_fatal=False)
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]] | None:
@@ -191,4 +191,4 @@ def _changed(
         names = ", ".join(os.path.relpath(name) for name in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         reason = f"files of the working directory changed while rewards were graded: {names}{more}"
-        yield Finding(kind=KIND, row="", reason=reason, is_fatal=False)
+        yield Finding(kind=CONTRACT, row="", reason=reason, is_fatal=False)

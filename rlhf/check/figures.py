@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rlhf.check.judging import NOT_RIGHT, REWARDED, UNGRADABLE, Tally
-from rlhf.check.report import Finding, Report
+from rlhf.check.report import Finding, Report, num_of
 from rlhf.types import Outcome
 
 _FREQUENT = 0.5
@@ -33,7 +33,9 @@ def say_rewards(tally: Tally, report: Report) -> None:
             shown = ", ".join(f"{probe} {mean:.3g}" for probe, mean in means.items() if mean is not None)
             report.say(what, f"does not tell golds from wrong answers; mean values: {shown}")
         elif reward.partial:
-            shown = ", ".join(f"{probe} on {count} rows" for probe, count in reward.partial.most_common())
+            shown = ", ".join(
+                f"{probe} on {num_of(count, 'row')}" for probe, count in reward.partial.most_common()
+            )
             report.say(what, f"pays a part of the gold's credit for: {shown}")
 
 
@@ -45,12 +47,13 @@ def say_golds(tally: Tally, report: Report) -> None:
         report.say("golds", "no row has one that a reward knows", right=0, rows=0)
         return
     without = tally.num_rows - tally.num_golds
-    more = f"; {without} rows have none" if without else ""
+    more = f"; {num_of(without, 'row')} without one" if without else ""
     report.say("golds", f"{right} of {right + wrong} graded right{more}", right=right, rows=right + wrong)
     if not right:
         return
-    kinds = Counter(finding.kind for finding in report.findings if finding.kind.startswith(REWARDED))
-    paid = ", ".join(f"{kind.removeprefix(REWARDED)[2:]} on {count} rows" for kind, count in kinds.items())
+    prefix = f"{REWARDED}: "
+    kinds = Counter(f.kind.removeprefix(prefix) for f in report.findings if f.kind.startswith(prefix))
+    paid = ", ".join(f"{kind} on {num_of(count, 'row')}" for kind, count in kinds.items())
     report.say(
         "wrong answers", f"paid for {paid}" if paid else "none of their kinds is paid", paid=dict(kinds)
     )

@@ -35,6 +35,7 @@ class GradedRow:
     When the first one breaks a reward, it is the only one.
     """
 
+    index: int
     prompt: Prompt
     probes: tuple[Probe, ...]
     parts: tuple[Part, ...]
@@ -105,7 +106,7 @@ async def grade_row(index: int, prompt: Prompt, pool: RewardPool, *, probes: Seq
     else:
         parts = tuple(await pool.grade(group_of(index, prompt, probes, pool)))
     totals = tuple(compose(parts, len(probes)))
-    return GradedRow(prompt=prompt, probes=probes, parts=parts, alone=alone, totals=totals)
+    return GradedRow(index=index, prompt=prompt, probes=probes, parts=parts, alone=alone, totals=totals)
 
 
 def group_of(index: int, prompt: Prompt, probes: Sequence[Probe], pool: RewardPool) -> TrajectoryGroup:

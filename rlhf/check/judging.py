@@ -17,6 +17,7 @@ DOUBT_COLUMN = "gold_doubt"
 UNGRADABLE = "not gradable"
 NOT_RIGHT = "gold not graded right"
 REWARDED = "rewarded without the answer"
+CONTRACT = "contract"
 FULL_CREDIT, NO_CREDIT = 0.5, 0.05
 """Share of what parts the gold from a wrong answer: more than the first is pay, less than the second is noise."""
 _NUM_SLOWEST = 5
@@ -77,8 +78,8 @@ class Tally:
         """Rows on which some reward told the gold from wrong answers, so that what a probe earns means something."""
         self.earned: Counter[str] = Counter()
         """Constant answer -> rows on which it earns what the gold earns."""
-        self.sound: list[Prompt] = []
-        """Rows that broke no reward."""
+        self.sound: dict[int, Prompt] = {}
+        """Rows that broke no reward, by their place."""
         self.slowest: list[tuple[float, str, str]] = []
         """(seconds, row, what) of the slowest single completions, at most one a row."""
         self._needs_reference = needs_reference
@@ -100,7 +101,7 @@ class Tally:
         if problem:
             self._find(UNGRADABLE, row, with_doubt(row.prompt, problem))
         if not failures and not problem:
-            self.sound.append(row.prompt)
+            self.sound[row.index] = row.prompt
         self.num_golds += row.has_gold
         if row.has_gold and not problem:
             self._judge(row)
@@ -129,6 +130,20 @@ class Tally:
         """Rows whose gold every reward that knows golds grades right."""
         alike = {row for reward in self.rewards.values() if reward.compares for row in reward.alike}
         return len(self._right - self._not_right - alike)
+
+    def unsteady(self, names: Sequence[str]) -> list[Finding]:
+        """Of these rewards, those that gave one gold two values."""
+        found: list[Finding] = []
+        for name in names:
+            differing = self.rewards[name].unsteady
+            if differing:
+                row, (alone, beside) = next(iter(differing.items()))
+                reason = (
+                    f"{name}: a gold graded twice gets two values, on {len(differing)} of {self.num_golds} rows; "
+                    f"for example row {row}: {alone:g}, then {beside:g}"
+                )
+                found.append(Finding(kind=CONTRACT, row="", reason=reason))
+        return found
 
     def _judge(self, row: GradedRow) -> None:
         totals = row.totals

@@ -120,32 +120,32 @@ class ProbeSet:
         gold = prompt.reference
         if not gold or len(gold) > _LONG or GOLD_COLUMN in prompt.columns:
             return []
-        options = self._options(gold)
-        others = [option for option in options if option != gold]
+        others = self._others(gold)
         middle = [others[0], gold, *others[1:]]
         return [
-            Probe(name="all options", completion=self._fill(", ".join(options))),
-            Probe(name="all options", completion=self._fill(" or ".join([*others, gold]))),
+            Probe(name="all options, the gold first", completion=self._fill(", ".join([gold, *others]))),
+            Probe(name="all options, the gold last", completion=self._fill(" or ".join([*others, gold]))),
             Probe(
                 name="gold among candidates",
                 completion=" ".join(f"It could be {option}." for option in middle),
             ),
         ]
 
-    def _options(self, gold: str) -> list[str]:
+    def _others(self, gold: str) -> list[str]:
+        """Answers of the gold's kind that are not it."""
         choice = _CHOICE.fullmatch(gold)
         if choice:
             first = "A" if choice[1].isupper() else "a"
             last = max(chr(ord(first) + 3), choice[1])
-            letters = [chr(code) for code in range(ord(first), ord(last) + 1)]
-            return [gold if letter == choice[1] else letter for letter in letters]
+            letters = (chr(code) for code in range(ord(first), ord(last) + 1))
+            return [letter for letter in letters if letter != choice[1]]
         number = _NUMBER.fullmatch(gold.replace(",", ""))
         if number:
             value = Fraction(number[0])
             near = [value + 1, value - 1, value + 10]
-            return [gold, *(str(n) if n.denominator == 1 else f"{float(n):g}" for n in near)]
+            return [str(n) if n.denominator == 1 else f"{float(n):g}" for n in near]
         others = [other for other in self.others if not same_answer(other, gold)][:3]
-        return [gold, *(others or ["something else", "none of these"])]
+        return others or ["something else", "none of these"]
 
 
 def _hidden(gold: str, reference: str) -> list[Probe]:

@@ -66,10 +66,15 @@ class Report:
         return {"recipe": self.recipe, "passed": self.is_sound, "facts": self.facts, "findings": findings}
 
 
+def num_of(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def _list(kind: str, findings: list[Finding]) -> None:
     level = "error" if any(finding.is_fatal for finding in findings) else "warning"
     rows = {finding.row for finding in findings} - {""}
-    amount = f" ({len(rows)} row{'s' * (len(rows) != 1)})" if rows else ""
+    amount = f" ({num_of(len(rows), 'row')})" if rows else ""
     _write(f"{level}: {kind}{amount}")
     for finding in findings[:SHOWN]:
         _write(f"  row {finding.row}: {finding.reason}" if finding.row else f"  {finding.reason}")

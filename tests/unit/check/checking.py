@@ -12,7 +12,7 @@ from rlhf.config.loading import load_recipe
 from tests.cli.command import ROOT, write_recipe, write_rows
 
 GRADERS = Path(__file__).with_name("graders.py")
-SUMS = tuple({"prompt": f"{i} plus 1?", "answer": str(i + 1)} for i in range(10))
+SUMS = tuple({"prompt": f"What follows {i + 20} - 20?", "answer": str(i + 1)} for i in range(10))
 
 
 @dataclass(frozen=True)

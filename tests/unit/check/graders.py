@@ -77,7 +77,7 @@ def no_text(completion: str) -> RewardResult | None:
 
 
 def dice(completion: str, reference: str) -> float:
-    return right(completion, reference) + random.random()  # noqa: NPY002
+    return right(completion, reference) + random.random()
 
 
 async def moody_judge(completion: str, reference: str) -> float:

@@ -4,7 +4,8 @@ from tests.unit.check.checking import SUMS, checked, use
 
 EVERY_ROW = [f"rows.jsonl:{i}" for i in range(len(SUMS))]
 HIDDEN = {"gold only in think", "gold before </think>", "gold in an unfinished think"}
-HEDGED = {"all options", "gold among candidates"}
+FIRST, LAST = "all options, the gold first", "all options, the gold last"
+HEDGED = {FIRST, LAST, "gold among candidates"}
 NAMED = "rewarded without the answer: "
 
 
@@ -18,8 +19,8 @@ NAMED = "rewarded without the answer: "
         ("anything", {"gold not graded right"}),
         ("anywhere", {NAMED + probe for probe in HIDDEN | HEDGED}),
         ("in_think", {NAMED + "gold only in think", NAMED + "gold in an unfinished think"}),
-        ("candidates", {NAMED + "all options"}),
-        ("last_word", {NAMED + "all options"}),
+        ("candidates", {NAMED + FIRST, NAMED + LAST}),
+        ("last_word", {NAMED + LAST}),
         ("half_for_silence", {NAMED + "empty", NAMED + "white space"}),
     ],
 )
@@ -28,7 +29,7 @@ def test_check_names_what_a_grader_pays_for(grader, kinds, tmp_path):
     assert set(found.fatal) == kinds
     assert found.code == (1 if kinds else 0)
     for rows in found.fatal.values():
-        assert sorted(set(rows)) == EVERY_ROW
+        assert rows == EVERY_ROW
     if not kinds:
         assert found.says("golds") == "10 of 10 graded right"
         assert found.says("wrong answers") == "none of their kinds is paid"
@@ -56,7 +57,7 @@ def test_a_constant_answer_that_most_rows_have_is_a_warning(tmp_path):
 @pytest.mark.parametrize("gold", ["A", "(B)", "d", "H", "Paris", "-3", "0.5", "1,000", "x = 2"])
 def test_every_kind_of_gold_is_offered_among_others(gold, tmp_path):
     rows = [{"prompt": "Which?", "answer": gold}, {"prompt": "And which?", "answer": "London"}]
-    assert "rows.jsonl:0" in checked(tmp_path, use("candidates"), rows=rows).fatal[NAMED + "all options"]
+    assert "rows.jsonl:0" in checked(tmp_path, use("candidates"), rows=rows).fatal[NAMED + FIRST]
 
 
 def test_format_and_length_rewards_are_facts_not_faults(tmp_path):
@@ -104,14 +105,16 @@ def test_rows_and_rewards_meet_by_when(tmp_path):
     assert found.fatal == {"not gradable": ["rows.jsonl:5"]}
     assert "no reward applies to it; its columns are ['source']" in found.reasons("not gradable")[0]
     assert found.warned == {"applies to no row": ["graders.boxed: see its `when`"]}
-    assert found.says("golds") == "4 of 5 graded right; 2 rows have none"
+    assert found.says("golds") == "4 of 5 graded right; 2 rows without one"
     assert found.says("reward graders.right").startswith("applies to 4 of 6 rows")
 
 
 def test_a_gold_that_the_rows_reward_does_not_pay_is_named_among_right_ones(tmp_path):
     rows = [dict(row) for row in SUMS]
-    rows[3] = {"prompt": "3 plus 1?", "answer": " 4", "gold_doubt": "starts with a space"}
-    found = checked(tmp_path, {"use": "rewards.math_answer:grade"}, use("right"), rows=[*rows, {"prompt": "?"}])
+    rows[3] = {"prompt": "What is 4?", "answer": "4", "gold_doubt": "its row says 5"}
+    found = checked(
+        tmp_path, {"use": "rewards.math_answer:grade"}, use("right"), rows=[*rows, {"prompt": "?"}]
+    )
     assert found.fatal["not gradable"] == ["rows.jsonl:10"]
     assert found.says("golds") == "10 of 11 graded right"
     assert found.warned["gold in doubt (its own row speaks against it)"] == ["rows.jsonl:3"]
@@ -120,7 +123,10 @@ def test_a_gold_that_the_rows_reward_does_not_pay_is_named_among_right_ones(tmp_
 def test_a_reward_that_raises_on_some_rows_is_named_with_them(tmp_path):
     found = checked(tmp_path, use("raises_on_some"))
     assert found.fatal == {"not gradable": ["rows.jsonl:4", "rows.jsonl:8"]}
-    assert found.reasons("not gradable")[0] == "graders.raises_on_some: error (error: ValueError: cannot parse 5)"
+    assert (
+        found.reasons("not gradable")[0]
+        == "graders.raises_on_some: error (error: ValueError: cannot parse 5)"
+    )
     assert found.says("golds") == "8 of 10 graded right"
 
 
@@ -128,7 +134,10 @@ def test_a_reward_that_raises_on_an_empty_answer_is_named(tmp_path):
     found = checked(tmp_path, use("raises_on_empty"))
     assert set(found.fatal) == {"reward fails on an answer"}
     (reason, *_) = found.reasons("reward fails on an answer")
-    assert reason == "graders.raises_on_empty on empty, white space: error (error: IndexError: list index out of range)"
+    assert (
+        reason
+        == "graders.raises_on_empty on empty, white space: error (error: IndexError: list index out of range)"
+    )
     optional = checked(tmp_path, use("right"), use("raises_on_empty", optional=True))
     assert optional.code == 0
     assert "reward fails on an answer" in optional.warned
@@ -145,7 +154,10 @@ def test_missing_columns_are_named_by_row_and_reward(tmp_path):
     found = checked(tmp_path, use("right"), use("needs_column", weight=0.5, gate=False), rows=rows)
     (row,) = found.fatal["not gradable"]
     assert row == "rows.jsonl:0"
-    assert "graders.needs_column needs the columns ['tests'], it has no ['tests']" in found.reasons("not gradable")[0]
+    assert (
+        "graders.needs_column needs the columns ['tests'], it has no ['tests']"
+        in found.reasons("not gradable")[0]
+    )
 
 
 def test_gold_completions_and_templates_say_what_is_right(tmp_path):
@@ -154,7 +166,10 @@ def test_gold_completions_and_templates_say_what_is_right(tmp_path):
     assert checked(tmp_path, use("code"), rows=[row]).code == 0
     found = checked(tmp_path, use("boxed"))
     assert found.says("golds") == "0 of 10 graded right"
-    assert found.says("hint") == r"with task.gold_template: '\\boxed{{reference}}' the first golds are graded right"
+    assert (
+        found.says("hint")
+        == r"with task.gold_template: '\\boxed{{reference}}' the first golds are graded right"
+    )
     mended = checked(tmp_path, use("boxed"), gold_template=r"\boxed{{reference}}")
     assert mended.code == 0, mended.fatal
 
@@ -170,7 +185,9 @@ def test_a_sample_of_rows_is_the_same_every_time(tmp_path):
 def test_a_hanging_reward_is_named_with_the_row(grader, rows, tmp_path):
     found = checked(tmp_path, use(grader, limit_s=0.2))
     assert found.fatal == {"not gradable": rows}
-    assert found.reasons("not gradable")[0].startswith(f"graders.{grader}: timeout (error: no answer within limit_s")
+    assert found.reasons("not gradable")[0].startswith(
+        f"graders.{grader}: timeout (error: no answer within limit_s"
+    )
     assert found.says("golds") == "9 of 10 graded right"
 
 
