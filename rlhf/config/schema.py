@@ -126,6 +126,15 @@ class TaskConfig(Section):
     max_ungradable: Fraction = 0.05
     """Stop the run when a larger share of the last 200 samples was not gradable."""
 
+    @model_validator(mode="after")
+    def _has_slot(self) -> "TaskConfig":
+        if "{reference}" not in self.gold_template:
+            raise ValueError(
+                f"task.gold_template is {self.gold_template!r}, expected a text with {{reference}} where the gold "
+                r"answer stands, for example '\boxed{{reference}}'."
+            )
+        return self
+
 
 class SamplingConfig(Section):
     """How training trajectories are drawn."""
