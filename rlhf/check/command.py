@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jinja2 import TemplateError
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,7 +26,7 @@ from rlhf.check.report import Finding, Report, num_of
 from rlhf.check.rows import repeated_rows, shared_rows
 from rlhf.config.schema import Recipe, RewardConfig, SourceConfig
 from rlhf.data.prompts import load_prompts
-from rlhf.errors import DataError, LoadError, RewardError
+from rlhf.errors import ConfigError, DataError, LoadError, RewardError
 from rlhf.materials import renderer_for
 from rlhf.plan import derive_plan
 from rlhf.rollout.reward_totals import applies
@@ -45,6 +46,8 @@ async def check(
     `num_rows` limits the rows that are graded (drawn alike every time); the data are checked whole. `json_file`
     gets all of it for programs.
     """
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ConfigError(f"--json: there is no folder {str(json_file.parent)!r}.")
     report = Report(recipe=recipe.name)
     derive_plan(recipe)
     report.say("recipe", "valid; the plan can be derived")
@@ -90,7 +93,7 @@ def _read(source: SourceConfig, key: str, report: Report) -> list[Prompt]:
 
 def _repeats(findings: Sequence[Finding]) -> str:
     kinds = Counter(finding.kind for finding in findings)
-    return ", ".join(f"{num_of(count, 'row')}: {kind}" for kind, count in kinds.items()) or "no prompt twice"
+    return "; ".join(f"{kind} ({num_of(count, 'row')})" for kind, count in kinds.items()) or "no prompt twice"
 
 
 def _check_rendering(recipe: Recipe, prompts: Sequence[Prompt], report: Report) -> None:
@@ -108,7 +111,7 @@ def _check_rendering(recipe: Recipe, prompts: Sequence[Prompt], report: Report) 
         longest = renderer_for(recipe, path).check_prompts(
             prompts, max_prompt_tokens=recipe.sampling.max_prompt_tokens, key="task.train or task.heldout"
         )
-    except DataError as error:
+    except (DataError, TemplateError) as error:
         report.findings.append(Finding(kind="prompts cannot be rendered", row="", reason=str(error)))
         return
     report.say("model", f"{path}: prompts render, the longest has {longest} tokens", longest=longest)

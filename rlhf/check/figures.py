@@ -53,7 +53,7 @@ def say_golds(tally: Tally, report: Report) -> None:
         return
     prefix = f"{REWARDED}: "
     kinds = Counter(f.kind.removeprefix(prefix) for f in report.findings if f.kind.startswith(prefix))
-    paid = ", ".join(f"{kind} on {num_of(count, 'row')}" for kind, count in kinds.items())
+    paid = ", ".join(f"{kind} ({num_of(count, 'row')})" for kind, count in kinds.items())
     report.say(
         "wrong answers", f"paid for {paid}" if paid else "none of their kinds is paid", paid=dict(kinds)
     )
@@ -73,7 +73,7 @@ def _say_constants(tally: Tally, report: Report) -> None:
 def say_time(tally: Tally, report: Report, seconds: float) -> None:
     """Seconds of the whole, of a row, and the rows with the slowest completions."""
     slowest = sorted(tally.slowest, reverse=True)
-    named = "; ".join(f"row {row} {1000 * took:.1f} ms ({what})" for took, row, what in slowest[:_NUM_NAMED])
+    named = "; ".join(f"row {row} {1000 * took:.2f} ms ({what})" for took, row, what in slowest[:_NUM_NAMED])
     per_row = seconds / max(tally.num_rows, 1)
     text = f"{tally.num_rows} rows in {seconds:.1f} s, {1000 * per_row:.2f} ms a row"
     report.say(

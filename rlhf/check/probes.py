@@ -123,8 +123,8 @@ class ProbeSet:
         others = self._others(gold)
         middle = [others[0], gold, *others[1:]]
         return [
-            Probe(name="all options, the gold first", completion=self._fill(", ".join([gold, *others]))),
-            Probe(name="all options, the gold last", completion=self._fill(" or ".join([*others, gold]))),
+            Probe(name="options with the gold first", completion=self._fill(", ".join([gold, *others]))),
+            Probe(name="options with the gold last", completion=self._fill(" or ".join([*others, gold]))),
             Probe(
                 name="gold among candidates",
                 completion=" ".join(f"It could be {option}." for option in middle),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,6 +67,15 @@ class Report:
         return {"recipe": self.recipe, "passed": self.is_sound, "facts": self.facts, "findings": findings}
 
 
+_INDENTED: Any = {
+    "width": 110,
+    "initial_indent": "    ",
+    "subsequent_indent": "    ",
+    "break_on_hyphens": False,
+    "break_long_words": False,
+}
+
+
 def num_of(count: int, what: str) -> str:
     """`1 row`, `2 rows`."""
     return f"{count} {what}{'s' * (count != 1)}"
@@ -76,8 +86,13 @@ def _list(kind: str, findings: list[Finding]) -> None:
     rows = {finding.row for finding in findings} - {""}
     amount = f" ({num_of(len(rows), 'row')})" if rows else ""
     _write(f"{level}: {kind}{amount}")
+    alike: dict[str, list[str]] = {}
     for finding in findings[:SHOWN]:
-        _write(f"  row {finding.row}: {finding.reason}" if finding.row else f"  {finding.reason}")
+        alike.setdefault(finding.reason, []).append(finding.row)
+    for reason, named in alike.items():
+        _write(f"  row {named[0]}: {reason}" if named[0] and len(named) == 1 else f"  {reason}")
+        if len(named) > 1:
+            _write(textwrap.fill(f"rows {', '.join(named)}", **_INDENTED))
     if len(findings) > SHOWN:
         _write(f"  and {len(findings) - SHOWN} more")
 

@@ -1,10 +1,17 @@
 import pytest
 
+from rlhf.check.grading import GradedRow
+from rlhf.check.judging import Tally
+from rlhf.check.probes import ProbeSet
+from rlhf.config.schema import RewardConfig
+from rlhf.data.records import parse_row
+from rlhf.rollout.reward_totals import Part, compose
+from rlhf.types import RewardResult
 from tests.unit.check.checking import SUMS, checked, use
 
 EVERY_ROW = [f"rows.jsonl:{i}" for i in range(len(SUMS))]
 HIDDEN = {"gold only in think", "gold before </think>", "gold in an unfinished think"}
-FIRST, LAST = "all options, the gold first", "all options, the gold last"
+FIRST, LAST = "options with the gold first", "options with the gold last"
 HEDGED = {FIRST, LAST, "gold among candidates"}
 NAMED = "rewarded without the answer: "
 
@@ -197,3 +204,23 @@ def test_grading_stops_when_too_many_workers_had_to_be_killed(tmp_path):
     (kind,) = found.fatal
     assert "grading stopped" in kind
     assert "reward workers had to be killed" in found.reasons(kind)[0]
+
+
+def test_a_gold_graded_twice_with_two_values_is_named_with_its_row():
+    def part(*values: float) -> Part:
+        results = [RewardResult(value=value) for value in values]
+        return Part(name="a.f", reward=RewardConfig(use="a:f"), results=results)
+
+    prompt = parse_row({"prompt": "?", "answer": "7"}, location="r:0", columns={}, key="k")
+    probes = ProbeSet.from_prompts([prompt], template="{reference}").of(prompt)[:3]
+    parts = (part(0.5, 0.0, 0.0),)
+    totals = tuple(compose(parts, 3))
+    tally = Tally(["a.f"], needs_reference=True)
+    tally.add(
+        GradedRow(index=0, prompt=prompt, probes=probes, parts=parts, alone=(part(1.0),), totals=totals)
+    )
+    (finding,) = tally.unsteady(["a.f"])
+    assert (
+        finding.reason
+        == "a.f: a gold graded twice gets two values, on 1 of 1 rows; for example row r:0: 1, then 0.5"
+    )

@@ -37,8 +37,8 @@ def test_probes_of_a_number():
     assert found["gold only in think"] == r"<think>72 \boxed{72} <answer>72</answer></think>"
     assert found["gold before </think>"] == r"72 \boxed{72} <answer>72</answer></think>"
     assert found["gold in an unfinished think"] == r"<think>72 \boxed{72} <answer>72</answer>"
-    assert found["all options, the gold first"] == "<think>x</think><answer>72, 73, 71, 82</answer>"
-    assert found["all options, the gold last"] == "<think>x</think><answer>73 or 71 or 82 or 72</answer>"
+    assert found["options with the gold first"] == "<think>x</think><answer>72, 73, 71, 82</answer>"
+    assert found["options with the gold last"] == "<think>x</think><answer>73 or 71 or 82 or 72</answer>"
     assert found["gold among candidates"] == "It could be 73. It could be 72. It could be 71. It could be 82."
     constants = [name for name in found if name.startswith("constant")]
     assert constants == ["constant '5'", "constant '0'", "constant '1'", "constant 'A'", "constant 'yes'"]
@@ -58,14 +58,14 @@ def test_probes_of_a_number():
 )
 def test_a_gold_is_offered_among_answers_of_its_kind(gold, offered):
     found = completions(prompt(gold), prompt("Oslo"), prompt("Bern"), template="{reference}")
-    assert found["all options, the gold first"] == offered
+    assert found["options with the gold first"] == offered
 
 
 def test_a_lonely_or_long_gold_is_offered_what_there_is():
-    assert completions(prompt("Rome"), template="{reference}")["all options, the gold last"] == (
+    assert completions(prompt("Rome"), template="{reference}")["options with the gold last"] == (
         "something else or none of these or Rome"
     )
-    assert "all options, the gold last" not in completions(prompt("long " * 99))
+    assert "options with the gold last" not in completions(prompt("long " * 99))
 
 
 def test_a_row_without_a_gold_has_the_probes_that_need_none():

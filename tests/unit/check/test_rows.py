@@ -57,5 +57,5 @@ def test_check_names_repeats_overlap_and_rows_that_cannot_be_read(tmp_path):
         "held-out prompt also in task.train": ["rows.jsonl:0 of task.heldout"],
     }
     assert found.says("golds") == "4 of 4 graded right"
-    assert "1 row: conflict: same prompt, different golds" in found.says("task.train")
+    assert "3 prompts, conflict: same prompt, different golds (1 row)" in found.says("task.train")
     assert "1 prompts, 1 of them also in task.train" in found.says("task.heldout")
