@@ -20,11 +20,11 @@ from rich.progress import (
 from rlhf.check.contract import NUM_ROWS, check_contract
 from rlhf.check.figures import say_golds, say_rewards, say_time
 from rlhf.check.grading import GradedRow, GradingRun, fitting_template
-from rlhf.check.judging import UNGRADABLE, Tally, doubt_of, with_doubt
+from rlhf.check.judging import CONTRACT, UNGRADABLE, Tally, doubt_of, with_doubt
 from rlhf.check.probes import GOLD_COLUMN, ProbeSet
 from rlhf.check.report import Finding, Report, num_of
 from rlhf.check.rows import repeated_rows, shared_rows
-from rlhf.config.schema import Recipe, RewardConfig, SourceConfig
+from rlhf.config.schema import Recipe, SourceConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import ConfigError, DataError, LoadError, RewardError
 from rlhf.materials import renderer_for
@@ -36,6 +36,7 @@ from rlhf.types import Prompt
 
 _SEED = 0
 _NUM_TEMPLATE_ROWS = 8
+_LEAK = "it left memory, processes or files behind, and its worker was replaced"
 
 
 async def check(
@@ -120,7 +121,7 @@ def _check_rendering(recipe: Recipe, prompts: Sequence[Prompt], report: Report) 
 async def _check_rewards(
     recipe: Recipe, prompts: Sequence[Prompt], report: Report, *, code_dir: Path, num_rows: int | None
 ) -> None:
-    pool = _pool(recipe.task.rewards, recipe, code_dir)
+    pool = _pool(recipe, code_dir)
     try:
         try:
             await pool.start()
@@ -137,9 +138,10 @@ async def _check_rewards(
         await pool.close()
 
 
-def _pool(rewards: Sequence[RewardConfig], recipe: Recipe, code_dir: Path) -> RewardPool:
+def _pool(recipe: Recipe, code_dir: Path) -> RewardPool:
+    task = recipe.task
     return RewardPool(
-        rewards, num_workers=recipe.task.reward_workers, code_dir=str(code_dir), max_ungradable=1.0
+        task.rewards, num_workers=task.reward_workers, code_dir=str(code_dir), max_ungradable=1.0
     )
 
 
@@ -147,7 +149,8 @@ async def _not_loading(recipe: Recipe, code_dir: Path) -> list[Finding]:
     """Each reward that does not load by itself."""
     found: list[Finding] = []
     for index, reward in enumerate(recipe.task.rewards):
-        alone = _pool([reward.model_copy(update={"gate": False})], recipe, code_dir)
+        task = recipe.task.model_copy(update={"rewards": (reward.model_copy(update={"gate": False}),)})
+        alone = _pool(recipe.model_copy(update={"task": task}), code_dir)
         try:
             await alone.start()
         except (LoadError, RewardError) as error:
@@ -213,7 +216,7 @@ async def _grade(recipe: Recipe, rows: Sequence[Prompt], pool: RewardPool, repor
         report.findings += _stuck(stuck, run, len(rows) - tally.num_rows)
         return
     await _hint(tally, rows, pool, report)
-    await _say_contract(recipe, tally, pool, probes, report)
+    await _say_contract(tally, run, report)
 
 
 def _stuck(rows: Sequence[Prompt], run: GradingRun, num_left: int) -> list[Finding]:
@@ -233,13 +236,18 @@ async def _hint(tally: Tally, rows: Sequence[Prompt], pool: RewardPool, report: 
         report.say("hint", text, template=template)
 
 
-async def _say_contract(
-    recipe: Recipe, tally: Tally, pool: RewardPool, probes: ProbeSet, report: Report
-) -> None:
-    chosen = _some_of_each(tally, recipe.task.rewards)
+async def _say_contract(tally: Tally, run: GradingRun, report: Report) -> None:
+    pool = run.pool
+    chosen = _some_of_each(tally)
     if not chosen:
         return
-    findings = await check_contract(chosen, pool, probes)
+    findings = await check_contract(chosen, pool, run.probes)
+    run.count()
+    findings += [
+        Finding(kind=CONTRACT, row="", reason=f"{name}: {_LEAK} ({num_of(count, 'time')})", is_fatal=False)
+        for name, count in run.leaks.items()
+        if count
+    ]
     named = {finding.reason.partition(":")[0] for finding in findings}
     per_sample = [name for name, shape in zip(pool.names, pool.shapes, strict=True) if shape.is_per_sample]
     findings += tally.unsteady([name for name in per_sample if name not in named])
@@ -249,10 +257,10 @@ async def _say_contract(
     report.say("contract", text, rows=len(chosen))
 
 
-def _some_of_each(tally: Tally, rewards: Sequence[RewardConfig]) -> list[Prompt]:
+def _some_of_each(tally: Tally) -> list[Prompt]:
     """NUM_ROWS sound rows for each reward, one set for all where that will do."""
-    chosen: dict[str, Prompt] = {}
-    for reward in rewards:
-        fitting = [row for _, row in sorted(tally.sound.items()) if applies(reward, row.columns)]
-        chosen |= {row.id: row for row in fitting[:NUM_ROWS]}
-    return list(chosen.values())
+    chosen: dict[int, Prompt] = {}
+    for name in tally.rewards:
+        fitting = [index for index, (_, names) in sorted(tally.sound.items()) if name in names]
+        chosen |= {index: tally.sound[index][0] for index in fitting[:NUM_ROWS]}
+    return [chosen[index] for index in sorted(chosen)]

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhf.check.probes import GOLD, NUM_WRONG, Probe, ProbeSet
 from rlhf.rollout.reward_totals import Part, compose
@@ -60,6 +61,8 @@ class GradingRun:
     """Rows in flight."""
     max_kills: int = MAX_KILLS
     num_kills: int = 0
+    leaks: Counter[str] = field(default_factory=Counter)
+    """Reward -> workers replaced because it left something behind."""
 
     async def grade(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """Give `on_row` every row; returns the rows that were in flight when too many workers had to be killed."""
@@ -76,7 +79,7 @@ class GradingRun:
             for task in (*graders, watch):
                 task.cancel()
             await asyncio.gather(*graders, watch, return_exceptions=True)
-            self._read_kills()
+            self.count()
         return [in_flight[index] for index in sorted(in_flight)]
 
     async def _take(self, rows: Iterator[tuple[int, Prompt]], in_flight: dict[int, Prompt]) -> None:
@@ -88,13 +91,16 @@ class GradingRun:
     async def _count_kills(self, graders: Sequence[asyncio.Task[None]]) -> None:
         while self.num_kills < self.max_kills:
             await asyncio.sleep(_POLL_S)
-            self._read_kills()
+            self.count()
         for grader in graders:
             grader.cancel()
 
-    def _read_kills(self) -> None:
+    def count(self) -> None:
+        """Take up what the pool counted since the last time: kills and leaks."""
         metrics = self.pool.metrics()
-        self.num_kills += int(sum(value for name, value in metrics.items() if name.endswith("/kills")))
+        for name in self.pool.names:
+            self.num_kills += int(metrics.get(f"reward/{name}/kills", 0))
+            self.leaks[name] += int(metrics.get(f"reward/{name}/leaks", 0))
 
 
 async def grade_row(index: int, prompt: Prompt, pool: RewardPool, *, probes: Sequence[Probe]) -> GradedRow:

@@ -78,8 +78,8 @@ class Tally:
         """Rows on which some reward told the gold from wrong answers, so that what a probe earns means something."""
         self.earned: Counter[str] = Counter()
         """Constant answer -> rows on which it earns what the gold earns."""
-        self.sound: dict[int, Prompt] = {}
-        """Rows that broke no reward, by their place."""
+        self.sound: dict[int, tuple[Prompt, frozenset[str]]] = {}
+        """Rows that broke no reward, by their place, with the rewards that apply."""
         self.slowest: list[tuple[float, str, str]] = []
         """(seconds, row, what) of the slowest single completions, at most one a row."""
         self._needs_reference = needs_reference
@@ -101,7 +101,7 @@ class Tally:
         if problem:
             self._find(UNGRADABLE, row, with_doubt(row.prompt, problem))
         if not failures and not problem:
-            self.sound[row.index] = row.prompt
+            self.sound[row.index] = row.prompt, frozenset(part.name for part in row.parts)
         self.num_golds += row.has_gold
         if row.has_gold and not problem:
             self._judge(row)

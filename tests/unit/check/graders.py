@@ -77,12 +77,12 @@ def no_text(completion: str) -> RewardResult | None:
 
 
 def dice(completion: str, reference: str) -> float:
-    return right(completion, reference) + random.random()
+    return right(completion, reference) + random.SystemRandom().random()
 
 
 async def moody_judge(completion: str, reference: str) -> float:
     await asyncio.sleep(0)
-    return right(completion, reference) + random.random() / 10
+    return right(completion, reference) + random.SystemRandom().random() / 10
 
 
 def counting(completion: str, reference: str) -> float:
