@@ -119,9 +119,21 @@ class TaskConfig(Section):
     """Roll out prompts by how often training has solved them; none: every prompt once an epoch."""
     needs_reference: bool = True
     """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
+    gold_template: str = "<think>x</think><answer>{reference}</answer>"
+    """What a right completion looks like, for `rlhf check`; {reference} stands for the gold answer. A row's column
+    `gold_completion`, the whole text, comes first."""
     reward_workers: PositiveInt = 2
     max_ungradable: Fraction = 0.05
     """Stop the run when a larger share of the last 200 samples was not gradable."""
+
+    @model_validator(mode="after")
+    def _has_slot(self) -> "TaskConfig":
+        if "{reference}" not in self.gold_template:
+            raise ValueError(
+                f"task.gold_template is {self.gold_template!r}, expected a text with {{reference}} where the gold "
+                r"answer stands, for example '\boxed{{reference}}'."
+            )
+        return self
 
 
 class SamplingConfig(Section):

@@ -110,16 +110,20 @@ class RewardPool:
 
     async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
         """One verdict per trajectory, in order; see `reward_totals.compose` for how rewards add up."""
-        await self.start()
-        chosen = [i for i, reward in enumerate(self._rewards) if applies(reward, group.prompt.columns)]
-        results = await asyncio.gather(*(self._grade(i, group) for i in chosen))
-        parts = [
-            Part(name=self.names[i], reward=self._rewards[i], results=graded)
-            for i, graded in zip(chosen, results, strict=True)
-        ]
+        parts = await self.grade(group)
         totals = compose(parts, len(group.trajectories))
         self._watch.see(parts, totals)
         return totals
+
+    async def grade(self, group: TrajectoryGroup) -> list[Part]:
+        """What each reward that applies says of every trajectory, not yet added up."""
+        await self.start()
+        chosen = [i for i, reward in enumerate(self._rewards) if applies(reward, group.prompt.columns)]
+        results = await asyncio.gather(*(self._grade(i, group) for i in chosen))
+        return [
+            Part(name=self.names[i], reward=self._rewards[i], results=graded)
+            for i, graded in zip(chosen, results, strict=True)
+        ]
 
     def metrics(self) -> dict[str, float]:
         """Per reward: mean, outcome shares, seconds, queue time, kills. Reading resets."""
