@@ -65,11 +65,6 @@ def unshare(flags: int) -> None:
     check("unshare", _libc.unshare(ctypes.c_int(flags)))
 
 
-def setns(descriptor: int, kind: int) -> None:
-    """Enter the namespace of an open descriptor."""
-    check("setns", _libc.setns(descriptor, ctypes.c_int(kind)))
-
-
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
     """Mount or bind `source` on `target`."""
     arguments = [text.encode() or None for text in (source, target, kind)]
@@ -119,12 +114,16 @@ def keep_capabilities() -> None:
     _control("keepcaps", _PR_SET_KEEPCAPS, 1)
 
 
-def drop_capabilities(*, keep: int | None = None) -> None:
-    """Give up every capability for good, but for the one to `keep`, which programs that are executed get, too."""
-    for capability in range(64):
+def drop_bounding_set(*, keep: int | None = None) -> None:
+    """Let no program executed from here on gain a capability, but for the one to `keep`."""
+    for capability in set(range(64)) - {keep}:
         # Past the last capability (EINVAL), or without the right to change the set (EPERM): nothing to drop.
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break
+
+
+def drop_capabilities(*, keep: int | None = None) -> None:
+    """Give up every capability for good, but for the one to `keep`, which programs that are executed get, too."""
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     bits = 0 if keep is None else 1 << keep
