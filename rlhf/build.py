@@ -29,7 +29,7 @@ from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
 from rlhf.rollout.reward_totals import short_names
-from rlhf.rollout.scoring import RewardPool
+from rlhf.rollout.scoring import RewardPool, WorkerSettings
 from rlhf.run import Annotator, Evaluator, Run, RunState, load_state
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
@@ -172,6 +172,7 @@ def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
         num_workers=recipe.task.reward_workers,
         code_dir=str(code_dir),
         max_ungradable=recipe.task.max_ungradable,
+        settings=WorkerSettings(memory_mb=recipe.task.reward_memory_mb, max_steps=recipe.schedule.num_steps),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
+from rlhf.config.rewards import RewardConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 
 
@@ -68,23 +69,6 @@ class SourceConfig(Section):
         return self
 
 
-class RewardConfig(Section):
-    """One reward function and how it counts."""
-
-    use: str
-    """`module:attribute` or `file.py:attribute`."""
-    weight: float = 1.0
-    limit_s: Positive = 5.0
-    """Deadline per sample; the worker's process group is killed when it passes."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    when: dict[str, Any] = Field(default_factory=dict)
-    """Apply only to prompts whose columns have these values."""
-    gate: bool = False
-    """Multiply the total by (value > 0) instead of adding."""
-    optional: bool = False
-    """A failure leaves this part out for the whole group instead of voiding the sample."""
-
-
 class CurriculumConfig(Section):
     """Pass over prompts whose measured pass rate lies outside [low, high]."""
 
@@ -120,6 +104,9 @@ class TaskConfig(Section):
     needs_reference: bool = True
     """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
     reward_workers: PositiveInt = 2
+    """Processes that grade."""
+    reward_memory_mb: PositiveInt = 2048
+    """Resident memory of a reward worker above which it is killed (in a call) or replaced (after one)."""
     max_ungradable: Fraction = 0.05
     """Stop the run when a larger share of the last 200 samples was not gradable."""
 

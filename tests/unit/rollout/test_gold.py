@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rewards.math_answer import gsm8k_row
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.data.records import parse_row
 from rlhf.rollout.gold import GoldReport, check_gold
 from rlhf.rollout.scoring import RewardPool

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.rollout.reward_totals import SEVERITY, Part, compose, short_names
 from rlhf.types import RewardResult
 

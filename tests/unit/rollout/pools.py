@@ -1,0 +1,67 @@
+"""Reward pools over the misbehaving rewards of reward_cases.py, and groups for them to grade."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.rewards import RewardConfig
+from rlhf.rollout.scoring import RewardPool
+from rlhf.types import Message, Prompt, RewardResult, Segment, Trajectory, TrajectoryGroup, Turn
+
+CASES = str(Path(__file__).with_name("reward_cases.py"))
+
+
+def use(function: str, **keys: Any) -> RewardConfig:
+    return RewardConfig(use=f"{CASES}:{function}", **{"limit_s": 1.0, **keys})
+
+
+def group_of(*completions: str, columns: Mapping[str, Any] | None = None) -> TrajectoryGroup:
+    segment = Segment(
+        token_ids=(1, 2, 3),
+        loss_mask=(False, True, True),
+        rollout_logprobs=(0.0, -1.0, -1.0),
+        versions=(-1, 0, 0),
+    )
+    trajectories = tuple(
+        Trajectory(
+            segments=(segment,),
+            turns=(Turn(message=Message(role="assistant", content=text), segment=0, start=1, stop=3),),
+            stop="stop",
+            sample_index=index,
+            seed=index,
+        )
+        for index, text in enumerate(completions)
+    )
+    prompt = Prompt(
+        id="p", messages=(Message(role="user", content="q"),), reference="a", columns=columns or {}
+    )
+    return TrajectoryGroup(index=0, prompt=prompt, trajectories=trajectories)
+
+
+@asynccontextmanager
+async def pool_of(*rewards: RewardConfig, **keys: Any) -> AsyncIterator[RewardPool]:
+    pool = RewardPool(rewards, **{"max_ungradable": 1.0, **keys})
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def score(
+    *completions: str, rewards: tuple[RewardConfig, ...], columns: Mapping[str, Any] | None = None
+) -> list[RewardResult]:
+    async def run() -> list[RewardResult]:
+        async with pool_of(*rewards) as pool:
+            return await pool.score(group_of(*completions, columns=columns))
+
+    return asyncio.run(run())
+
+
+def values(results: list[RewardResult]) -> list[float | None]:
+    return [result.value for result in results]
+
+
+def outcomes(results: list[RewardResult]) -> list[str]:
+    return [result.outcome for result in results]
