@@ -29,6 +29,8 @@ _AWAIT_GRACE_S = 1.0
 """What an asynchronous reward gets beyond limit_s to notice its own deadline before the worker is killed."""
 _MAX_DEATHS = 2
 """A sample whose worker died this often alone is blamed; the first death may be someone else's kill or leak."""
+_MAX_STARTS = 4
+"""Tries to start a worker that dies while it loads, which may be someone else's kill."""
 _LOOK_S = 0.05
 """Between two looks at the memory of a worker that is busy."""
 
@@ -288,16 +290,16 @@ class RewardPool:
             self._queue.put(task.part(rest))
 
     async def _replace(self, slot: int) -> RewardProcess:
-        """Start a worker in `slot` and have it load the rewards; again when another's kill met it in that."""
-        for _ in range(_MAX_DEATHS - 1):
+        """Start a worker in `slot` and have it load the rewards."""
+        for _ in range(_MAX_STARTS - 1 if self._workers else 0):
             try:
-                return await self._start(slot)
+                return await self._launch(slot)
             except RewardError as error:
                 if not isinstance(error.__cause__, ConnectionError):
                     raise
-        return await self._start(slot)
+        return await self._launch(slot)
 
-    async def _start(self, slot: int) -> RewardProcess:
+    async def _launch(self, slot: int) -> RewardProcess:
         process = self._processes[slot] = await RewardProcess.start()
         try:
             await process.send(self._load)

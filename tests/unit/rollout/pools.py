@@ -1,7 +1,8 @@
 """Reward pools over the misbehaving rewards of reward_cases.py, and groups for them to grade."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ def use(function: str, **keys: Any) -> RewardConfig:
     return RewardConfig(use=f"{CASES}:{function}", **{"limit_s": 1.0, **keys})
 
 
-def group_of(*completions: str, columns: Mapping[str, Any] | None = None) -> TrajectoryGroup:
+def group_of(
+    *completions: str, columns: Mapping[str, Any] | None = None, version: int = 0
+) -> TrajectoryGroup:
     segment = Segment(
         token_ids=(1, 2, 3),
         loss_mask=(False, True, True),
         rollout_logprobs=(0.0, -1.0, -1.0),
-        versions=(-1, 0, 0),
+        versions=(-1, version, version),
     )
     trajectories = tuple(
         Trajectory(
@@ -65,3 +68,18 @@ def values(results: list[RewardResult]) -> list[float | None]:
 
 def outcomes(results: list[RewardResult]) -> list[str]:
     return [result.outcome for result in results]
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()

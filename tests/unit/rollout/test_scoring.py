@@ -4,8 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,17 @@ from rlhf.errors import ConfigError, LoadError, RewardError
 from rlhf.rollout.scoring import RewardPool
 from rlhf.telemetry.metrics import find
 from rlhf.types import RewardResult
-from tests.unit.rollout.pools import CASES, group_of, outcomes, pool_of, score, use, values
-
-def is_alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+from tests.unit.rollout.pools import (
+    CASES,
+    group_of,
+    is_alive,
+    outcomes,
+    pool_of,
+    score,
+    use,
+    values,
+    wait_until,
+)
 
 
 def test_scoring_siblings_of_a_hang_keep_their_scores() -> None:
