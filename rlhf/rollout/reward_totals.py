@@ -69,10 +69,10 @@ class Part:
     reward: RewardConfig
     results: Sequence[RewardResult]
 
-
-def applying(parts: Sequence[Part]) -> list[Part]:
-    """Without the parts that apply to no sibling, by their own word: they are as if `when` had left them out."""
-    return [part for part in parts if any(r.outcome != "not_applicable" for r in part.results)]
+    @property
+    def is_idle(self) -> bool:
+        """Whether it says of every sibling that it does not apply."""
+        return all(result.outcome == "not_applicable" for result in self.results)
 
 
 def compose(parts: Sequence[Part], size: int) -> list[RewardResult]:
@@ -80,8 +80,10 @@ def compose(parts: Sequence[Part], size: int) -> list[RewardResult]:
 
     total = sum(weight x value) over the parts that are no gates, x (value > 0) for every gate. A required
     part without a value voids the total. An optional part without a value for one sibling is left out for
-    all, so that siblings keep one scale. Nothing to add up: value None, outcome `not_applicable`.
+    all, so that siblings keep one scale; so is a part that is not applicable to any, as if `when` had left it
+    out. Nothing to add up: value None, outcome `not_applicable`.
     """
+    parts = [part for part in parts if not part.is_idle]
     counted = [
         part for part in parts if not part.reward.optional or all(r.value is not None for r in part.results)
     ]
@@ -153,7 +155,9 @@ class UngradableWatch:
                 continue
             self._ungradable += 1
             failed = [
-                part for part in parts if part.results[index].value is None and not part.reward.optional
+                part
+                for part in parts
+                if part.results[index].value is None and not part.reward.optional and not part.is_idle
             ]
             self._recent.append(failed[0].name if failed else "")
             for part in failed:

@@ -10,15 +10,7 @@ from rlhf.errors import ConfigError, LoadError, RewardError
 from rlhf.rollout.reward_process import RewardProcess
 from rlhf.rollout.reward_queue import Answers, RewardQueue, RewardTask
 from rlhf.rollout.reward_shapes import Shape
-from rlhf.rollout.reward_totals import (
-    Part,
-    RewardMeter,
-    UngradableWatch,
-    applies,
-    applying,
-    compose,
-    short_names,
-)
+from rlhf.rollout.reward_totals import Part, RewardMeter, UngradableWatch, applies, compose, short_names
 from rlhf.rollout.reward_usage import Growth
 from rlhf.rollout.reward_worker import Job, Load, RewardSpec
 from rlhf.types import RewardResult, TrajectoryGroup
@@ -128,17 +120,20 @@ class RewardPool:
 
     async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
         """One verdict per trajectory, in order; see `reward_totals.compose` for how rewards add up."""
-        await self.start()
-        chosen = [i for i, reward in enumerate(self._rewards) if applies(reward, group.prompt.columns)]
-        results = await asyncio.gather(*(self._grade(i, group) for i in chosen))
-        parts = [
-            Part(name=self.names[i], reward=self._rewards[i], results=graded)
-            for i, graded in zip(chosen, results, strict=True)
-        ]
-        parts = applying(parts)
+        parts = await self.grade(group)
         totals = compose(parts, len(group.trajectories))
         self._watch.see(parts, totals)
         return totals
+
+    async def grade(self, group: TrajectoryGroup) -> list[Part]:
+        """What each reward that applies says of every trajectory, not yet added up."""
+        await self.start()
+        chosen = [i for i, reward in enumerate(self._rewards) if applies(reward, group.prompt.columns)]
+        results = await asyncio.gather(*(self._grade(i, group) for i in chosen))
+        return [
+            Part(name=self.names[i], reward=self._rewards[i], results=graded)
+            for i, graded in zip(chosen, results, strict=True)
+        ]
 
     def metrics(self) -> dict[str, float]:
         """Per reward: mean, outcome shares, seconds, queue time, kills, retries, leaks. Reading resets them."""
@@ -191,13 +186,16 @@ class RewardPool:
                 self._queue.free(reward)
 
     async def _run(self, slot: int, tasks: Sequence[RewardTask]) -> None:
-        process = self._processes.get(slot) or await self._replace(slot)
         reward, still_open = tasks[0].reward, _Open.of(tasks)
         groups = tuple(task.trajectories() for task in tasks)
         job = Job(reward=reward, groups=groups, step=tasks[0].step)
-        guard = asyncio.create_task(self._guard_memory(process))
         try:
-            await self._converse(process, job, still_open)
+            process = await self._hand_out(slot, job)
+            guard = asyncio.create_task(self._guard_memory(process))
+            try:
+                await self._converse(process, job, still_open)
+            finally:
+                guard.cancel()
         except TimeoutError:
             limit_s = self._rewards[reward].limit_s
             await self._bury(slot, reward, still_open, late=f"no answer within limit_s = {limit_s:g} s")
@@ -205,8 +203,23 @@ class RewardPool:
             await self._bury(slot, reward, still_open)
         else:
             await self._look_for_leaks(slot, reward)
-        finally:
-            guard.cancel()
+
+    async def _hand_out(self, slot: int, job: Job) -> RewardProcess:
+        """Have the slot's worker take up the job; one that has died since its last job is replaced first."""
+        tries = 0
+        while True:
+            process = self._processes.get(slot) or await self._replace(slot)
+            try:
+                await process.send(job)
+                await process.receive(_START_S)
+                return process
+            except ConnectionError:
+                tries += 1
+                if tries == _MAX_STARTS:
+                    raise
+            del self._processes[slot]
+            await process.kill()
+            self._meters[job.reward].kills += 1
 
     async def _guard_memory(self, process: RewardProcess) -> None:
         while True:
@@ -215,8 +228,6 @@ class RewardPool:
 
     async def _converse(self, process: RewardProcess, job: Job, still_open: _Open) -> None:
         """Have the job done; what is answered is open no longer. ConnectionError when the worker dies."""
-        await process.send(job)
-        await process.receive(_START_S)
         meter, deadline = self._meters[job.reward], self._deadline(job.reward, len(still_open.places))
         while still_open.places:
             reply = await process.receive(deadline - time.monotonic())

@@ -19,7 +19,7 @@ def use(function: str, **keys: Any) -> RewardConfig:
 
 
 def group_of(
-    *completions: str, columns: Mapping[str, Any] | None = None, version: int = 0
+    *completions: str, columns: Mapping[str, Any] | None = None, version: int = 0, reference: str = "a"
 ) -> TrajectoryGroup:
     segment = Segment(
         token_ids=(1, 2, 3),
@@ -38,7 +38,7 @@ def group_of(
         for index, text in enumerate(completions)
     )
     prompt = Prompt(
-        id="p", messages=(Message(role="user", content="q"),), reference="a", columns=columns or {}
+        id="p", messages=(Message(role="user", content="q"),), reference=reference, columns=columns or {}
     )
     return TrajectoryGroup(index=0, prompt=prompt, trajectories=trajectories)
 
@@ -52,12 +52,12 @@ async def pool_of(*rewards: RewardConfig, **keys: Any) -> AsyncIterator[RewardPo
         await pool.close()
 
 
-def score(
-    *completions: str, rewards: tuple[RewardConfig, ...], columns: Mapping[str, Any] | None = None
-) -> list[RewardResult]:
+def score(*completions: str, rewards: tuple[RewardConfig, ...], **keys: Any) -> list[RewardResult]:
+    """The totals of one group; `keys` are those of `group_of`."""
+
     async def run() -> list[RewardResult]:
         async with pool_of(*rewards) as pool:
-            return await pool.score(group_of(*completions, columns=columns))
+            return await pool.score(group_of(*completions, **keys))
 
     return asyncio.run(run())
 

@@ -5,8 +5,10 @@ import logging
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,28 +107,34 @@ def test_kill_reaches_what_left_the_process_group(tmp_path: Path) -> None:
 
 
 def test_workers_killed_at_random_moments_lose_and_change_nothing() -> None:
-    async def kill(pool: Any, until: asyncio.Event) -> int:
-        kills, chooser = 0, random.Random(7)
-        while not until.is_set():
-            await asyncio.sleep(chooser.uniform(0.1, 0.6))
+    async def kill(pool: Any) -> None:
+        chooser = random.Random(7)
+        for _ in range(6):
+            await asyncio.sleep(chooser.uniform(0.05, 0.3))
             if pool.worker_pids:
                 os.kill(chooser.choice(pool.worker_pids), signal.SIGKILL)
-                kills += 1
-        return kills
 
-    async def run() -> tuple[list[list[float | None]], int]:
+    async def run() -> tuple[list[list[float | None]], float]:
         async with pool_of(use("sample", limit_s=20.0)) as pool:
             await pool.start()
-            over = asyncio.Event()
-            killer = asyncio.create_task(kill(pool, over))
-            groups = [group_of("a", "slow 0.02", "b", "slow 0.01") for _ in range(100)]
+            killer = asyncio.create_task(kill(pool))
+            # What a kill interrupts is graded again after all others: by then the killing is over.
+            groups = [group_of("a", "slow 0.02", "b", "slow 0.01") for _ in range(150)]
             results = await asyncio.gather(*map(pool.score, groups))
-            over.set()
-            return [values(one) for one in results], await killer
+            await killer
+            return [values(one) for one in results], pool.metrics()["reward/reward_cases.sample/kills"]
 
     results, kills = asyncio.run(run())
-    assert results == [[1.0, 1.0, 0.0, 1.0]] * 100
-    assert kills >= 3
+    assert results == [[1.0, 1.0, 0.0, 1.0]] * 150
+    assert kills >= 2
+
+
+def test_job_that_no_worker_can_take_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ghost = type("Ghost", (), {"__module__": "ghost"})
+    monkeypatch.setitem(sys.modules, "ghost", SimpleNamespace(Ghost=ghost))
+    results = score("a", "b", rewards=(use("sample"),), columns={"ghost": ghost()})
+    assert outcomes(results) == ["error", "error"]
+    assert "No module named 'ghost'" in str(results[0].detail)
 
 
 def test_reward_that_hangs_on_every_sample_leaves_a_worker_to_the_others() -> None:
