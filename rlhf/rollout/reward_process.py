@@ -38,6 +38,7 @@ class RewardProcess:
         self._lifeline = os.fdopen(write_end, "wb")
         source = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+        # Sets have one order in every worker, unless the user wants another seed.
         environment = {"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": path}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-u", "-c", _MAIN, str(worker.fileno()), str(read_end)],
@@ -87,6 +88,8 @@ class RewardProcess:
             line = await self._reader.readuntil(b"\n")
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the reward worker closed its connection") from error
+        except asyncio.LimitOverrunError as error:
+            raise ConnectionError(f"the reward worker's reply exceeds {_REPLY_BYTES} bytes") from error
         return dict(json.loads(line))
 
     def output(self) -> str:
@@ -125,12 +128,14 @@ class RewardProcess:
 
     async def kill(self) -> None:
         """SIGKILL the process group, then what is left of the worker's descendants; reap it, close everything."""
-        await asyncio.to_thread(self._end)
-        self._writer.close()
+        try:
+            await asyncio.to_thread(self._end)
+        finally:
+            self._writer.close()
+            self._lifeline.close()
+            self._output.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        self._lifeline.close()
-        self._output.close()
 
     def _kill_group(self) -> None:
         # Reaped only after the kill: until then the group id cannot belong to anyone else.

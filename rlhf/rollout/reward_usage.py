@@ -1,6 +1,7 @@
 """What a reward worker holds of the machine, which reward took it, and when that is too much."""
 
 import os
+import resource
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import psutil
 _CORES = os.cpu_count() or 1
 MORE_CHILDREN = 64 + 4 * _CORES
 """Child processes beyond those after loading; a pool of helpers, one or a few per core, is no leak."""
-MORE_DESCRIPTORS = 256 + 8 * _CORES
+MORE_DESCRIPTORS = min(256 + 8 * _CORES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+"""Open descriptors beyond those after loading; found before the worker can open no more."""
 _NAMES = {"memory_mb": "MB of memory", "children": "child processes", "descriptors": "open descriptors"}
 
 
