@@ -129,6 +129,18 @@ def test_workers_killed_at_random_moments_lose_and_change_nothing() -> None:
     assert kills >= 2
 
 
+def test_worker_that_died_idle_is_no_death_of_its_next_sample(tmp_path: Path) -> None:
+    async def run() -> tuple[list[RewardResult], float]:
+        async with pool_of(use("dies_once", limit_s=5.0), num_workers=1) as pool:
+            await pool.start()
+            os.kill(pool.worker_pids[0], signal.SIGKILL)
+            results = await pool.score(group_of(str(tmp_path / "died")))
+            return results, pool.metrics()["reward/reward_cases.dies_once/kills"]
+
+    results, kills = asyncio.run(run())
+    assert (values(results), kills) == ([1.0], 2.0)
+
+
 def test_job_that_no_worker_can_take_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ghost = type("Ghost", (), {"__module__": "ghost"})
     monkeypatch.setitem(sys.modules, "ghost", SimpleNamespace(Ghost=ghost))

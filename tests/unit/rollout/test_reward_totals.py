@@ -111,7 +111,7 @@ def test_watch_counts_the_share_without_a_total_and_names_no_idle_reward() -> No
         reward=RewardConfig(use="m:idle"),
         results=[RewardResult(value=None, outcome="not_applicable")] * 4,
     )
-    parts = [part("a", 1.0, None, 1.0, 1.0), idle]
+    parts = [idle, part("a", 1.0, None, 1.0, 1.0)]
     watch.see(parts, compose(parts, 4))
     assert watch.share == 0.25
     strict = UngradableWatch(0.1)
