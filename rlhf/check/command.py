@@ -27,7 +27,7 @@ from rlhf.check.rows import repeated_rows, shared_rows
 from rlhf.config.schema import Recipe, SourceConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import ConfigError, DataError, LoadError, RewardError
-from rlhf.materials import renderer_for
+from rlhf.materials import renderer_for, worker_settings
 from rlhf.plan import derive_plan
 from rlhf.rollout.reward_totals import applies
 from rlhf.rollout.scoring import RewardPool
@@ -141,7 +141,11 @@ async def _check_rewards(
 def _pool(recipe: Recipe, code_dir: Path) -> RewardPool:
     task = recipe.task
     return RewardPool(
-        task.rewards, num_workers=task.reward_workers, code_dir=str(code_dir), max_ungradable=1.0
+        task.rewards,
+        num_workers=task.reward_workers,
+        code_dir=str(code_dir),
+        max_ungradable=1.0,
+        settings=worker_settings(recipe),
     )
 
 

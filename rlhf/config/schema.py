@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
+from rlhf.config.rewards import RewardConfig
+from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 
 
@@ -68,23 +70,6 @@ class SourceConfig(Section):
         return self
 
 
-class RewardConfig(Section):
-    """One reward function and how it counts."""
-
-    use: str
-    """`module:attribute` or `file.py:attribute`."""
-    weight: float = 1.0
-    limit_s: Positive = 5.0
-    """Deadline per sample; the worker's process group is killed when it passes."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    when: dict[str, Any] = Field(default_factory=dict)
-    """Apply only to prompts whose columns have these values."""
-    gate: bool = False
-    """Multiply the total by (value > 0) instead of adding."""
-    optional: bool = False
-    """A failure leaves this part out for the whole group instead of voiding the sample."""
-
-
 class CurriculumConfig(Section):
     """Pass over prompts whose measured pass rate lies outside [low, high]."""
 
@@ -123,6 +108,9 @@ class TaskConfig(Section):
     """What a right completion looks like, for `rlhf check`; {reference} stands for the gold answer. A row's column
     `gold_completion`, the whole text, comes first."""
     reward_workers: PositiveInt = 2
+    """Processes that grade."""
+    reward_memory_mb: PositiveInt = 2048
+    """Resident memory of a reward worker above which it is killed (in a call) or replaced (after one)."""
     max_ungradable: Fraction = 0.05
     """Stop the run when a larger share of the last 200 samples was not gradable."""
 
@@ -335,6 +323,7 @@ class Recipe(Section):
     model: ModelConfig
     sft: SftConfig | None = None
     task: TaskConfig
+    sandbox: SandboxConfig = SandboxConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     sampling: SamplingConfig = SamplingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
