@@ -85,7 +85,7 @@ def _bind(source: str, target: str, *, readonly: bool = True) -> None:
         Path(target).touch()
     kernel.mount(source, target, "", kernel.MS_BIND | kernel.MS_REC, "")
     if readonly:
-        kernel.set_mount_readonly(target, recursive=True)
+        kernel.set_mount_readonly(target, recursive=True, proc="/old/proc")
 
 
 def _parent(path: str) -> None:
