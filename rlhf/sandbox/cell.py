@@ -108,6 +108,10 @@ def _confine(cell: Cell, step: Step) -> None:
         own = f"/proc/{os.getpid()}"
         devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
         landlock.restrict(readable=[*cell.readable, own, *devices], writable=[cell.scratch, "/dev/null"])
+    if cell.tier != "read-only":
+        # A monitor of the same user sees its memory and open files only so. Where nothing can be written, other jobs
+        # could read them, too.
+        kernel.set_dumpable(True)
     if cell.has("seccomp"):
         kernel.install_filter(seccomp.build_filter(_rules(cell)))
 

@@ -66,8 +66,8 @@ class Launcher:
         self._has_slots = bool(self._slots)
         if self._tier == "uid" and not self._slots:
             raise RuntimeError("switching to another user needs root")
-        if self._tier == "landlock" and not landlock.abi():
-            raise RuntimeError("this kernel has no Landlock (5.13 or later, and not switched off)")
+        if self._tier == "landlock" and (reason := landlock.absence()):
+            raise RuntimeError(reason)
         kernel.set_subreaper()
         if self._tier != "namespaces" and self._slots:
             self._check_interpreter()
