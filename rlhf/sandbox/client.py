@@ -2,31 +2,23 @@
 
 import atexit
 import contextlib
-import json
 import os
 import socket
-import subprocess
-import sys
-import sysconfig
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rlhf.errors import SandboxError
 from rlhf.sandbox import wire
 from rlhf.sandbox.execution import Execution, Limits, Program, Tier
+from rlhf.sandbox.launching import LauncherProcess
 from rlhf.sandbox.policy import Policy, strongest
 
-_MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher import main; main()"
-_START_S = 30.0
 _NET_S = 30.0
 """How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
-_CLOSE_S = 5.0
 MAX_JOBS = 16
 JOBS_PER_LAUNCHER = 5000
 
@@ -170,78 +162,6 @@ class _Place:
             places.release()
 
 
-class _Launcher:
-    """Our end of a launcher process."""
-
-    def __init__(self, tier: Tier, *, without: Sequence[str], python: str) -> None:
-        self.connection, theirs = socket.socketpair()
-        self.num_jobs = 0
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        settings = {
-            "control": theirs.fileno(),
-            "tier": tier,
-            "without": list(without),
-            "prefixes": [] if python else sorted({sys.prefix, sys.exec_prefix}),
-            "folder": tempfile.gettempdir(),
-            "packages": "" if python else sysconfig.get_path("purelib"),
-        }
-        source = str(Path(__file__).parents[2])
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    python or sys.executable,
-                    "-P",
-                    "-s",
-                    "-S",
-                    "-B",
-                    "-c",
-                    _MAIN.format(source=source),
-                    json.dumps(settings),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._log,
-                pass_fds=(theirs.fileno(),),
-                env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
-                cwd="/",
-                start_new_session=True,
-            )
-        self.refusal = self._await_ready()
-
-    def _await_ready(self) -> str:
-        self.connection.settimeout(_START_S)
-        try:
-            header = wire.receive(self.connection).header
-        except (EOFError, OSError) as error:
-            header = {"refused": f"the launcher did not start ({error!r}): {self.log()}"}
-        self.connection.settimeout(None)
-        return str(header.get("refused", ""))
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
-
-    def log(self) -> str:
-        """The last of what it wrote to standard error."""
-        self._log.seek(0)
-        return self._log.read()[-2000:].decode(errors="replace")
-
-    def close(self, *, wait: bool) -> None:
-        """Have it end when its last job has ended."""
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
-        if wait:
-            try:
-                self._process.wait(_CLOSE_S)
-            except subprocess.TimeoutExpired:
-                # Jobs that still run do without it.
-                self._process.kill()
-                self._process.wait()
-        self._log.close()
-
-
 class Sandbox:
     """A place to run programs in, as strong as `policy` asks; its launcher starts with the first program.
 
@@ -262,8 +182,8 @@ class Sandbox:
         """Nothing runs: at first, and in a fork of the process, whatever its threads were about."""
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(self._max_jobs)
-        self._launcher: _Launcher | None = None
-        self._retired: list[_Launcher] = []
+        self._launcher: LauncherProcess | None = None
+        self._retired: list[LauncherProcess] = []
 
     @property
     def tier(self) -> Tier:
@@ -287,7 +207,8 @@ class Sandbox:
 
     def open_cell(self, limits: Limits) -> Cell:
         """An empty cell; waits for a free place and raises as `start` does."""
-        place = _Place(self._places, self.tier)
+        tier = self.tier
+        place = _Place(self._places, tier)
         connection, theirs = socket.socketpair()
         try:
             with theirs:
@@ -314,21 +235,23 @@ class Sandbox:
                     if attempt:
                         raise SandboxError(f"the sandbox launcher died twice: {launcher.log()}") from error
 
-    def _running(self) -> _Launcher:
+    def _running(self) -> LauncherProcess:
         """The launcher of this process, started or replaced as needed."""
         if self._launcher is not None and self._launcher.num_jobs >= JOBS_PER_LAUNCHER:
             self._launcher.close(wait=False)
             self._retired.append(self._launcher)
             self._launcher = None
         if self._launcher is None:
-            started: dict[Tier, _Launcher] = {}
+            started: dict[Tier, LauncherProcess] = {}
             self._tier = strongest(self._policy, lambda tier: self._attempt(tier, started))
             self._launcher = started[self._tier]
         return self._launcher
 
-    def _attempt(self, tier: Tier, started: dict[Tier, _Launcher]) -> str:
+    def _attempt(self, tier: Tier, started: dict[Tier, LauncherProcess]) -> str:
         """Start a launcher of the tier and run one program in it; why that failed, or nothing."""
-        launcher = _Launcher(tier, without=self._without, python=self._policy.python)
+        launcher = LauncherProcess(
+            tier, without=self._without, python=self._policy.python, max_jobs=self._max_jobs
+        )
         reason = launcher.refusal or _first_program(launcher, tier)
         if reason:
             launcher.close(wait=True)
@@ -361,7 +284,7 @@ def _begin_again() -> None:
 os.register_at_fork(after_in_child=_begin_again)
 
 
-def _first_program(launcher: _Launcher, tier: Tier) -> str:
+def _first_program(launcher: LauncherProcess, tier: Tier) -> str:
     """Why the launcher's first program did not do what it should, or nothing."""
     connection, theirs = socket.socketpair()
     limits = Limits()

@@ -34,9 +34,9 @@ class Namespaces:
         self._table = message.descriptors
         self._early: wire.Message | None = None
         if self._table:
-            self.tree = ProcessTree(1, proc=f"/proc/self/fd/{self._table[0]}")
+            self.tree = ProcessTree(1, proc=f"/proc/self/fd/{self._table[0]}", reader=cell.uid)
         else:
-            self.tree = ProcessTree(self._init)
+            self.tree = ProcessTree(self._init, reader=cell.uid)
 
     def start(self, header: dict[str, Any], contents: Sequence[bytes], descriptors: Sequence[int]) -> None:
         """Have the init start a step."""
@@ -79,7 +79,7 @@ class Namespaces:
         """Send SIGINT to what runs."""
         _interrupt(self._init)
 
-    def disk_mb(self) -> float:
+    def disk_mb(self, _open_files: Sequence[tuple[str, os.stat_result]]) -> float:
         """0: the scratch folder's own size is the limit."""
         return 0.0
 
@@ -98,8 +98,9 @@ class Children:
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
-        self.tree = ProcessTree(os.getpid())
+        self.tree = ProcessTree(os.getpid(), reader=cell.uid)
         self._pid, self._pidfd = 0, -1
+        self._groups: set[int] = set()
         self._header: dict[str, Any] = {}
         self._problem = ""
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -117,6 +118,8 @@ class Children:
             self._pid, self._problem = 0, json.dumps({"refused": problem})
         else:
             self._pid, self._problem = cells.spawn(cell, cells.step_of(header, descriptors, cell.scratch))
+        if self._pid:
+            self._groups.add(self._pid)
         self._pidfd = os.pidfd_open(self._pid) if self._pid else _readable()
 
     def fileno(self) -> int:
@@ -157,9 +160,9 @@ class Children:
         """Send SIGINT to what runs."""
         _interrupt(os.getpid())
 
-    def disk_mb(self) -> float:
+    def disk_mb(self, open_files: Sequence[tuple[str, os.stat_result]]) -> float:
         """What lies in the scratch folder, in files open but without a name, too."""
-        return disk_use(self._cell.scratch, self.tree, file_mb=self._cell.limits.file_mb)
+        return disk_use(self._cell.scratch, self.tree, open_files, file_mb=self._cell.limits.file_mb)
 
     def end(self) -> int:
         """End everything and remove the scratch folder; how many processes could not be ended."""
@@ -180,6 +183,10 @@ class Children:
         if self._cell.uid is not None:
             kill_user(self._cell.uid)
         pids = self.tree.pids()
+        for group in self._groups & set(map(_group, pids)):
+            # In one call, too. A group that is not among them may have become another's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -198,6 +205,13 @@ def _readable() -> int:
     read_end, write_end = os.pipe()
     os.close(write_end)
     return read_end
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
 
 
 def kill_user(uid: int) -> None:

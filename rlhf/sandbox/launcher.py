@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from rlhf.sandbox import cell, interpreter, kernel, landlock, root, wire
+from rlhf.sandbox import cell, interpreter, kernel, landlock, root, tasks, wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits, Tier
 from rlhf.sandbox.holding import kill_user
@@ -32,14 +32,14 @@ from rlhf.sandbox.tree import children
 FIRST_SLOT = 60578
 """User ids that no distribution gives to anybody (systemd's UIDS-GIDS: unused)."""
 NUM_SLOTS = 600
-SLOTS_PER_LAUNCHER = 20
+SLOTS_PER_BLOCK = 20
 _CHECK_S = 1.0
 _BURIAL_S = 5.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Worker:
-    """The process that monitors one job; a user id that only this job has."""
+    """A process that monitors one job, with a user id that no other has."""
 
     pid: int
     pidfd: int
@@ -57,20 +57,21 @@ class Launcher:
         self._readable = root.readable_paths(settings["prefixes"])
         self._owner = os.getppid()
         self._workers: list[_Worker] = []
-        self._claim: socket.socket | None = None
+        self._claims: list[socket.socket] = []
         self._slots: list[int] = []
         self._has_slots = False
-        self._may_search = False
+        self._searches_by: int | None = None
+        self._hidden_tasks = 0
 
     def take_position(self) -> None:
         """Do what the tier needs once. OSError or RuntimeError says why it cannot be had here."""
         if os.getuid() == 0:
-            self._claim, self._slots = _claim_slots()
+            self._claims, self._slots = _claim_slots(self._settings["max_jobs"])
         self._has_slots = bool(self._slots)
         if self._tier == "uid" and not self._slots:
             raise RuntimeError("switching to another user needs root")
-        if self._tier == "landlock" and not landlock.abi():
-            raise RuntimeError("this kernel has no Landlock (5.13 or later, and not switched off)")
+        if self._tier == "landlock" and (reason := landlock.absence()):
+            raise RuntimeError(reason)
         kernel.set_subreaper()
         if self._tier != "namespaces" and self._slots:
             self._check_interpreter()
@@ -78,14 +79,19 @@ class Launcher:
             self._slots = _enter_own_namespaces(self._slots)
             self._has_slots = bool(self._slots)
             root.build(self._readable)
+        elif not self._slots:
+            self._hidden_tasks = max(0, tasks.counted() - tasks.seen())
         # A job of the same user must not reach into this process.
         kernel.set_dumpable(False)
 
     def _check_interpreter(self) -> None:
         """Programs run as another user than root: one that may have to pass root's folders to the interpreter."""
         hidden = [path for path in self._readable if not _as_user(self._slots[0], partial(os.stat, path))]
-        self._may_search = bool(hidden) and self._tier == "landlock"
-        if hidden and not self._may_search:
+        # Containers have the first seldom, the second mostly.
+        passing = (kernel.CAP_DAC_READ_SEARCH, kernel.CAP_DAC_OVERRIDE) if self._tier == "landlock" else ()
+        if hidden:
+            self._searches_by = next(filter(kernel.has_capability, passing), None)
+        if hidden and self._searches_by is None:
             raise RuntimeError(
                 f"the interpreter needs {hidden[0]}, which other users than root cannot read; "
                 "name another interpreter in sandbox.python, for example /usr/bin/python3"
@@ -149,7 +155,8 @@ class Launcher:
                 scratch=f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}",
                 limits=Limits(**message.header["limits"]),
                 readable=self._readable,
-                may_search=self._may_search,
+                searches_by=self._searches_by,
+                hidden_tasks=self._hidden_tasks,
                 packages=self._settings["packages"],
                 without=frozenset(self._settings["without"]),
             )
@@ -201,9 +208,14 @@ def _is_stopped(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
 
 
-def _claim_slots() -> tuple[socket.socket | None, list[int]]:
-    """User ids that no other launcher on this machine uses, and what holds the claim. None where root is not real."""
-    blocks = NUM_SLOTS // SLOTS_PER_LAUNCHER
+def _claim_slots(count: int) -> tuple[list[socket.socket], list[int]]:
+    """At least `count` user ids that no other launcher on this machine uses, and what holds the claims.
+
+    None where root is not real. RuntimeError when too few are left.
+    """
+    blocks = NUM_SLOTS // SLOTS_PER_BLOCK
+    claims: list[socket.socket] = []
+    slots: list[int] = []
     for attempt in range(blocks):
         block = (os.getpid() + attempt) % blocks
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -212,13 +224,15 @@ def _claim_slots() -> tuple[socket.socket | None, list[int]]:
         except OSError:
             claim.close()
             continue
-        first = FIRST_SLOT + block * SLOTS_PER_LAUNCHER
-        if not _as_user(first, os.getuid):
-            claim.close()
-            return None, []
-        return claim, list(range(first, first + SLOTS_PER_LAUNCHER))
+        claims.append(claim)
+        first = FIRST_SLOT + block * SLOTS_PER_BLOCK
+        if not slots and not _as_user(first, os.getuid):
+            return [], []
+        slots += range(first, first + SLOTS_PER_BLOCK)
+        if len(slots) >= count:
+            return claims, slots
     raise RuntimeError(
-        f"{blocks} sandbox launchers are running on this machine: no user ids are left for another"
+        f"{count} programs at once need as many user ids, but other launchers on this machine left {len(slots)}"
     )
 
 
@@ -249,7 +263,7 @@ def _enter_own_namespaces(slots: list[int]) -> list[int]:
             return slots
     uid, gid = os.getuid(), os.getgid()
     kernel.unshare(kernel.CLONE_NEWUSER)
-    cell.map_ids(uid, gid, inside_uid=uid, inside_gid=gid)
+    cell.map_ids(uid, gid)
     kernel.unshare(flags)
     return []
 

@@ -1,6 +1,7 @@
 """Watches one job from outside its walls: carries its output, measures it, ends it, leaves nothing behind."""
 
 import contextlib
+import math
 import os
 import select
 import selectors
@@ -14,7 +15,7 @@ from rlhf.sandbox import wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits
 from rlhf.sandbox.holding import END_S, Children, Namespaces
-from rlhf.sandbox.tree import Usage
+from rlhf.sandbox.tree import Usage, buffers_mb
 
 _TICK_S = 0.02
 _TICKS_PER_LOOK = 3
@@ -274,18 +275,25 @@ class Monitor:
         self, usage: Usage, before: Usage, limits: Limits, *, looks_at_files: bool
     ) -> tuple[str, str] | None:
         """The limit that is exceeded, if any, and by how much."""
-        if looks_at_files:
-            self._buffers_mb = self._held.tree.buffers_mb()
         cpu_s = usage.cpu_s - before.cpu_s
         if cpu_s > limits.cpu_s:
             return "cpu_limit", f"{cpu_s:.2f} s of CPU, limit {limits.cpu_s:g} s"
         if usage.tasks > limits.processes:
             return "process_limit", f"{usage.tasks} processes, limit {limits.processes}"
+        if looks_at_files and (used := self._disk_mb()) > limits.disk_mb:
+            return "disk_limit", f"{used:.0f} MB on disk, limit {limits.disk_mb} MB"
         if used := self._excess_memory(usage, limits):
             return "memory_limit", f"{used:.0f} MB, limit {limits.memory_mb} MB"
-        if looks_at_files and (used := self._held.disk_mb()) > limits.disk_mb:
-            return "disk_limit", f"{used:.0f} MB on disk, limit {limits.disk_mb} MB"
         return None
+
+    def _disk_mb(self) -> float:
+        """MB on disk; sees to it that what the kernel holds for open pipes and sockets is known, too."""
+        try:
+            open_files = self._held.tree.open_files()
+        except PermissionError:
+            return math.inf
+        self._buffers_mb = buffers_mb(open_files)
+        return self._held.disk_mb(open_files)
 
     def _excess_memory(self, usage: Usage, limits: Limits) -> float:
         """MB in use when they are too many, with what is shared counted once; else 0."""

@@ -3,9 +3,7 @@
 Built once per launcher in a mount namespace of its own; every job adds its scratch folder and process table.
 """
 
-import contextlib
 import os
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +12,17 @@ from rlhf.sandbox import kernel
 
 SCRATCH = "/work"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
+_SETTINGS = (
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    # Node refuses to start when it is there and cannot be read.
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+)
 _DEVICES = ("null", "full", "random", "urandom")
+_ZEROS = 1 << 40
 _WRITTEN = {
     "passwd": "root:x:0:0::/:/bin/sh\nsandbox:x:1000:1000::/work:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
     "group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
@@ -48,7 +55,7 @@ def build(readable: Sequence[str]) -> None:
     """Make a root that shows `readable` the root of this process, which must have a mount namespace of its own."""
     shown = [(path, os.path.realpath(path)) for path in readable]
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE, "")
-    kernel.mount("tmpfs", _BASE, "tmpfs", kernel.MS_NOSUID, "mode=755,size=4m")
+    kernel.mount("tmpfs", _BASE, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=4m")
     for name in ("new", "old"):
         os.mkdir(f"{_BASE}/{name}")
     kernel.pivot_root(_BASE, f"{_BASE}/old")
@@ -61,7 +68,7 @@ def build(readable: Sequence[str]) -> None:
     kernel.pivot_root(".", ".")
     kernel.umount_detach(".")
     os.chdir("/")
-    kernel.set_mount_readonly("/", recursive=False, devices=True)
+    kernel.set_mount_readonly("/", recursive=False)
 
 
 def _show(path: str, real: str) -> None:
@@ -87,7 +94,7 @@ def _bind(source: str, target: str, *, readonly: bool = True) -> None:
         Path(target).touch()
     kernel.mount(source, target, "", kernel.MS_BIND | kernel.MS_REC, "")
     if readonly:
-        kernel.set_mount_readonly(target, recursive=True)
+        kernel.set_mount_readonly(target, recursive=True, proc="/old/proc")
 
 
 def _parent(path: str) -> None:
@@ -105,9 +112,9 @@ def _fill() -> None:
     _bind("/old/proc", "/new/proc", readonly=False)
     for name in _DEVICES:
         _bind(f"/old/dev/{name}", f"/new/dev/{name}", readonly=False)
-    # The host's can be opened for writing, and what is then mapped from it is memory that no watcher sees.
-    with contextlib.suppress(PermissionError):
-        os.mknod("/new/dev/zero", stat.S_IFCHR | 0o444, os.stat("/old/dev/zero").st_rdev)
+    # A file with nothing in it instead of the device: mapped for writing, that is memory which no watcher sees.
+    with open("/new/dev/zero", "wb") as zero:
+        zero.truncate(_ZEROS)
     for name, target in _STREAMS.items():
         os.symlink(target, f"/new/dev/{name}")
     os.symlink(SCRATCH, "/new/dev/shm")

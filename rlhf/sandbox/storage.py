@@ -3,6 +3,7 @@
 import math
 import os
 import stat
+from collections.abc import Sequence
 
 from rlhf.sandbox.tree import ProcessTree
 
@@ -35,17 +36,18 @@ def _run(*argv: str) -> None:
     os.waitpid(os.posix_spawn(_program(argv[0]), argv, os.environ, file_actions=quiet), 0)
 
 
-def disk_use(folder: str, tree: ProcessTree, *, file_mb: int) -> float:
+def disk_use(
+    folder: str, tree: ProcessTree, open_files: Sequence[tuple[str, os.stat_result]], *, file_mb: int
+) -> float:
     """MB of blocks below `folder`, and in files that its processes hold without a name.
 
     Infinite beyond MAX_FILES entries, and where it cannot be told: in a folder that may not be entered, or too deep.
     """
-    blocks: dict[tuple[int, int], int] = {}
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         device = os.fstat(here).st_dev
+        blocks = {(s.st_dev, s.st_ino): s.st_blocks for _, s in open_files if s.st_dev == device}
         _add_below(here, blocks, 0)
-        _add_open(tree, device, blocks)
     except (PermissionError, OverflowError):
         return math.inf
     finally:
@@ -87,13 +89,6 @@ def _add_entry(here: int, name: str, blocks: dict[tuple[int, int], int], depth: 
         raise OverflowError
 
 
-def _add_open(tree: ProcessTree, device: int, blocks: dict[tuple[int, int], int]) -> None:
-    for path in tree.descriptors():
-        status = _status(path)
-        if status is not None and status.st_dev == device:
-            blocks[status.st_dev, status.st_ino] = status.st_blocks
-
-
 def _add_mapped(tree: ProcessTree, folder: str, blocks: dict[tuple[int, int], int], most: int) -> None:
     """Count files that are removed and closed, but mapped: as `most` blocks where only root may see how large."""
     counted = {inode for _, inode in blocks}
@@ -102,12 +97,7 @@ def _add_mapped(tree: ProcessTree, folder: str, blocks: dict[tuple[int, int], in
             span, _, _, _, inode = line.split()[:5]
             if int(inode) not in counted:
                 counted.add(int(inode))
-                status = _status(f"/proc/{pid}/map_files/{span}")
-                blocks[-1, int(inode)] = most if status is None else status.st_blocks
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
+                try:
+                    blocks[-1, int(inode)] = os.stat(f"/proc/{pid}/map_files/{span}").st_blocks
+                except OSError:
+                    blocks[-1, int(inode)] = most

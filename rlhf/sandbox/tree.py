@@ -1,17 +1,19 @@
 """What a tree of processes uses, read from /proc: CPU seconds, memory, tasks, time spent waiting for a core."""
 
 import contextlib
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from rlhf.sandbox import kernel
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 _CALLS_PER_SEARCH = 50
 _LONGEST_SAMPLE_S = 0.1
 _MAX_BLIND = 50
+_NICE = os.getpriority(os.PRIO_PROCESS, 0)
 _BUFFER_MB = {"socket": 0.25, "pipe": 0.0625}
 """What the kernel holds for a full one, in no process's memory (net.core.wmem_default, pipe(7))."""
 
@@ -36,17 +38,21 @@ class _Process:
     started: int
     rss_mb: float
     is_running: bool
+    is_polite: bool
+    """Behind others by its own wish."""
 
 
 class ProcessTree:
     """The descendants of process `root` in the process table at `proc`.
 
     Reads a process of another tree once a second at most: a table of hundreds costs a tick well under a millisecond.
+    `reader` is the user that they have, where this process may become it.
     """
 
-    def __init__(self, root: int, *, proc: str = "/proc") -> None:
+    def __init__(self, root: int, *, proc: str = "/proc", reader: int | None = None) -> None:
         self._root = root
         self._proc = proc
+        self._reader = reader
         # With the time of its start, as the id alone may be another process's by now.
         self._ours: dict[int, int] = {}
         self._foreign: set[int] = {0}
@@ -104,7 +110,8 @@ class ProcessTree:
             identity = pid, process.started
             ran_s, waited_s = self._schedule(pid)
             self._cpu[identity] = max(process.cpu_s, ran_s)
-            longest_wait_s = max(longest_wait_s, waited_s - self._waits.get(identity, 0.0))
+            if not process.is_polite:
+                longest_wait_s = max(longest_wait_s, waited_s - self._waits.get(identity, 0.0))
             self._waits[identity] = waited_s
             if process.is_running and pid not in known:
                 self._sampled_s += passed_s * ran_s / (ran_s + waited_s) if ran_s else 0.0
@@ -124,42 +131,46 @@ class ProcessTree:
 
     def proportional_mb(self) -> float:
         """Memory with shared pages counted once: slower than `usage`, exact after forks."""
-        return sum(self._proportional_mb(pid, process) for pid, process in self._processes().items())
+        with self._eyes():
+            return sum(self._proportional_mb(pid, process) for pid, process in self._processes().items())
 
-    def descriptors(self) -> Iterator[str]:
-        """Paths of the open descriptors of all, those of threads with a table of their own, too.
+    def open_files(self) -> list[tuple[str, os.stat_result]]:
+        """Target and status of every open descriptor, those of threads with a table of their own, too.
 
         PermissionError when one is not to be read for long: a program can make itself so, and anybody is for a moment.
         """
-        for pid, process in self._processes().items():
-            identity = pid, process.started
-            for task in self._tasks(pid) if process.tasks > 1 else [str(pid)] * process.tasks:
-                folder = f"{self._proc}/{task}/fd"
+        found = []
+        with self._eyes():
+            for pid, process in self._processes().items():
+                identity = pid, process.started
                 try:
-                    yield from [f"{folder}/{name}" for name in os.listdir(folder)]
-                    self._blind[identity] = 0
+                    found += self._open_files(pid, process)
+                    self._blind.pop(identity, None)
                 except PermissionError:
                     self._blind[identity] = self._blind.get(identity, 0) + 1
                     if self._blind[identity] > _MAX_BLIND:
                         raise
-                except OSError:
-                    continue
+        return found
 
-    def buffers_mb(self) -> float:
-        """What the kernel may hold for their pipes and sockets at most."""
-        targets = set()
-        try:
-            for path in self.descriptors():
-                with contextlib.suppress(FileNotFoundError):
-                    targets.add(os.readlink(path))
-        except PermissionError:
-            return math.inf
-        return sum(_BUFFER_MB.get(target.partition(":")[0], 0.0) for target in targets)
+    def _open_files(self, pid: int, process: _Process) -> list[tuple[str, os.stat_result]]:
+        found = []
+        for task in self._tasks(pid) if process.tasks > 1 else [str(pid)] * process.tasks:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for name in os.listdir(f"{self._proc}/{task}/fd"):
+                    path = f"{self._proc}/{task}/fd/{name}"
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((os.readlink(path), os.stat(path)))
+        return found
 
     def maps(self) -> Iterator[tuple[int, str]]:
         """Process id and line, for every mapping of all."""
         for pid in self.pids():
-            yield from ((pid, line) for line in self._text(pid, "maps").split("\n"))
+            with self._eyes():
+                lines = self._text(pid, "maps").split("\n")
+            yield from ((pid, line) for line in lines)
+
+    def _eyes(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._reader is None else kernel.eyes_of(self._reader)
 
     def _tasks(self, pid: int) -> list[str]:
         with contextlib.suppress(OSError):
@@ -184,6 +195,7 @@ class ProcessTree:
             started=int(fields[19]),
             rss_mb=pages * _PAGE_MB,
             is_running=fields[0] == "R",
+            is_polite=int(fields[16]) > _NICE,
         )
 
     def _stat(self, pid: int) -> list[str]:
@@ -207,6 +219,12 @@ class ProcessTree:
                 return file.read()
         except OSError:
             return ""
+
+
+def buffers_mb(open_files: Sequence[tuple[str, os.stat_result]]) -> float:
+    """What the kernel may hold for the pipes and sockets among them at most."""
+    targets = {target for target, _ in open_files}
+    return sum(_BUFFER_MB.get(target.partition(":")[0], 0.0) for target in targets)
 
 
 def children(parent: int) -> set[int]:
