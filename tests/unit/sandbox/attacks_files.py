@@ -147,13 +147,17 @@ for name in (b"new\\nline", b"\\xff\\xfe", b" ", b"-rf", b"--", b"*", b"\\x1b[2J
         why="the interpreter and the system belong to everybody",
         code="""
 import os, sys
+def dated(folder):
+    os.utime(folder, (7, 7))
+    # It may be answered as done.
+    if os.stat(folder).st_mtime != 7: raise OSError
 for folder in (os.path.dirname(os.__file__), "/usr", "/usr/bin", "/bin", "/lib", "/etc", "/dev", "/", "/proc"):
     for attempt in (
         lambda: os.open(f"{folder}/escape-mark", os.O_WRONLY | os.O_CREAT),
         lambda: os.mkdir(f"{folder}/escape-mark"),
         lambda: os.symlink("x", f"{folder}/escape-mark"),
         lambda: os.chmod(folder, 0o777),
-        lambda: os.utime(folder),
+        lambda: dated(folder),
     ):
         try: attempt()
         except OSError: continue
