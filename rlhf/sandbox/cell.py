@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, wire
+from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, tasks, wire
 from rlhf.sandbox.execution import Limits, Tier
 
 INNER_ID = 1000
@@ -37,10 +37,18 @@ class Cell:
     """What programs may read besides their scratch folder, where the tier isolates files."""
     packages: str
     """Folder of installed packages, on the import path of Python programs."""
-    may_search: bool = False
-    """Whether programs may pass folders of other users: for an interpreter in one, where Landlock holds the rest."""
+    searches_by: int | None = None
+    """Capability to pass folders of other users: for an interpreter in one, where Landlock holds the rest."""
+    hidden_tasks: int = 0
+    """Tasks of this user in other containers: the kernel counts them, nobody here sees them."""
     without: frozenset[str] = frozenset()
     """Mechanisms left out: for tests which show that each one matters."""
+
+    @property
+    def shares_user(self) -> bool:
+        """Whether nothing but Landlock stands between programs and files of others."""
+        has_own_rights = self.uid is not None and self.searches_by != kernel.CAP_DAC_OVERRIDE
+        return self.tier == "landlock" and not has_own_rights
 
     def has(self, mechanism: str) -> bool:
         """Whether the mechanism is in place."""
@@ -91,16 +99,16 @@ def _last_words(report: int, *, on_os_error: str = "broken") -> Iterator[None]:
 def _confine(cell: Cell, step: Step) -> None:
     """Give up everything the step must not have. The order matters: each call still needs the later ones' rights."""
     inside = cell.tier == "namespaces"
-    kept = kernel.CAP_DAC_READ_SEARCH if cell.may_search else None
-    kernel.drop_bounding_set(keep=kept)
+    kernel.drop_bounding_set(keep=cell.searches_by)
+    os.setsid()
     if not inside and cell.uid is not None:
-        if cell.may_search:
+        if cell.searches_by is not None:
             kernel.keep_capabilities()
         become(cell.uid)
     os.chdir(root.SCRATCH if inside else cell.scratch)
-    os.umask(0o022)
+    os.umask(0o077 if cell.shares_user else 0o022)
     _limit(cell, step)
-    kernel.drop_capabilities(keep=kept)
+    kernel.drop_capabilities(keep=cell.searches_by)
     kernel.set_no_new_privileges()
     if cell.tier == "landlock" and cell.has("landlock"):
         own = f"/proc/{os.getpid()}"
@@ -125,10 +133,14 @@ def become(uid: int) -> None:
 def _rules(cell: Cell) -> seccomp.Rules:
     inside = cell.tier == "namespaces"
     scoped = inside or (cell.tier == "landlock" and landlock.abi() >= landlock.SCOPED_SIGNALS)
+    # A user id of its own has no other processes.
+    scoped = scoped or cell.uid is not None
     return seccomp.Rules(
         files="read-only" if cell.tier == "read-only" else "full",
         may_fork=cell.tier != "read-only",
         own_pid=None if scoped else os.getpid(),
+        landlock_abi=landlock.abi() if cell.tier == "landlock" else None,
+        shares_user=cell.shares_user,
         without=cell.without,
     )
 
@@ -151,24 +163,17 @@ def _limit(cell: Cell, step: Step) -> None:
     for what, value in wanted.items():
         soft, hard = value if isinstance(value, tuple) else (value, value)
         if cell.has(f"rlimit_{what}"):
-            resource.setrlimit(what, (soft, hard))
+            # What this machine allows at most can be less.
+            most = resource.getrlimit(what)[1]
+            most = hard if most == resource.RLIM_INFINITY else most
+            resource.setrlimit(what, (min(soft, most), min(hard, most)))
 
 
 def _others(cell: Cell) -> int:
     """Tasks that the kernel counts together with the job's: its init, or all of this user's elsewhere."""
     if cell.tier == "namespaces":
         return 1
-    return 0 if cell.uid is not None else tasks_of_user()
-
-
-def tasks_of_user() -> int:
-    """How many tasks the present user has on this machine, as far as can be seen."""
-    uid, count = os.getuid(), 0
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid:
-                count += len(os.listdir(f"/proc/{name}/task"))
-    return count
+    return 0 if cell.uid is not None else tasks.seen() + cell.hidden_tasks + tasks.SHARED
 
 
 def _enter_program(cell: Cell, step: Step, report: int) -> NoReturn:
@@ -230,15 +235,20 @@ def start_init(cell: Cell, connection: socket.socket) -> int:
     return pid
 
 
-def map_ids(uid: int, gid: int, *, inside_uid: int, inside_gid: int) -> None:
-    """In a user namespace just entered: be known inside by these ids, which outside are `uid` and `gid`."""
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{inside_uid} {uid} 1")
-    _write("/proc/self/gid_map", f"{inside_gid} {gid} 1")
+def map_ids(uid: int, gid: int, *, inside: int | None = None, proc: str | int = "/proc") -> None:
+    """In a user namespace just entered: keep these ids, or be known by the one `inside`; `proc` is a process table."""
+    table = os.open(proc, os.O_RDONLY | os.O_DIRECTORY) if isinstance(proc, str) else os.dup(proc)
+    inside_uid, inside_gid = (uid, gid) if inside is None else (inside, inside)
+    try:
+        _write(table, "setgroups", "deny")
+        _write(table, "uid_map", f"{inside_uid} {uid} 1")
+        _write(table, "gid_map", f"{inside_gid} {gid} 1")
+    finally:
+        os.close(table)
 
 
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY)
+def _write(table: int, name: str, text: str) -> None:
+    descriptor = os.open(f"self/{name}", os.O_WRONLY, dir_fd=table)
     try:
         os.write(descriptor, text.encode())
     finally:
@@ -249,6 +259,8 @@ def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
     try:
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNET)
         owner = os.getuid() if cell.uid is None else cell.uid
+        # The job's root may show no process table at all.
+        outer_table = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         has_table = root.enter_job(disk_mb=cell.limits.disk_mb, files=MAX_FILES, owner=owner)
         socket.sethostname("sandbox")
         if cell.uid is not None:
@@ -257,7 +269,8 @@ def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
         outer_uid, outer_gid = os.getuid(), os.getgid()
         # Of its own, so that the kernel counts the job's processes apart from this user's others.
         kernel.unshare(kernel.CLONE_NEWUSER)
-        map_ids(outer_uid, outer_gid, inside_uid=INNER_ID, inside_gid=INNER_ID)
+        map_ids(outer_uid, outer_gid, inside=INNER_ID, proc=outer_table)
+        os.close(outer_table)
         kernel.drop_bounding_set()
         kernel.drop_capabilities()
         # The job has the same user id: its init must not be readable or writable through /proc/1.

@@ -21,7 +21,7 @@ def put(folder: str, files: Mapping[str, bytes], *, owner: int | None = None) ->
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(last, dir_fd=here)
             here = _step_into(here, last, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            os.fchmod(here, 0o755)
+            os.fchmod(here, 0o700)
             _give(here, owner)
             with os.fdopen(os.dup(here), "wb") as file:
                 file.write(content)

@@ -94,6 +94,7 @@ class Children:
         self._cell = cell
         self.tree = ProcessTree(os.getpid())
         self._pid, self._pidfd = 0, -1
+        self._groups: set[int] = set()
         self._header: dict[str, Any] = {}
         self._problem = ""
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -108,6 +109,8 @@ class Children:
         self._header = header
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._pid, self._problem = cells.spawn(cell, cells.step_of(header, descriptors, cell.scratch))
+        if self._pid:
+            self._groups.add(self._pid)
         self._pidfd = os.pidfd_open(self._pid) if self._pid else _readable()
 
     def fileno(self) -> int:
@@ -166,6 +169,10 @@ class Children:
         if self._cell.uid is not None:
             _kill_user(self._cell.uid)
         pids = self.tree.pids()
+        for group in self._groups & set(map(_group, pids)):
+            # In one call, too. A group that is not among them may have become another's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -184,6 +191,13 @@ def _readable() -> int:
     read_end, write_end = os.pipe()
     os.close(write_end)
     return read_end
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
 
 
 def _kill_user(uid: int) -> None:

@@ -21,6 +21,7 @@ MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
+CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 
 _READONLY = MS_RDONLY | MS_NOSUID | MS_NODEV
@@ -44,8 +45,8 @@ ARCHITECTURE = os.uname().machine
 _LANDLOCK = {"landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446}
 _COMMON = {"close_range": 436, "mount_setattr": 442, **_LANDLOCK}
 NUMBERS: dict[str, dict[str, int]] = {
-    "x86_64": {"capset": 126, "pivot_root": 155, "seccomp": 317, **_COMMON},
-    "aarch64": {"capset": 91, "pivot_root": 41, "seccomp": 277, **_COMMON},
+    "x86_64": {"capget": 125, "capset": 126, "pivot_root": 155, "seccomp": 317, **_COMMON},
+    "aarch64": {"capget": 90, "capset": 91, "pivot_root": 41, "seccomp": 277, **_COMMON},
 }
 """System calls that libc need not wrap, by processor."""
 
@@ -139,6 +140,13 @@ def set_dumpable(is_dumpable: bool) -> None:
 def keep_capabilities() -> None:
     """Let permitted capabilities outlast the next change of user."""
     _control("keepcaps", _PR_SET_KEEPCAPS, 1)
+
+
+def has_capability(capability: int) -> bool:
+    """Whether this process may use it."""
+    header, sets = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    call("capget", header, sets)
+    return bool(sets[1] & 1 << capability)
 
 
 def drop_bounding_set(*, keep: int | None = None) -> None:

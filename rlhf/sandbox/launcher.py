@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from rlhf.sandbox import cell, interpreter, kernel, landlock, root, wire
+from rlhf.sandbox import cell, interpreter, kernel, landlock, root, tasks, wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits, Tier
 from rlhf.sandbox.holding import remove
@@ -56,7 +56,8 @@ class Launcher:
         self._claims: list[socket.socket] = []
         self._slots: list[int] = []
         self._has_slots = False
-        self._may_search = False
+        self._searches_by: int | None = None
+        self._hidden_tasks = 0
         self._folder = ""
 
     def take_position(self) -> None:
@@ -78,14 +79,19 @@ class Launcher:
         else:
             self._folder = f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}"
             os.mkdir(self._folder, 0o711)
+            if not self._slots:
+                self._hidden_tasks = max(0, tasks.counted() - tasks.seen())
         # A job of the same user must not reach into this process.
         kernel.set_dumpable(False)
 
     def _check_interpreter(self) -> None:
         """Programs run as another user than root: one that may have to pass root's folders to the interpreter."""
         hidden = [path for path in self._readable if not _as_user(self._slots[0], partial(os.stat, path))]
-        self._may_search = bool(hidden) and self._tier == "landlock"
-        if hidden and not self._may_search:
+        # Containers have the first seldom, the second mostly.
+        passing = (kernel.CAP_DAC_READ_SEARCH, kernel.CAP_DAC_OVERRIDE) if self._tier == "landlock" else ()
+        if hidden:
+            self._searches_by = next(filter(kernel.has_capability, passing), None)
+        if hidden and self._searches_by is None:
             raise RuntimeError(
                 f"the interpreter needs {hidden[0]}, which other users than root cannot read; "
                 "name another interpreter in sandbox.python, for example /usr/bin/python3"
@@ -157,7 +163,8 @@ class Launcher:
             scratch=scratch,
             limits=Limits(**message.header["limits"]),
             readable=self._readable,
-            may_search=self._may_search,
+            searches_by=self._searches_by,
+            hidden_tasks=self._hidden_tasks,
             packages=self._settings["packages"],
             without=frozenset(self._settings["without"]),
         )
@@ -258,7 +265,7 @@ def _enter_own_namespaces(slots: list[int]) -> list[int]:
             return slots
     uid, gid = os.getuid(), os.getgid()
     kernel.unshare(kernel.CLONE_NEWUSER)
-    cell.map_ids(uid, gid, inside_uid=uid, inside_gid=gid)
+    cell.map_ids(uid, gid)
     kernel.unshare(flags)
     return []
 

@@ -12,7 +12,15 @@ from rlhf.sandbox import kernel
 
 SCRATCH = "/work"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
+_SETTINGS = (
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    # Node refuses to start when it is there and cannot be read.
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/openssl.cnf",
+)
 _DEVICES = ("null", "full", "random", "urandom")
 _ZEROS = 1 << 40
 _WRITTEN = {
