@@ -99,8 +99,8 @@ def _last_words(report: int, *, on_os_error: str = "broken") -> Iterator[None]:
 def _confine(cell: Cell, step: Step) -> None:
     """Give up everything the step must not have. The order matters: each call still needs the later ones' rights."""
     inside = cell.tier == "namespaces"
-    kernel.drop_bounding_set(keep=cell.searches_by)
     os.setsid()
+    kernel.drop_bounding_set(keep=cell.searches_by)
     if not inside and cell.uid is not None:
         if cell.searches_by is not None:
             kernel.keep_capabilities()
@@ -110,6 +110,8 @@ def _confine(cell: Cell, step: Step) -> None:
     _limit(cell, step)
     kernel.drop_capabilities(keep=cell.searches_by)
     kernel.set_no_new_privileges()
+    # As an executed program would be: it may look at itself in /proc.
+    kernel.set_dumpable(True)
     if cell.tier == "landlock" and cell.has("landlock"):
         own = f"/proc/{os.getpid()}"
         devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
