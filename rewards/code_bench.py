@@ -143,6 +143,7 @@ class Side:
         """Send a message; the limits of one test start anew."""
         self._job.renew(self._limits)
         self._deadline = time.monotonic() + self._patience_s
+        self._channel.settimeout(self._patience_s)
         try:
             self._channel.sendall(frame(list(message)))
         except WireError as error:

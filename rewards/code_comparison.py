@@ -10,7 +10,8 @@ from typing import Any
 
 from rewards.code_wire import MAX_DEPTH
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER_CHARACTERS = 400
 _MAPPINGS = ("dict", "OrderedDict", "defaultdict", "Counter")
 
 
@@ -37,9 +38,13 @@ def _lines(text: str) -> list[str]:
 def _same_token(expected: str, got: str, tolerance: float | None) -> bool:
     if expected == got:
         return True
-    if tolerance is None or not _NUMBER.fullmatch(expected) or not _NUMBER.fullmatch(got):
+    if tolerance is None or not _is_number(expected) or not _is_number(got):
         return False
     return _is_near(float(expected), float(got), tolerance, is_integer=expected.lstrip("+-").isdigit())
+
+
+def _is_number(token: str) -> bool:
+    return len(token) <= _NUMBER_CHARACTERS and _NUMBER.fullmatch(token) is not None
 
 
 def _is_near(expected: float, got: float, tolerance: float, *, is_integer: bool) -> bool:

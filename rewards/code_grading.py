@@ -4,7 +4,7 @@ Expected outputs stay in this process, asserts in a sandbox of their own; model 
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from rewards.code_bench import SPENT, Bench, Ended, Side, Verdict, verdict_of
@@ -16,11 +16,11 @@ from rewards.code_wire import encode
 from rlhf.errors import RewardError
 from rlhf.sandbox.execution import Execution
 
-Verdicts = Iterator[tuple[int, Verdict]]
+Verdicts = Generator[tuple[int, Verdict], None, None]
 _MESSAGE_CHARACTERS = 300
 _PYTHON_COMPILE_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 _PYTHON_IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
-_RECORDS_OWN = ("NameError", *_PYTHON_COMPILE_ERRORS, *_PYTHON_IMPORT_ERRORS)
+_RECORDS_OWN = ("NameError", "UnsendableError", *_PYTHON_COMPILE_ERRORS, *_PYTHON_IMPORT_ERRORS)
 """What a test raises because it is broken itself: no plain value makes it do so."""
 
 

@@ -7,6 +7,7 @@ process that holds the expected values never runs them (`rewards.code_grading`).
 import math
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -161,14 +162,15 @@ class CodeTests:
         passed = ran = 0
         compiled = True
         failure, failed_test = None, None
-        for number, verdict in run_tests(bench, record, answer, numbers):
-            passed += verdict.kind == "passed"
-            ran += verdict.kind in RAN
-            compiled = compiled and verdict.has_compiled
-            if verdict.kind != "passed" and failure is None:
-                failure, failed_test = verdict, number
-            if verdict.is_final or (failure is not None and self.credit == "all"):
-                break
+        with closing(run_tests(bench, record, answer, numbers)) as verdicts:
+            for number, verdict in verdicts:
+                passed += verdict.kind == "passed"
+                ran += verdict.kind in RAN
+                compiled = compiled and verdict.has_compiled
+                if verdict.kind != "passed" and failure is None:
+                    failure, failed_test = verdict, number
+                if verdict.is_final or (failure is not None and self.credit == "all"):
+                    break
         report = Report(
             num_tests=len(numbers),
             passed=passed,

@@ -46,6 +46,8 @@ def encode(value: Any, depth: int = 0) -> Any:
         return value if math.isfinite(value) else ["float", repr(value)]
     if kind in _ENCODERS:
         return [kind.__name__, *_ENCODERS[kind](value)]
+    if kind is type and value in _TYPES:
+        return ["type", value.__name__]
     if kind in _SEQUENCES:
         return [kind.__name__, *(encode(item, depth + 1) for item in value)]
     if kind in _MAPPINGS:
@@ -88,6 +90,8 @@ def _pairs(parts: list[Any]) -> Iterable[tuple[Any, Any]]:
 
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_TYPES = (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, type(None))
+"""Classes that cross, by name: tests pass them as arguments."""
 _NESTED = frozenset(kind.__name__ for kind in (*_SEQUENCES, *_MAPPINGS))
 _ENCODERS: dict[type, Callable[[Any], list[Any]]] = {
     bytes: lambda value: [b64encode(value).decode()],
@@ -112,6 +116,7 @@ _DECODERS: dict[str, Callable[[list[Any]], Any]] = {
     "date": lambda parts: date.fromisoformat(parts[0]),
     "datetime": lambda parts: datetime.fromisoformat(parts[0]),
     "timedelta": lambda parts: timedelta(*parts),
+    "type": lambda parts: {kind.__name__: kind for kind in _TYPES}[parts[0]],
     "list": list,
     "tuple": tuple,
     "set": set,
