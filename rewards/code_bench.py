@@ -39,6 +39,8 @@ RAN: frozenset[Kind] = frozenset({"passed", "wrong_answer"})
 Role = Literal["solution", "tests", "both"]
 _CHANNEL_GRACE_S = 10.0
 """How much longer than its own limits a program may take to answer before the sandbox counts as broken."""
+_LAST_S = 0.5
+"""What a process gets to end in after it has closed its channel."""
 _TESTS_GRACE_S = 60.0
 _TESTS_WALL_S = 3600.0
 _MESSAGE_CHARACTERS = 300
@@ -175,9 +177,10 @@ class Side:
         return self._job.channel
 
     def _ended(self) -> Ended:
-        """The end of a process that closed its channel; one that closed it and lives on is ended."""
+        """The end of a process that closed its channel: how it ended by itself, if it does so at once."""
         self._is_open = False
-        return Ended(verdict_of(self._bench.count(self._job.kill())))
+        self._job.renew(replace(self._limits, cpu_s=_LAST_S / 4, wall_s=_LAST_S))
+        return Ended(verdict_of(self._bench.count(self._job.wait())))
 
     def close(self) -> None:
         """End the process, if it has not ended, and count what it used."""

@@ -83,7 +83,7 @@ class Record:
     """Numbers (from 0) of the tests that most attempts fail: never sampled away, run first."""
     cpu_s: float | None = None
     """CPU seconds per test as the task states them, for a compiled language."""
-    memory_mb: int | None = None
+    memory_mb: float | None = None
 
 
 def parse_record(column: Any) -> Record:
@@ -93,6 +93,9 @@ def parse_record(column: Any) -> Record:
     if kind not in _KINDS:
         raise DataError(f"tests.kind is {kind!r}, expected one of {', '.join(_KINDS)}.")
     common = {name: fields.pop(name) for name in ("language", "cpu_s", "memory_mb") if name in fields}
+    for name in ("cpu_s", "memory_mb"):
+        if not isinstance(common.get(name, 1), int | float) or not common.get(name, 1) > 0:
+            raise DataError(f"tests.{name} is {common[name]!r}, expected a number above 0.")
     hardest = tuple(fields.pop("hardest", ()))
     tests = _tests(_KINDS[kind], fields)
     if len(tests) == 0:

@@ -157,7 +157,7 @@ class CodeTests:
             sandbox=self.sandbox,
             cpu_s=cpu_s,
             total_cpu_s=max(self.total_cpu_s, cpu_s),
-            memory_mb=record.memory_mb or self.memory_mb,
+            memory_mb=int(record.memory_mb or self.memory_mb),
         )
         passed = ran = 0
         compiled = True
