@@ -1,6 +1,6 @@
 """What goes into the sandbox and what comes out: programs, limits, verdicts. Standard library only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -58,8 +58,8 @@ class Limits:
 class Program:
     """What to run: exactly one of `argv` (executed) and `code` (Python, run in a fork of the warm interpreter).
 
-    `files` are put into the scratch folder, which is the working directory (relative names; `0o755` when the name
-    is `argv[0]` of the program), `collect` names files to bring back when it has ended.
+    `files` are put into the scratch folder, which is the working directory (relative names, executable); `collect`
+    names files to bring back when the program has ended.
     """
 
     argv: Sequence[str] = ()
@@ -73,6 +73,16 @@ class Program:
     def __post_init__(self) -> None:
         if bool(self.argv) == bool(self.code):
             raise ValueError("a program is either argv or code, one of them, not both")
+        check_names((*self.files, *self.collect))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ValueError for a file name that does not lie in the scratch folder."""
+    for name in names:
+        if not name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError(
+                f"file name {name!r}: expected a path relative to the scratch folder, without '..'"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,367 @@
+"""Inside the walls: how a job's processes are confined, and the init that starts and reaps them."""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, wire
+from rlhf.sandbox.execution import Limits, Tier
+
+INNER_ID = 1000
+"""User and group id of programs in the `namespaces` tier, as they see it."""
+MAX_FILES = 20_000
+"""Entries in the scratch folder."""
+CHANNEL = 3
+_INTERPRETER_MB = 96
+"""Addresses that an interpreter maps before its program has asked for anything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """How the processes of one job are held."""
+
+    tier: Tier
+    uid: int | None
+    """A user id that only this job has; none where the launcher is not root."""
+    scratch: str
+    limits: Limits
+    readable: Sequence[str]
+    """What programs may read besides their scratch folder, where the tier isolates files."""
+    packages: str
+    """Folder of installed packages, on the import path of Python programs."""
+    may_search: bool = False
+    """Whether programs may pass folders of other users: for an interpreter in one, where Landlock holds the rest."""
+    without: frozenset[str] = frozenset()
+    """Mechanisms left out: for tests which show that each one matters."""
+
+    def has(self, mechanism: str) -> bool:
+        """Whether the mechanism is in place."""
+        return mechanism not in self.without
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One program to start in a cell; `descriptors` become 0, 1, 2 and, if there is a fourth, the channel."""
+
+    argv: Sequence[str]
+    code: str
+    limits: Limits
+    address_space: bool
+    descriptors: Sequence[int]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def spawn(cell: Cell, step: Step) -> tuple[int, str]:
+    """Start the step; its process id, or 0 and what went wrong before its first instruction."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with _last_words(write_end):
+            _confine(cell, step)
+            _enter_program(cell, step, write_end)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as report:
+        problem = report.read()
+    if problem:
+        os.waitpid(pid, 0)
+        return 0, problem.decode(errors="replace")
+    return pid, ""
+
+
+@contextlib.contextmanager
+def _last_words(report: int, *, on_os_error: str = "broken") -> Iterator[None]:
+    """End this process after the block; tell the parent how the block failed."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001
+        kind = on_os_error if isinstance(error, OSError) else "broken"
+        os.write(report, json.dumps({kind: f"{type(error).__name__}: {error}"}).encode())
+    finally:
+        os._exit(127)
+
+
+def _confine(cell: Cell, step: Step) -> None:
+    """Give up everything the step must not have. The order matters: each call still needs the later ones' rights."""
+    inside = cell.tier == "namespaces"
+    if not inside and cell.uid is not None:
+        if cell.may_search:
+            kernel.keep_capabilities()
+        become(cell.uid)
+    os.chdir(root.SCRATCH if inside else cell.scratch)
+    os.umask(0o022)
+    _limit(cell, step)
+    kernel.drop_capabilities(keep=kernel.CAP_DAC_READ_SEARCH if cell.may_search else None)
+    kernel.set_no_new_privileges()
+    if cell.tier == "landlock" and cell.has("landlock"):
+        own = f"/proc/{os.getpid()}"
+        devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
+        landlock.restrict(readable=[*cell.readable, own, *devices], writable=[cell.scratch, "/dev/null"])
+    if cell.has("seccomp"):
+        kernel.install_filter(seccomp.build_filter(_rules(cell)))
+
+
+def become(uid: int) -> None:
+    """Be user and group `uid` and no other, and still able to see one's own /proc entry."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    kernel.set_dumpable(True)
+
+
+def _rules(cell: Cell) -> seccomp.Rules:
+    inside = cell.tier == "namespaces"
+    scoped = inside or (cell.tier == "landlock" and landlock.abi() >= landlock.SCOPED_SIGNALS)
+    return seccomp.Rules(
+        files="read-only" if cell.tier == "read-only" else "full",
+        may_fork=cell.tier != "read-only",
+        own_pid=None if scoped else os.getpid(),
+        without=cell.without,
+    )
+
+
+def _limit(cell: Cell, step: Step) -> None:
+    limits = step.limits
+    cpu_s = int(limits.cpu_s) + 1
+    wanted = {
+        resource.RLIMIT_CPU: (cpu_s, cpu_s + 1),
+        resource.RLIMIT_FSIZE: limits.file_mb << 20,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_STACK: min(64, limits.memory_mb // 2 or 1) << 20,
+        resource.RLIMIT_NPROC: limits.processes + _others(cell),
+    }
+    if step.address_space:
+        wanted[resource.RLIMIT_AS] = (limits.memory_mb + _INTERPRETER_MB) << 20
+    for what, value in wanted.items():
+        soft, hard = value if isinstance(value, tuple) else (value, value)
+        if cell.has(f"rlimit_{what}"):
+            resource.setrlimit(what, (soft, hard))
+
+
+def _others(cell: Cell) -> int:
+    """Tasks that the kernel counts together with the job's: its init, or all of this user's elsewhere."""
+    if cell.tier == "namespaces":
+        return 1
+    return 0 if cell.uid is not None else tasks_of_user()
+
+
+def tasks_of_user() -> int:
+    """How many tasks the present user has on this machine, as far as can be seen."""
+    uid, count = os.getuid(), 0
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid:
+                count += len(os.listdir(f"/proc/{name}/task"))
+    return count
+
+
+def _enter_program(cell: Cell, step: Step, report: int) -> NoReturn:
+    # Descriptors may lie on each other's targets: lift them out of the way first.
+    lifted = [os.dup(descriptor) for descriptor in step.descriptors]
+    while any(descriptor <= CHANNEL for descriptor in lifted):
+        lifted = [os.dup(d) if d <= CHANNEL else d for d in lifted]
+    if report <= CHANNEL + 1:
+        raise RuntimeError("the report pipe lies on a standard descriptor")
+    for target, descriptor in enumerate(lifted):
+        os.dup2(descriptor, target, inheritable=True)
+    last = len(lifted)
+    os.dup2(report, last, inheritable=False)
+    kernel.close_descriptors_from(last + 1)
+    signal.set_wakeup_fd(-1)
+    for number in range(1, signal.NSIG):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    with _last_words(last, on_os_error="refused"):
+        if step.code:
+            os.environ.clear()
+            os.environ.update(step.environment)
+            os.close(last)
+            interpreter.run(step.code, packages=cell.packages)
+        os.execve(_found(step.argv[0], step.environment), list(step.argv), dict(step.environment))
+    raise AssertionError("not reached")
+
+
+def _found(program: str, environment: Mapping[str, str]) -> str:
+    if "/" in program:
+        return program
+    for folder in environment["PATH"].split(":"):
+        if os.access(f"{folder}/{program}", os.X_OK):
+            return f"{folder}/{program}"
+    raise FileNotFoundError(2, "no such program in the sandbox", program)
+
+
+def environment(scratch: str) -> dict[str, str]:
+    """All that a program finds in its environment."""
+    here = os.path.dirname(sys.executable)
+    return {
+        "PATH": f"{here}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def start_init(cell: Cell, connection: socket.socket) -> tuple[int, bool]:
+    """Fork the init of a new pid namespace, which serves `connection`; its id, and whether another can be started.
+
+    Only one pid namespace can be entered at a time; without root's rights there is no way back from it.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    try:
+        kernel.unshare(kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            _be_init(cell, connection)
+        try:
+            kernel.setns(own, kernel.CLONE_NEWPID)
+        except PermissionError:
+            return pid, False
+        return pid, True
+    finally:
+        os.close(own)
+
+
+def map_ids(uid: int, gid: int, *, inside_uid: int, inside_gid: int) -> None:
+    """In a user namespace just entered: be known inside by these ids, which outside are `uid` and `gid`."""
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{inside_uid} {uid} 1")
+    _write("/proc/self/gid_map", f"{inside_gid} {gid} 1")
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
+    try:
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNET)
+        owner = os.getuid() if cell.uid is None else cell.uid
+        has_table = root.enter_job(disk_mb=cell.limits.disk_mb, files=MAX_FILES, owner=owner)
+        socket.sethostname("sandbox")
+        if cell.uid is not None:
+            become(cell.uid)
+        kernel.set_dumpable(True)
+        outer_uid, outer_gid = os.getuid(), os.getgid()
+        # Of its own, so that the kernel counts the job's processes apart from this user's others.
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        map_ids(outer_uid, outer_gid, inside_uid=INNER_ID, inside_gid=INNER_ID)
+        kernel.drop_capabilities()
+        # The job has the same user id: its init must not be readable or writable through /proc/1.
+        kernel.set_dumpable(False)
+        os.chdir(root.SCRATCH)
+        table = [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)] if has_table else []
+        init = _Init(cell, connection)
+        wire.send(connection, {"ready": True}, descriptors=table)
+        init.serve()
+    except BaseException as error:  # noqa: BLE001
+        with contextlib.suppress(OSError):
+            wire.send(connection, {"broken": f"{type(error).__name__}: {error}"})
+    finally:
+        os._exit(0)
+
+
+def _kill_all() -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+class _Init:
+    """Puts files, starts one step at a time, reaps whatever ends, brings files back, until the monitor closes."""
+
+    def __init__(self, cell: Cell, connection: socket.socket) -> None:
+        self._cell = cell
+        self._connection = connection
+        self._pid = 0
+        self._header: dict[str, Any] = {}
+        self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._woken, write_end = os.pipe()
+        for descriptor in (self._woken, write_end):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGUSR1, lambda *_: _kill_all())
+
+    def serve(self) -> None:
+        """Obey until EOFError."""
+        while True:
+            readable = select.select([self._connection.fileno(), self._woken], [], [])[0]
+            if self._woken in readable:
+                os.read(self._woken, 4096)
+                self._reap()
+            if self._connection.fileno() in readable:
+                self._obey(wire.receive(self._connection))
+
+    def _obey(self, message: wire.Message) -> None:
+        header = message.header
+        if header["do"] == "start":
+            self._start(message)
+            return
+        answer, contents = files.serve(root.SCRATCH, header, message.blobs)
+        wire.send(self._connection, answer, blobs=contents)
+
+    def _start(self, message: wire.Message) -> None:
+        self._header, self._before = message.header, resource.getrusage(resource.RUSAGE_CHILDREN)
+        files.put(root.SCRATCH, dict(zip(message.header["files"], message.blobs, strict=True)))
+        self._pid, problem = spawn(self._cell, step_of(self._header, message.descriptors, root.SCRATCH))
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+        if not self._pid:
+            wire.send(self._connection, json.loads(problem))
+        # It may have ended before its id was known here.
+        self._reap()
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            while pid:
+                if pid == self._pid:
+                    self._ended(status)
+                pid, status = os.waitpid(-1, os.WNOHANG)
+
+    def _ended(self, status: int) -> None:
+        self._pid = 0
+        if not self._header["lingers"]:
+            _kill_all()
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.wait()
+        found = files.collect(root.SCRATCH, self._header["collect"], self._header["collect_bytes"])
+        answer = {"ended": status, **used_since(self._before), "files": list(found)}
+        wire.send(self._connection, answer, blobs=list(found.values()))
+
+
+def step_of(header: Mapping[str, Any], descriptors: Sequence[int], scratch: str) -> Step:
+    """The step that a request describes."""
+    return Step(
+        argv=header["argv"],
+        code=header["code"],
+        limits=Limits(**header["limits"]),
+        address_space=header["address_space"],
+        descriptors=descriptors,
+        environment=environment(scratch),
+    )
+
+
+def used_since(before: resource.struct_rusage) -> dict[str, float]:
+    """CPU seconds of the children reaped since `before`, and the memory of the largest one so far."""
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu_s": cpu_s, "peak_mb": now.ru_maxrss / 1024}

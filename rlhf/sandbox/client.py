@@ -1,0 +1,367 @@
+"""Runs untrusted programs from any thread of any process: `default_sandbox().run(Program(code=...))`."""
+
+import atexit
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from rlhf.errors import SandboxError
+from rlhf.sandbox import wire
+from rlhf.sandbox.execution import Execution, Limits, Program, Tier
+from rlhf.sandbox.policy import Policy, strongest
+
+_MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher import main; main()"
+_START_S = 30.0
+_NET_S = 30.0
+"""How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
+MAX_JOBS = 16
+JOBS_PER_LAUNCHER = 5000
+
+
+class Cell:
+    """Our end of a confined place in which steps run one after another; `close` ends everything in it."""
+
+    def __init__(self, connection: socket.socket, place: "_Place") -> None:
+        self._connection = connection
+        self._place = place
+
+    def start(
+        self,
+        program: Program,
+        limits: Limits,
+        *,
+        channel: bool = False,
+        lingers: bool = True,
+        is_interruptible: bool = False,
+    ) -> "Job":
+        """Start a step. What it leaves running stays if it `lingers`, and else ends with it, and with it the cell."""
+        header = {
+            "do": "start",
+            "argv": list(program.argv),
+            "code": program.code,
+            "files": list(program.files),
+            "collect": list(program.collect),
+            "limits": asdict(limits),
+            "address_space": program.limits_address_space,
+            "lingers": lingers,
+            "is_interruptible": is_interruptible,
+        }
+        ours, theirs = socket.socketpair() if channel else (None, None)
+        with theirs or contextlib.nullcontext():
+            self._connection.settimeout(limits.net_s + _NET_S)
+            given = [] if theirs is None else [theirs.fileno()]
+            self.send(header, blobs=[program.stdin, *program.files.values()], descriptors=given)
+        return Job(self, ours, closes=not lingers)
+
+    def send(
+        self, header: dict[str, Any], *, blobs: Sequence[bytes] = (), descriptors: Sequence[int] = ()
+    ) -> None:
+        """Write to the monitor; one that is gone is noticed when its answer is read."""
+        with contextlib.suppress(OSError):
+            wire.send(self._connection, header, blobs=blobs, descriptors=descriptors)
+
+    def receive(self) -> wire.Message:
+        """The monitor's next message. EOFError or OSError when it is gone or late."""
+        return wire.receive(self._connection)
+
+    def execution(self, message: wire.Message) -> Execution:
+        """What the monitor's verdict says."""
+        header = message.header
+        stdout, stderr, *contents = message.blobs
+        files = dict(zip(header.pop("files"), contents, strict=True))
+        place = self._place
+        return Execution(
+            tier=place.tier, queue_s=place.queue_s, stdout=stdout, stderr=stderr, files=files, **header
+        )
+
+    def broken(self, error: Exception) -> Execution:
+        """A verdict in place of one that did not come."""
+        reason = (
+            "no verdict in time" if isinstance(error, TimeoutError) else f"its monitor is gone ({error!r})"
+        )
+        return Execution(status="broken", tier=self._place.tier, detail=reason)
+
+    def fileno(self) -> int:
+        """Readable when the monitor has something to say."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """End everything in the cell and free its place."""
+        self._connection.close()
+        self._place.free()
+
+
+class Job:
+    """A program that runs. Use it as a context manager, or call `wait` or `kill`: one of them frees its place."""
+
+    def __init__(self, cell: Cell, channel: socket.socket | None, *, closes: bool) -> None:
+        self._cell = cell
+        self._closes = closes
+        self._execution: Execution | None = None
+        self.channel = channel
+        """Our end of the program's descriptor 3, if it was started with one."""
+
+    def wait(self) -> Execution:
+        """How the program ended; always an answer, `broken` when the sandbox itself failed."""
+        if self._execution is None:
+            try:
+                message = self._cell.receive()
+                while "status" not in message.header:
+                    message = self._cell.receive()
+                self._execution = self._cell.execution(message)
+            except (EOFError, OSError) as error:
+                self._execution = self._cell.broken(error)
+            if self.channel is not None:
+                self.channel.close()
+            if self._closes:
+                self._cell.close()
+        return self._execution
+
+    def kill(self) -> Execution:
+        """End the program with all its children; its verdict is `killed` unless it had ended by itself."""
+        if self._execution is None:
+            self._cell.send({"do": "kill"})
+        return self.wait()
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class _Place:
+    """One of the jobs that may run at once."""
+
+    def __init__(self, places: threading.BoundedSemaphore, tier: Tier) -> None:
+        began = time.monotonic()
+        places.acquire()
+        self.queue_s = time.monotonic() - began
+        self.tier = tier
+        self._places: threading.BoundedSemaphore | None = places
+
+    def free(self) -> None:
+        """Let another job have it."""
+        places, self._places = self._places, None
+        if places is not None:
+            places.release()
+
+
+class _Launcher:
+    """Our end of a launcher process."""
+
+    def __init__(self, tier: Tier, *, without: Sequence[str], python: str) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.num_jobs = 0
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        settings = {
+            "control": theirs.fileno(),
+            "tier": tier,
+            "without": list(without),
+            "prefixes": [] if python else sorted({sys.prefix, sys.exec_prefix}),
+            "folder": tempfile.gettempdir(),
+            "packages": "" if python else sysconfig.get_path("purelib"),
+        }
+        source = str(Path(__file__).parents[2])
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    python or sys.executable,
+                    "-P",
+                    "-s",
+                    "-S",
+                    "-B",
+                    "-c",
+                    _MAIN.format(source=source),
+                    json.dumps(settings),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=(theirs.fileno(),),
+                env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+                cwd="/",
+                start_new_session=True,
+            )
+        self.refusal = self._await_ready()
+
+    def _await_ready(self) -> str:
+        self.connection.settimeout(_START_S)
+        try:
+            header = wire.receive(self.connection).header
+        except (EOFError, OSError) as error:
+            header = {"refused": f"the launcher did not start ({error!r}): {self.log()}"}
+        self.connection.settimeout(None)
+        return str(header.get("refused", ""))
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def log(self) -> str:
+        """The last of what it wrote to standard error."""
+        self._log.seek(0)
+        return self._log.read()[-2000:].decode(errors="replace")
+
+    def close(self, *, wait: bool) -> None:
+        """Have it end when its last job has ended."""
+        self.connection.close()
+        if wait:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_NET_S)
+        self._log.close()
+
+
+class Sandbox:
+    """A place to run programs in, as strong as `policy` asks; its launcher starts with the first program.
+
+    Thread-safe. A fork of this process gets a launcher of its own. `without` leaves mechanisms out, for tests.
+    """
+
+    def __init__(
+        self, policy: Policy | None = None, *, max_jobs: int = MAX_JOBS, without: Sequence[str] = ()
+    ) -> None:
+        self._policy = policy or Policy()
+        self._without = tuple(without)
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(max_jobs)
+        self._launcher: _Launcher | None = None
+        self._retired: list[_Launcher] = []
+        self._tier: Tier | None = None
+        self._pid = os.getpid()
+
+    @property
+    def tier(self) -> Tier:
+        """The tier that programs run in. SandboxError, with reasons and ways out, when none is strong enough."""
+        with self._lock:
+            self._running()
+            assert self._tier is not None
+            return self._tier
+
+    def run(self, program: Program, *, limits: Limits | None = None) -> Execution:
+        """Run a program to its end."""
+        return self.start(program, limits=limits).wait()
+
+    def start(self, program: Program, *, limits: Limits | None = None, channel: bool = False) -> Job:
+        """Start a program; with `channel` its descriptor 3 is a stream socket whose other end is `job.channel`.
+
+        Waits while `max_jobs` are running. SandboxError when no tier is strong enough or the launcher cannot start.
+        """
+        limits = limits or Limits()
+        return self.open_cell(limits).start(program, limits, channel=channel, lingers=False)
+
+    def open_cell(self, limits: Limits) -> Cell:
+        """An empty cell; waits for a free place and raises as `start` does."""
+        place = _Place(self._places, self.tier)
+        connection, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._hand_over(theirs, limits)
+        except BaseException:
+            connection.close()
+            place.free()
+            raise
+        return Cell(connection, place)
+
+    def _hand_over(self, theirs: socket.socket, limits: Limits) -> None:
+        """Give a job's socket to the launcher; once more to a new one if it has died."""
+        for attempt in range(2):
+            with self._lock:
+                launcher = self._running()
+                try:
+                    header = {"limits": asdict(limits)}
+                    wire.send(launcher.connection, header, descriptors=[theirs.fileno()])
+                    launcher.num_jobs += 1
+                    return
+                except OSError as error:
+                    self._launcher = None
+                    self._retired.append(launcher)
+                    if attempt:
+                        raise SandboxError(f"the sandbox launcher died twice: {launcher.log()}") from error
+
+    def _running(self) -> _Launcher:
+        """The launcher of this process, started or replaced as needed."""
+        if self._pid != os.getpid():
+            self._launcher, self._retired, self._pid = None, [], os.getpid()
+        if self._launcher is not None and self._launcher.num_jobs >= JOBS_PER_LAUNCHER:
+            self._launcher.close(wait=False)
+            self._retired.append(self._launcher)
+            self._launcher = None
+        if self._launcher is None:
+            started: dict[Tier, _Launcher] = {}
+            self._tier = strongest(self._policy, lambda tier: self._attempt(tier, started))
+            self._launcher = started[self._tier]
+        return self._launcher
+
+    def _attempt(self, tier: Tier, started: dict[Tier, _Launcher]) -> str:
+        """Start a launcher of the tier and run one program in it; why that failed, or nothing."""
+        launcher = _Launcher(tier, without=self._without, python=self._policy.python)
+        reason = launcher.refusal or _first_program(launcher, tier)
+        if reason:
+            launcher.close(wait=True)
+        started[tier] = launcher
+        return reason
+
+    def close(self) -> None:
+        """End the launcher; programs that still run end with their jobs."""
+        with self._lock:
+            if self._pid == os.getpid():
+                for launcher in [*self._retired, *([self._launcher] if self._launcher else [])]:
+                    launcher.close(wait=True)
+            self._launcher, self._retired = None, []
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _first_program(launcher: _Launcher, tier: Tier) -> str:
+    """Why the launcher's first program did not do what it should, or nothing."""
+    connection, theirs = socket.socketpair()
+    limits = Limits()
+    with theirs:
+        wire.send(launcher.connection, {"limits": asdict(limits)}, descriptors=[theirs.fileno()])
+    cell = Cell(connection, _Place(threading.BoundedSemaphore(), tier))
+    execution = cell.start(Program(code="print(6 * 7)"), limits, lingers=False).wait()
+    if execution.stdout == b"42\n":
+        return ""
+    return execution.detail or execution.stderr.decode(errors="replace") or launcher.log()
+
+
+class _Default:
+    """The sandbox that rewards and tools of this process share."""
+
+    lock = threading.Lock()
+    policy = Policy()
+    sandbox: Sandbox | None = None
+
+
+def default_sandbox() -> Sandbox:
+    """The process's own sandbox, with the policy of the recipe."""
+    with _Default.lock:
+        if _Default.sandbox is None:
+            _Default.sandbox = Sandbox(_Default.policy)
+            atexit.register(_Default.sandbox.close)
+        return _Default.sandbox
+
+
+def set_default_policy(policy: Policy) -> None:
+    """Decide what `default_sandbox` accepts; called once where a process learns its recipe."""
+    with _Default.lock:
+        if _Default.sandbox is not None:
+            _Default.sandbox.close()
+        _Default.policy, _Default.sandbox = policy, None
