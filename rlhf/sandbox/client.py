@@ -134,6 +134,10 @@ class Job:
             self._cell.send({"do": "kill"})
         return self.wait()
 
+    def renew(self, limits: Limits) -> None:
+        """Count its CPU and wall time anew, within these limits: for programs that answer one question after another."""
+        self._cell.send({"do": "budget", "limits": asdict(limits)})
+
     def __enter__(self) -> "Job":
         return self
 
