@@ -93,6 +93,13 @@ MESSAGES = [
         forged("put(b'[\"returned\", ' + b'9' * 3_000_000 + b']')"),
     ),
     ("no_utf8", "bytes that are no text", forged("put(b'\\xff\\xfe\\x00')")),
+    (
+        "forged_collisions",
+        "keys that all collide, which only the side that rebuilds them pays for",
+        forged(
+            "put(['returned', number(), ['dict', *(x for i in range(100_000) for x in (['int', hex(i * (2**61 - 1))], 0))]])"
+        ),
+    ),
     ("flood", "messages without end", forged("while True: put(['returned', 0, 5])")),
     (
         "slow_drip",

@@ -35,7 +35,11 @@ OUTPUT = [
         f"{SUM}print(*out, sep='\\n', file=sys.stderr)",
     ),
     ("constant", "the first test's output for every input", "print('5\\n8')"),
-    ("prints_passed", "the grader's words on standard output", "print('[\"passed\"]\\nOK\\nAll tests passed')"),
+    (
+        "prints_passed",
+        "the grader's words on standard output",
+        "print('[\"passed\"]\\nOK\\nAll tests passed')",
+    ),
     (
         "terminal_codes",
         "codes that overwrite lines on a terminal",

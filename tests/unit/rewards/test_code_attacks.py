@@ -5,12 +5,29 @@ import time
 import pytest
 
 from tests.unit.rewards import code_attacks, code_attacks_channel, code_attacks_programs
-from tests.unit.rewards.code_cases import RECORDS, grade, sandbox
+from tests.unit.rewards.code_cases import RIGHT, STDIO, grade, sandbox
 
 __all__ = ["sandbox"]
 ATTACKS = [*code_attacks.ATTACKS, *code_attacks_channel.ATTACKS, *code_attacks_programs.ATTACKS]
-CPU_S = 0.5
+LIMITS = {"cpu_s": 0.25, "total_cpu_s": 0.5}
 CASES = [(name, kind, code) for name, _, code, kinds in ATTACKS for kind in kinds]
+COMPARISONS = ["assert solve(2, 3) == 5", "assert abs(solve(2, 3) - 5) < 1e-6", "assert not solve(2, 3) != 5"]
+# As easy as tests can be: one comparison each, and passing any of them counts.
+RECORDS = {
+    "function": {
+        "kind": "function",
+        "fn_name": "solve",
+        "inputs": [[2, 3]],
+        "outputs": [5],
+        "tolerance": 1e-6,
+    },
+    "asserts": {
+        "kind": "asserts",
+        "tests": COMPARISONS[:1],
+        "entry_points": ["solve"],
+    },
+    "stdio": STDIO,
+}
 
 
 def test_every_attack_has_a_name_and_a_reason():
@@ -18,20 +35,31 @@ def test_every_attack_has_a_name_and_a_reason():
     assert all(why for _, why, *_ in ATTACKS)
 
 
+@pytest.mark.parametrize("kind", RECORDS)
+def test_right_program_is_paid_by_the_same_records(sandbox, kind):
+    assert grade(sandbox, RIGHT[kind], RECORDS[kind], **LIMITS).value == 1.0
+
+
 @pytest.mark.parametrize(("name", "kind", "code"), CASES, ids=[f"{name}-{kind}" for name, kind, _ in CASES])
 def test_attack_on_the_grader_earns_nothing(sandbox, name, kind, code):
     start = time.monotonic()
-    result = grade(sandbox, code, RECORDS[kind], cpu_s=CPU_S, total_cpu_s=2.0)
+    result = grade(sandbox, code, RECORDS[kind], **LIMITS)
     assert (result.value, result.outcome in ("wrong", "limit")) == (0.0, True), result
-    assert time.monotonic() - start < 4 * CPU_S + 1
+    assert time.monotonic() - start < 4 * LIMITS["cpu_s"] + 1
 
 
-SHARED = ["always_equal", "guesses_numbers", "forges_twice", "late_thread", "exit_at_import", "huge_prefix"]
+@pytest.mark.parametrize(
+    ("name", "code"), [pytest.param(name, code, id=name) for name, _, code, _ in code_attacks.ATTACKS]
+)
+def test_attack_on_comparisons_passes_none_of_them(sandbox, name, code):
+    record = RECORDS["asserts"] | {"tests": COMPARISONS[1:]}
+    assert grade(sandbox, code, record, credit="share", **LIMITS).value == 0.0
 
 
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("kind", ["function", "asserts"])
-def test_attack_earns_no_share_of_the_credit_either(sandbox, kind, name):
-    (code,) = (code for known, _, code, _ in ATTACKS if known == name)
-    result = grade(sandbox, code, RECORDS[kind], credit="share", cpu_s=CPU_S, total_cpu_s=2.0)
-    assert result.value == 0.0
+def test_attacks_are_paid_where_tests_run_in_the_solutions_process(sandbox):
+    weak = RECORDS["asserts"] | {"tests": COMPARISONS, "is_weak": True}
+    kwargs = {"credit": "share", "allow_weak": True, **LIMITS}
+    attacks = {name: code for name, _, code, _ in code_attacks.ATTACKS}
+    paid = {name for name, code in attacks.items() if grade(sandbox, code, weak, **kwargs).value}
+    assert {"always_equal", "always_near", "int_subclass", "patched_abs", "patched_exec", "frames"} <= paid
+    assert len(paid) >= 15
