@@ -40,6 +40,13 @@ RIGHT = {
 }
 
 
+def parse_attacks(text: str, before: str = "") -> list[tuple[str, str, str]]:
+    """(name, reason, code) of each `### name: reason` and the lines under it; `before` goes before every code."""
+    entries = [entry.partition("\n") for entry in f"\n{text.strip()}\n".split("\n### ")[1:]]
+    heads = [head.partition(": ") for head, _, _ in entries]
+    return [(name, why, before + code) for (name, _, why), (_, _, code) in zip(heads, entries, strict=True)]
+
+
 def prompt(name: str = "p") -> Prompt:
     return Prompt(id=name, messages=(Message(role="user", content="add"),))
 

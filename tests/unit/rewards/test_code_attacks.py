@@ -1,16 +1,28 @@
-"""Nothing but a right program is paid: every attack on the grader scores 0, in time, and is no failure of the grader."""
+"""Nothing but a right program is paid: every attack on the grader scores 0, in time, and never breaks the grader."""
 
 import time
 
 import pytest
 
-from tests.unit.rewards import code_attacks, code_attacks_channel, code_attacks_programs
+from tests.unit.rewards import (
+    code_attacks_channel,
+    code_attacks_programs,
+    code_attacks_search,
+    code_attacks_values,
+)
 from tests.unit.rewards.code_cases import RIGHT, STDIO, grade, sandbox
 
 __all__ = ["sandbox"]
-ATTACKS = [*code_attacks.ATTACKS, *code_attacks_channel.ATTACKS, *code_attacks_programs.ATTACKS]
+ON_CALLS = [
+    *code_attacks_values.ATTACKS,
+    *code_attacks_search.ATTACKS,
+    *code_attacks_channel.ATTACKS,
+    *code_attacks_programs.SANDBOX,
+]
+ON_OUTPUT = [*code_attacks_programs.OUTPUT, *code_attacks_programs.SANDBOX]
+ATTACKS = {"function": ON_CALLS, "asserts": ON_CALLS, "stdio": ON_OUTPUT}
 LIMITS = {"cpu_s": 0.25, "total_cpu_s": 0.5}
-CASES = [(name, kind, code) for name, _, code, kinds in ATTACKS for kind in kinds]
+CASES = [(name, kind, code) for kind, attacks in ATTACKS.items() for name, _, code in attacks]
 COMPARISONS = ["assert solve(2, 3) == 5", "assert abs(solve(2, 3) - 5) < 1e-6", "assert not solve(2, 3) != 5"]
 # As easy as tests can be: one comparison each, and passing any of them counts.
 RECORDS = {
@@ -31,8 +43,9 @@ RECORDS = {
 
 
 def test_every_attack_has_a_name_and_a_reason():
-    assert len({name for name, *_ in ATTACKS}) == len(ATTACKS) >= 60
-    assert all(why for _, why, *_ in ATTACKS)
+    attacks = [*ON_CALLS, *code_attacks_programs.OUTPUT]
+    assert len({name for name, *_ in attacks}) == len(attacks) >= 150
+    assert all(name and why and code for name, why, code in attacks)
 
 
 @pytest.mark.parametrize("kind", RECORDS)
@@ -49,7 +62,7 @@ def test_attack_on_the_grader_earns_nothing(sandbox, name, kind, code):
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [pytest.param(name, code, id=name) for name, _, code, _ in code_attacks.ATTACKS]
+    ("name", "code"), [pytest.param(name, code, id=name) for name, _, code in code_attacks_values.ATTACKS]
 )
 def test_attack_on_comparisons_passes_none_of_them(sandbox, name, code):
     record = RECORDS["asserts"] | {"tests": COMPARISONS[1:]}
@@ -59,7 +72,8 @@ def test_attack_on_comparisons_passes_none_of_them(sandbox, name, code):
 def test_attacks_are_paid_where_tests_run_in_the_solutions_process(sandbox):
     weak = RECORDS["asserts"] | {"tests": COMPARISONS, "is_weak": True}
     kwargs = {"credit": "share", "allow_weak": True, **LIMITS}
-    attacks = {name: code for name, _, code, _ in code_attacks.ATTACKS}
-    paid = {name for name, code in attacks.items() if grade(sandbox, code, weak, **kwargs).value}
-    assert {"always_equal", "always_near", "int_subclass", "patched_abs", "patched_exec", "frames"} <= paid
-    assert len(paid) >= 15
+    paid = {
+        name for name, _, code in code_attacks_values.ATTACKS if grade(sandbox, code, weak, **kwargs).value
+    }
+    assert {"always_equal", "always_near", "int_subclass", "patched_abs", "patched_exec"} <= paid
+    assert len(paid) >= 12

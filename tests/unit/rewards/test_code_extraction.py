@@ -19,7 +19,7 @@ FENCED = f"```python\n{CODE}```"
         (f"~~~python\n{CODE}~~~", CODE),
         (f"````python\n```\n{CODE}````", f"```\n{CODE}"),
         (f"<answer>```python\n{CODE}```</answer>", CODE),
-        (f"- step\n\n  ```python\n  if x:\n      y\n  ```", "if x:\n    y\n"),
+        ("- step\n\n  ```python\n  if x:\n      y\n  ```", "if x:\n    y\n"),
         # the last block with the language, whatever follows it without a label or with another one
         (f"```python\nold\n```\n{FENCED}\n```\n1 2 3\n```\n```text\nout\n```", CODE),
         (f"```\nold\n```\nand\n```\n{CODE}```", CODE),

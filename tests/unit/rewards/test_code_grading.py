@@ -29,17 +29,18 @@ HONEST = {
     "prints": "print('loading')\ndef solve(a, b):\n    print('debug', a)\n    return a + b",
     "main guard": f"{ADD}\nif __name__ == '__main__':\n    print(solve(*map(int, input().split())))",
     "class Solution": "class Solution:\n    def solve(self, a, b):\n        return a + b",
-    "dataclass": "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
-    "def solve(a, b):\n    return P(a).x + b",
+    "dataclass": "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    "@dataclass\nclass P:\n    x: int\ndef solve(a, b):\n    return P(a).x + b",
     "closes what it thinks are its streams": f"import os\nos.close(0); os.close(1); os.close(2)\n{ADD}",
     "deep recursion": "import sys\nsys.setrecursionlimit(10**6)\ndef depth(n):\n    return n and 1 + depth(n - 1)\n"
     "def solve(a, b):\n    depth(20000)\n    return a + b",
-    "threads": "import threading\ndef solve(a, b):\n    found = []\n    t = threading.Thread(target=lambda: found.append(a + b))\n"
-    "    t.start(); t.join()\n    return found[0]",
+    "threads": "import threading\ndef solve(a, b):\n    found = []\n"
+    "    t = threading.Thread(target=lambda: found.append(a + b))\n    t.start(); t.join()\n    return found[0]",
     "lambda": "solve = lambda a, b: a + b",
     "cache": "import functools\n@functools.cache\ndef solve(a, b):\n    return a + b",
     "callable object": "class Add:\n    def __call__(self, a, b):\n        return a + b\nsolve = Add()",
-    "state of its own": f"calls = 0\n{ADD}\ninner = solve\ndef solve(a, b):\n    global calls\n    calls += 1\n    return inner(a, b)",
+    "state of its own": f"calls = 0\n{ADD}\ninner = solve\n"
+    "def solve(a, b):\n    global calls\n    calls += 1\n    return inner(a, b)",
 }
 
 
@@ -127,7 +128,7 @@ def test_calls_cannot_change_what_the_tests_compare_with(sandbox):
 
 
 def test_tests_see_the_built_in_exception_that_the_solution_raised(sandbox):
-    test = "try:\n    root(-1)\nexcept ValueError as error:\n    assert 'negative' in str(error)\nelse:\n    assert False"
+    test = "try:\n    root(-1)\nexcept ValueError as error:\n    assert 'negative' in str(error)\nelse:\n    assert 0"
     record = {"kind": "asserts", "tests": [test], "entry_points": ["root"]}
     assert grade(sandbox, "def root(x):\n    raise ValueError('negative')", record).value == 1.0
     assert grade(sandbox, "def root(x):\n    raise KeyError('negative')", record).value == 0.0

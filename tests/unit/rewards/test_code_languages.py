@@ -3,13 +3,16 @@ import shutil
 import pytest
 
 from rewards.code_languages import LANGUAGES, require
+from rewards.code_tests import CodeTests
 from rlhf.errors import DataError, LoadError
 from tests.unit.rewards.code_cases import RIGHT, STDIO, fenced, grade, prompt, sandbox
 
 __all__ = ["sandbox"]
 PROGRAMS = {
-    "c": '#include <stdio.h>\nint main(void) { long a, b; while (scanf("%ld %ld", &a, &b) == 2) printf("%ld\\n", a + b); }',
-    "cpp": "#include <bits/stdc++.h>\nint main() { long a, b; while (std::cin >> a >> b) std::cout << a + b << '\\n'; }",
+    "c": "#include <stdio.h>\n"
+    'int main(void) { long a, b; while (scanf("%ld %ld", &a, &b) == 2) printf("%ld\\n", a + b); }',
+    "cpp": "#include <bits/stdc++.h>\n"
+    "int main() { long a, b; while (std::cin >> a >> b) std::cout << a + b << '\\n'; }",
     "javascript": "for (const line of require('fs').readFileSync(0, 'utf8').trim().split('\\n')) {\n"
     "  const [a, b] = line.split(' ').map(Number);\n  console.log(a + b);\n}",
 }
@@ -54,10 +57,7 @@ def test_failures_of_other_languages_have_their_kinds(sandbox, language, code, k
 
 def test_label_decides_between_allowed_languages_and_a_record_may_demand_one(sandbox):
     needs("cpp")
-    both = {"languages": ["cpp", "python"]}
-    from rewards.code_tests import CodeTests
-
-    reward = CodeTests(sandbox=sandbox, **both)
+    reward = CodeTests(sandbox=sandbox, languages=["cpp", "python"])
     for label, code in (("python", RIGHT["stdio"]), ("cpp", PROGRAMS["cpp"])):
         assert reward(completion=fenced(code, label), tests=STDIO, prompt=prompt()).value == 1.0
     demanded = STDIO | {"language": "cpp"}
