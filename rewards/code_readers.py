@@ -19,13 +19,13 @@ from rlhf.errors import DataError
 Row = Mapping[str, Any]
 IMPORTS = """\
 import bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string, sys
+from typing import *
 from bisect import *
 from collections import *
 from functools import *
 from heapq import *
 from itertools import *
 from math import *
-from typing import *
 from builtins import pow
 sys.setrecursionlimit(50000)
 """

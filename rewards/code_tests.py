@@ -129,9 +129,10 @@ class CodeTests:
 
     def _record(self, column: Any) -> Record:
         """The parsed column; siblings of a group bring the same one."""
-        if self._latest is None or self._latest[0] is not column:
-            self._latest = (column, parse_record(column))
-        record = self._latest[1]
+        latest = self._latest
+        if latest is None or latest[0] is not column:
+            latest = self._latest = (column, parse_record(column))
+        record = latest[1]
         if isinstance(record.tests, AssertTests) and record.tests.is_weak and not self.allow_weak:
             raise DataError(
                 "the tests of this prompt are weak: they must run in the solution's own process, where it can "

@@ -1,8 +1,11 @@
 import ast
 import base64
+import builtins
+import collections
 import json
 import os
 import pickle
+import typing
 import zlib
 
 import pytest
@@ -141,6 +144,19 @@ def test_livecodebench_functional_cases_are_calls_with_json_arguments():
     assert tests.fn_name == "pick"
     assert tests.inputs == ([[1, 2], "a"], [[], "b"])
     assert tests.outputs == ([True], None)
+
+
+def test_imports_of_call_based_tasks_hide_no_builtin_and_no_container():
+    namespace = {}
+    exec(code_readers.IMPORTS, namespace)
+    assert namespace["Counter"] is collections.Counter
+    assert namespace["Optional"] is typing.Optional
+    hidden = {
+        name
+        for name in vars(builtins)
+        if name in namespace and namespace[name] is not getattr(builtins, name)
+    }
+    assert hidden <= {"__name__", "__doc__", "__package__", "__loader__", "__spec__", "__build_class__"}
 
 
 class _Runs:
