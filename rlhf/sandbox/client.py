@@ -25,6 +25,8 @@ _MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher 
 _START_S = 30.0
 _NET_S = 30.0
 """How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
+_CLOSE_S = 5.0
+"""Longest wait for a launcher to end; with jobs still running it ends by itself after them."""
 MAX_JOBS = 16
 JOBS_PER_LAUNCHER = 5000
 
@@ -165,7 +167,7 @@ class _Place:
 class _Launcher:
     """Our end of a launcher process."""
 
-    def __init__(self, tier: Tier, *, without: Sequence[str], python: str) -> None:
+    def __init__(self, tier: Tier, *, without: Sequence[str], python: str, max_jobs: int) -> None:
         self.connection, theirs = socket.socketpair()
         self.num_jobs = 0
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -173,6 +175,7 @@ class _Launcher:
             "control": theirs.fileno(),
             "tier": tier,
             "without": list(without),
+            "max_jobs": max_jobs,
             "prefixes": [] if python else sorted({sys.prefix, sys.exec_prefix}),
             "folder": tempfile.gettempdir(),
             "packages": "" if python else sysconfig.get_path("purelib"),
@@ -224,7 +227,7 @@ class _Launcher:
         self.connection.close()
         if wait:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_NET_S)
+                self._process.wait(_CLOSE_S)
         self._log.close()
 
 
@@ -239,6 +242,7 @@ class Sandbox:
     ) -> None:
         self._policy = policy or Policy()
         self._without = tuple(without)
+        self._max_jobs = max_jobs
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(max_jobs)
         self._launcher: _Launcher | None = None
@@ -268,7 +272,8 @@ class Sandbox:
 
     def open_cell(self, limits: Limits) -> Cell:
         """An empty cell; waits for a free place and raises as `start` does."""
-        place = _Place(self._places, self.tier)
+        tier = self.tier
+        place = _Place(self._places, tier)
         connection, theirs = socket.socketpair()
         try:
             with theirs:
@@ -298,6 +303,8 @@ class Sandbox:
     def _running(self) -> _Launcher:
         """The launcher of this process, started or replaced as needed."""
         if self._pid != os.getpid():
+            # The places that other threads held at the fork will never be given back here.
+            self._places = threading.BoundedSemaphore(self._max_jobs)
             self._launcher, self._retired, self._pid = None, [], os.getpid()
         if self._launcher is not None and self._launcher.num_jobs >= JOBS_PER_LAUNCHER:
             self._launcher.close(wait=False)
@@ -311,7 +318,7 @@ class Sandbox:
 
     def _attempt(self, tier: Tier, started: dict[Tier, _Launcher]) -> str:
         """Start a launcher of the tier and run one program in it; why that failed, or nothing."""
-        launcher = _Launcher(tier, without=self._without, python=self._policy.python)
+        launcher = _Launcher(tier, without=self._without, python=self._policy.python, max_jobs=self._max_jobs)
         reason = launcher.refusal or _first_program(launcher, tier)
         if reason:
             launcher.close(wait=True)

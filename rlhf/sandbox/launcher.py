@@ -29,7 +29,7 @@ from rlhf.sandbox.tree import ProcessTree
 FIRST_SLOT = 60578
 """User ids that no distribution gives to anybody (systemd's UIDS-GIDS: unused)."""
 NUM_SLOTS = 600
-SLOTS_PER_LAUNCHER = 20
+SLOTS_PER_BLOCK = 20
 JOBS_PER_WORKER = 500
 _OWNER_CHECK_S = 1.0
 
@@ -55,7 +55,7 @@ class Launcher:
         self._owner = os.getppid()
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
-        self._claim: socket.socket | None = None
+        self._claims: list[socket.socket] = []
         self._slots: list[int] = []
         self._has_slots = False
         self._may_search = False
@@ -64,7 +64,7 @@ class Launcher:
     def take_position(self) -> None:
         """Do what the tier needs once. OSError or RuntimeError says why it cannot be had here."""
         if os.getuid() == 0:
-            self._claim, self._slots = _claim_slots()
+            self._claims, self._slots = _claim_slots(self._settings["max_jobs"])
         self._has_slots = bool(self._slots)
         if self._tier == "uid" and not self._slots:
             raise RuntimeError("switching to another user needs root")
@@ -213,9 +213,14 @@ class Launcher:
                 remove(f"{self._folder}/{name}")
 
 
-def _claim_slots() -> tuple[socket.socket | None, list[int]]:
-    """User ids that no other launcher on this machine uses, and what holds the claim. None where root is not real."""
-    blocks = NUM_SLOTS // SLOTS_PER_LAUNCHER
+def _claim_slots(count: int) -> tuple[list[socket.socket], list[int]]:
+    """At least `count` user ids that no other launcher on this machine uses, and what holds the claims.
+
+    None where root is not real. RuntimeError when too few are left.
+    """
+    blocks = NUM_SLOTS // SLOTS_PER_BLOCK
+    claims: list[socket.socket] = []
+    slots: list[int] = []
     for attempt in range(blocks):
         block = (os.getpid() + attempt) % blocks
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -224,13 +229,15 @@ def _claim_slots() -> tuple[socket.socket | None, list[int]]:
         except OSError:
             claim.close()
             continue
-        first = FIRST_SLOT + block * SLOTS_PER_LAUNCHER
-        if not _as_user(first, os.getuid):
-            claim.close()
-            return None, []
-        return claim, list(range(first, first + SLOTS_PER_LAUNCHER))
+        claims.append(claim)
+        first = FIRST_SLOT + block * SLOTS_PER_BLOCK
+        if not slots and not _as_user(first, os.getuid):
+            return [], []
+        slots += range(first, first + SLOTS_PER_BLOCK)
+        if len(slots) >= count:
+            return claims, slots
     raise RuntimeError(
-        f"{blocks} sandbox launchers are running on this machine: no user ids are left for another"
+        f"{count} programs at once need as many user ids, but other launchers on this machine left {len(slots)}"
     )
 
 

@@ -1,6 +1,8 @@
 """The real `rlhf` command in a process of its own, and a small recipe to spoil."""
 
+import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,42 @@ ROOT = Path(__file__).parents[2]
 REWARDS = "def grade(completion, reference):\n    return float(reference in completion)\n"
 
 
-def rlhf(*arguments: str | Path, limit_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run `rlhf` from the repository's root."""
+def rlhf(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `rlhf` from the repository's root, in a fork of a process that has torch loaded; at most two minutes."""
+    words = list(map(str, arguments))
+    warm = _warm()
+    assert warm.stdin is not None
+    assert warm.stdout is not None
+    warm.stdin.write(json.dumps(words) + "\n")
+    warm.stdin.flush()
+    code, out, err = json.loads(warm.stdout.readline())
+    return subprocess.CompletedProcess(["rlhf", *words], code, out, err)
+
+
+def rlhf_from_cold(*arguments: str | Path, limit_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `rlhf` as a user's shell does."""
     command = [sys.executable, "-m", "rlhf.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
+
+
+@functools.cache
+def _warm() -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/cli/warm.py")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_warm() -> None:
+    """End the process that commands are forked from, if it was started."""
+    if _warm.cache_info().currsize:
+        _warm().communicate(timeout=10)
+        _warm.cache_clear()
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:

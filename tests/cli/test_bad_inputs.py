@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.config.loading import load_recipe
 from rlhf.run_folder import RunFolder
-from tests.cli.command import rlhf, write_recipe, write_rows
+from tests.cli.command import rlhf, rlhf_from_cold, write_recipe, write_rows
 from tests.tiny import save_tiny
 
 
@@ -245,13 +245,13 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, override, says):
 def test_weights_of_another_model_at_the_same_path_are_refused(tmp_path):
     recipe = write_recipe(tmp_path)
     save_tiny(tmp_path / "model")
-    trained = rlhf("train", recipe, limit_s=280)
+    trained = rlhf_from_cold("train", recipe, limit_s=280)
     assert trained.returncode == 0, trained.stderr
     assert "1 steps of RL" in trained.stdout
     assert (tmp_path / "run/model/model.safetensors").is_file()
     shutil.rmtree(tmp_path / "model")
     save_tiny(tmp_path / "model", num_hidden_layers=1)
-    resumed = rlhf("train", recipe, "schedule.num_steps=2", limit_s=280)
+    resumed = rlhf_from_cold("train", recipe, "schedule.num_steps=2", limit_s=280)
     assert_one_error(
         resumed, ("CheckpointError", "of another model", "model.layers.1", "start a new run folder")
     )

@@ -7,7 +7,7 @@ import pytest
 from rlhf.config.loading import load_recipe
 from rlhf.run_folder import RunFolder
 from rlhf.telemetry.sinks import JsonlSink
-from tests.cli.command import rlhf, write_recipe
+from tests.cli.command import rlhf, rlhf_from_cold, write_recipe
 from tests.unit.telemetry.synthetic import eval_metrics, write_run
 
 
@@ -103,7 +103,7 @@ def test_report_refuses_another_folder(tmp_path):
 
 @pytest.mark.slow
 def test_doctor_says_that_a_recipe_can_run_here():
-    done = rlhf("doctor", "recipes/gsm8k_grpo_qwen2.5_0.5b.yaml", limit_s=250)
+    done = rlhf_from_cold("doctor", "recipes/gsm8k_grpo_qwen2.5_0.5b.yaml", limit_s=250)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Ready: a run can start here." in done.stderr
     assert "Hugging Face" in done.stderr  # the model is not a folder here
