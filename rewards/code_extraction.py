@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from rewards.math_answer import visible
+from rewards.response_format import visible
 
 LABELS = {
     "python": frozenset({"python", "python3", "py", "py3"}),
@@ -31,14 +31,20 @@ class Answer:
     source: str
 
 
-def extract(completion: str, languages: tuple[str, ...], *, whole_text: bool = False) -> Answer | None:
+def extract(
+    completion: str,
+    languages: tuple[str, ...],
+    *,
+    whole_text: bool = False,
+    prompt_opens_think: bool = False,
+) -> Answer | None:
     """The completion's program in one of `languages`; None when it gives none.
 
     Only what follows the last `</think>` counts, and nothing while a think block is open. The last block with
     the label of one of the languages; else the last without a label, taken to be in the first language; a block
     that is still open ends with the text. `whole_text` takes a text without any block as the program.
     """
-    text = visible(completion)
+    text = visible(completion, prompt_opens_think=prompt_opens_think)
     if text is None:
         return None
     found = blocks(text)

@@ -1,39 +1,37 @@
-"""Scorers: reward models trained on compiler feedback, behind an endpoint or a function."""
+"""Reward models trained on compiler feedback: served, or a function of yours."""
 
+import asyncio
 import importlib
-import json
-from collections.abc import Callable
-from urllib.error import URLError
-from urllib.request import Request, urlopen
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from rlhf.errors import LoadError, RewardError
+from rewards.reward_model import ServedScorer
+from rlhf.errors import LoadError
 from rlhf.types import Prompt
 
 Scorer = Callable[[Prompt, str], float]
 
 
-def load_scorer(scorer: str, timeout_s: float) -> Scorer:
-    """The scorer at a URL, or the function named `module:attribute`. LoadError when there is none."""
-    if scorer.startswith(("http://", "https://")):
-        return lambda prompt, completion: _ask(scorer, prompt, completion, timeout_s)
+def load_scorer(scorer: str | Mapping[str, Any]) -> Scorer:
+    """The served model with these settings, or the function named `module:attribute`. LoadError without one."""
+    if not isinstance(scorer, str):
+        served = _served(scorer)
+        return lambda prompt, completion: asyncio.run(served(completion, prompt))
     module, _, attribute = scorer.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise LoadError(
-            f"kwargs.scorer: {scorer!r} cannot be loaded ({error}); expected a URL or module:attribute."
+            f"kwargs.scorer: {scorer!r} cannot be loaded ({error}); expected module:attribute, or the settings "
+            "of a served model: {endpoint: {url: ..., model: ...}}."
         ) from error
     if not callable(found):
         raise LoadError(f"kwargs.scorer: {scorer!r} is a {type(found).__name__}, expected a function.")
     return found  # type: ignore[no-any-return]
 
 
-def _ask(url: str, prompt: Prompt, completion: str, timeout_s: float) -> float:
-    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-    body = json.dumps({"messages": [*messages, {"role": "assistant", "content": completion}]}).encode()
-    request = Request(url, data=body, headers={"Content-Type": "application/json"})
+def _served(settings: Mapping[str, Any]) -> ServedScorer:
     try:
-        with urlopen(request, timeout=timeout_s) as response:
-            return json.loads(response.read())["score"]  # type: ignore[no-any-return]
-    except (URLError, OSError, ValueError, LookupError, TypeError) as error:
-        raise RewardError(f"the scorer at {url} gave no score: {type(error).__name__}: {error}") from error
+        return ServedScorer(**settings)
+    except TypeError as error:
+        raise LoadError(f"kwargs.scorer: {error}") from error

@@ -6,7 +6,7 @@ process that holds the expected values never runs them (`rewards.code_grading`).
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -111,9 +111,9 @@ class CodeTests:
         """
         record = self._record(tests)
         languages = self._languages(record)
-        if self.prompt_opens_think:
-            completion = "<think>" + completion
-        answer = extract(completion, languages, whole_text=self.whole_text)
+        answer = extract(
+            completion, languages, whole_text=self.whole_text, prompt_opens_think=self.prompt_opens_think
+        )
         if answer is None:
             return RewardResult(value=0.0, outcome="unparsable", detail={"kind": "no program"})
         numbers = chosen_tests(record, max_tests=self.max_tests, key=f"{self.seed} {prompt.id}")
@@ -200,18 +200,17 @@ class CompilerFeedback:
     There a reward model is trained on completions with their test results, and RL takes its scores;
     `rewards.code_feedback` writes the rows to train one on. The stages are parts in both cases.
 
-    Takes the kwargs of `CodeTests`, with `staged` as the default credit, and `scorer`: None, the URL of an
-    endpoint that answers {"messages": [...]} with {"score": number}, or `module:attribute` of a function of
-    (prompt, completion).
+    Takes the kwargs of `CodeTests`, with `staged` as the default credit, and `scorer`: None, the kwargs of
+    `rewards.reward_model:ServedScorer`, or `module:attribute` of a function of (prompt, completion).
     """
 
-    def __init__(self, *, scorer: str | None = None, scorer_timeout_s: float = 20.0, **kwargs: Any) -> None:
+    def __init__(self, *, scorer: str | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if "credit" in kwargs and kwargs["credit"] == "all":
             raise LoadError(
                 "kwargs.credit is 'all', which is not dense: use code_tests:grade, or share or staged."
             )
         self._tests = CodeTests(**{"credit": "staged", **kwargs})
-        self._scorer = None if scorer is None else load_scorer(scorer, scorer_timeout_s)
+        self._scorer = None if scorer is None else load_scorer(scorer)
 
     def __call__(self, completion: str, tests: Any, prompt: Prompt) -> RewardResult:
         """The raw signal or the scorer's number. RewardError when the scorer fails: never 0 for that."""

@@ -137,7 +137,7 @@ class Job:
         return self.wait()
 
     def renew(self, limits: Limits) -> None:
-        """Count its CPU and wall time anew, within these limits: for programs that answer one question after another."""
+        """Count its CPU and wall time anew, within these limits: for programs that answer question after question."""
         self._cell.send({"do": "budget", "limits": asdict(limits)})
 
     def __enter__(self) -> "Job":

@@ -1,13 +1,13 @@
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from rewards.code_feedback import export, feedback_rows
 from rewards.code_tests import CompilerFeedback
+from rewards.endpoint import EndpointError
 from rlhf.errors import DataError, LoadError, RewardError
 from tests.unit.rewards.code_cases import FUNCTION, RIGHT, fenced, prompt, sandbox
+from tests.unit.rewards.served_models import served
 
 __all__ = ["sandbox"]
 ADD, ZERO = RIGHT["function"], "def solve(a, b):\n    return 0"
@@ -35,37 +35,15 @@ def test_scorer_gives_the_value_and_the_raw_signal_stays_a_part(sandbox):
     assert result.outcome == "wrong"
 
 
-class _Endpoint(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        last = body["messages"][-1]
-        score = (
-            {"score": 0.75} if last["role"] == "assistant" and "return 0" in last["content"] else {"mark": 1}
-        )
-        reply = json.dumps(score).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_scorer_may_be_an_endpoint_and_its_failure_is_an_error(sandbox):
-    server = HTTPServer(("127.0.0.1", 0), _Endpoint)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        reward = CompilerFeedback(sandbox=sandbox, scorer=f"http://127.0.0.1:{server.server_port}/score")
-        assert reward(completion=fenced(ZERO), tests=FUNCTION, prompt=prompt()).value == 0.75
-        with pytest.raises(RewardError, match="gave no score"):
+def test_scorer_may_be_a_served_model_and_its_failure_is_an_error(sandbox):
+    with served(lambda body: {"data": [{"probs": [0.75]}]} if "return 0" in str(body) else {}) as server:
+        settings = {"endpoint": {"url": server.address, "model": "feedback", "timeout_s": 5.0}}
+        reward = CompilerFeedback(sandbox=sandbox, scorer=settings)
+        result = reward(completion=fenced(ZERO), tests=FUNCTION, prompt=prompt())
+        assert (result.value, result.parts["raw"]) == (0.75, pytest.approx(0.3))
+        with pytest.raises(EndpointError, match="no score"):
             reward(completion=fenced(ADD), tests=FUNCTION, prompt=prompt())
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-    with pytest.raises(RewardError, match="gave no score"):
+    with pytest.raises(ConnectionError):
         reward(completion=fenced(ZERO), tests=FUNCTION, prompt=prompt())
 
 
@@ -75,6 +53,7 @@ def test_scorer_may_be_an_endpoint_and_its_failure_is_an_error(sandbox):
         {"scorer": "no_such_module:f"},
         {"scorer": "json:nothing"},
         {"scorer": "json:__name__"},
+        {"scorer": {"model": "x"}},
         {"credit": "all"},
     ],
 )
