@@ -3,7 +3,7 @@
 import inspect
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import TracebackType
 from typing import Any, Literal
@@ -77,7 +77,9 @@ class Bench:
     total_cpu_s: float
     memory_mb: int
     spent_s: float = 0.0
+    waited_s: float = 0.0
     tier: str = ""
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def limits(self) -> Limits:
@@ -85,9 +87,21 @@ class Bench:
         return Limits(cpu_s=self.cpu_s, wall_s=4 * self.cpu_s, memory_mb=self.memory_mb)
 
     @property
-    def is_spent(self) -> bool:
-        """Whether the CPU time of all tests together is used up."""
-        return self.spent_s >= self.total_cpu_s
+    def is_late(self) -> bool:
+        """Whether all tests together have had four times their CPU time by the clock."""
+        return time.monotonic() - self.began > 4 * self.total_cpu_s
+
+    @property
+    def exhausted(self) -> Verdict | None:
+        """Why no further test may be run. BrokenSandbox when it is not the program that took the time."""
+        if self.spent_s >= self.total_cpu_s:
+            return Verdict("cpu_limit", "the CPU time of all tests together is used up", is_final=True)
+        if not self.is_late:
+            return None
+        elapsed = time.monotonic() - self.began
+        if self.waited_s > elapsed / 2:
+            raise BrokenSandbox(f"waited {self.waited_s:.1f} s of {elapsed:.1f} s for a core")
+        return Verdict("wall_limit", f"all tests together took {elapsed:.1f} s", is_final=True)
 
     def run(self, program: Program, limits: Limits, *, is_test: bool = True) -> Execution:
         """Run a program to its end and, if it is a test, count what it used."""
@@ -96,15 +110,13 @@ class Bench:
     def count(self, execution: Execution, *, is_test: bool = True) -> Execution:
         """Add a program's use. BrokenSandbox or RewardError when how it ended says nothing about the program."""
         self.spent_s += execution.cpu_s if is_test else 0.0
+        self.waited_s += execution.waited_s
         self.tier = execution.tier
         if execution.status == "broken":
             raise BrokenSandbox(execution.detail)
         if execution.status == "refused":
             raise RewardError(f"the sandbox refused to run a solution: {execution.detail}")
         return execution
-
-
-SPENT = Verdict("cpu_limit", "the CPU time of all tests together is used up", is_final=True)
 
 
 def verdict_of(execution: Execution) -> Verdict:
@@ -142,7 +154,10 @@ class Side:
         return self.hear()
 
     def tell(self, *message: Any) -> None:
-        """Send a message; the limits of one test start anew."""
+        """Send a message; the limits of one test start anew, unless all tests together are late."""
+        if self._bench.is_late:
+            self.close()
+            raise Ended(self._bench.exhausted or Verdict("wall_limit", is_final=True))
         self._job.renew(self._limits)
         self._deadline = time.monotonic() + self._patience_s
         self._channel.settimeout(self._patience_s)

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from rewards.code_bench import SPENT, Bench, Ended, Side, Verdict, verdict_of
+from rewards.code_bench import Bench, Ended, Side, Verdict, verdict_of
 from rewards.code_comparison import same_output, same_value
 from rewards.code_extraction import Answer
 from rewards.code_languages import CompileError, Runnable, compiled
@@ -49,8 +49,8 @@ def _stdio(bench: Bench, tests: StdioTests, answer: Answer, numbers: Sequence[in
         )
         return
     for number in numbers:
-        if bench.is_spent:
-            yield number, SPENT
+        if exhausted := bench.exhausted:
+            yield number, exhausted
             return
         execution = runnable.run(bench, tests.inputs[number], expected=tests.outputs[number])
         yield number, _judge_output(tests, tests.outputs[number], execution, runnable)
@@ -85,8 +85,8 @@ def _function(bench: Bench, tests: FunctionTests, source: str, numbers: Sequence
     """Calls in sequence in one process; a new one after it has ended, so that one hang costs one test."""
     left = list(numbers)
     while left:
-        if bench.is_spent:
-            yield left[0], SPENT
+        if exhausted := bench.exhausted:
+            yield left[0], exhausted
             return
         with Side(bench, "solution") as side:
             try:
@@ -157,8 +157,8 @@ def _asserts(bench: Bench, tests: AssertTests, source: str, numbers: Sequence[in
     """The tests in one sandbox, the solution in another, and the calls between them through here."""
     left = list(numbers)
     while left:
-        if bench.is_spent:
-            yield left[0], SPENT
+        if exhausted := bench.exhausted:
+            yield left[0], exhausted
             return
         with Side(bench, "solution") as solution, Side(bench, "tests") as side:
             try:
@@ -208,8 +208,8 @@ def _weak(bench: Bench, tests: AssertTests, source: str, numbers: Sequence[int])
     """Tests and solution in one process: nothing keeps the solution from answering for the tests."""
     left = list(numbers)
     while left:
-        if bench.is_spent:
-            yield left[0], SPENT
+        if exhausted := bench.exhausted:
+            yield left[0], exhausted
             return
         with Side(bench, "both") as side:
             try:

@@ -117,6 +117,21 @@ def test_all_tests_together_have_a_limit_of_their_own(sandbox):
     assert time.monotonic() - start < 3 * FAST["total_cpu_s"]
 
 
+@pytest.mark.parametrize("kind", ["function", "stdio"])
+def test_sleeping_through_every_test_is_a_limit_of_all_together(sandbox, kind):
+    nap = "import time\ntime.sleep(0.7)\n"
+    code = (
+        nap + RIGHT["stdio"]
+        if kind == "stdio"
+        else f"import time\n{ADD}".replace("return", "time.sleep(0.7); return")
+    )
+    record = RECORDS[kind] | {side: list(RECORDS[kind][side]) * 10 for side in ("inputs", "outputs")}
+    start = time.monotonic()
+    result = grade(sandbox, code, record, cpu_s=0.25, total_cpu_s=0.5)
+    assert (result.value, result.outcome, result.detail["kind"]) == (0.0, "limit", "wall_limit")
+    assert time.monotonic() - start < 4 * (0.5 + 0.25) + 1
+
+
 def test_calls_cannot_change_what_the_tests_compare_with(sandbox):
     record = {
         "kind": "asserts",

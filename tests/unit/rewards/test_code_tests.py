@@ -1,5 +1,8 @@
 import asyncio
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -212,3 +215,28 @@ def test_unknown_kwarg_of_a_recipe_is_named(sandbox):
 
     with pytest.raises(LoadError, match="credits"):
         asyncio.run(run())
+
+
+def test_grading_leaves_no_descriptor_and_no_process_behind(sandbox):
+    def once():
+        for kind, record in RECORDS.items():
+            assert grade(sandbox, RIGHT[kind], record).value == 1.0
+            assert grade(sandbox, "import os\nos._exit(0)", record, credit="share").value == 0.0
+        assert grade(sandbox, "def solve(a, b):\n    while True: pass", ASSERTS, cpu_s=0.1).value == 0.0
+
+    once()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(5):
+        once()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_several_threads_may_grade_at_once(sandbox):
+    reward = CodeTests(sandbox=sandbox, credit="share")
+    jobs = [(RIGHT[kind], record, 1.0) for kind, record in RECORDS.items()] + [(HALF, FUNCTION, 2 / 3)]
+    with ThreadPoolExecutor(4) as pool:
+        futures = [
+            (pool.submit(reward, completion=fenced(code), tests=tests, prompt=prompt()), value)
+            for code, tests, value in jobs * 8
+        ]
+        assert all(future.result().value == pytest.approx(value) for future, value in futures)
