@@ -1,16 +1,25 @@
 import asyncio
 import json
 import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 
+from rewards import code_readers
+from rewards.code_bench import Kind
 from rewards.code_records import parse_record
 from rewards.code_tests import CodeTests, chosen_tests
-from rlhf.config.schema import RewardConfig
+from rlhf.config.schema import RewardConfig, TaskConfig
 from rlhf.errors import DataError, LoadError, RewardError
+from rlhf.importing import load_function
 from rlhf.rollout.gold import check_gold
+from rlhf.rollout.reward_shapes import bind
 from rlhf.rollout.scoring import RewardPool
 from rlhf.sandbox.execution import Execution
 from rlhf.types import Message, Prompt
@@ -27,6 +36,7 @@ from tests.unit.rewards.code_cases import (
 )
 
 __all__ = ["sandbox"]
+PAGE = Path(__file__).parents[3] / "docs/code.md"
 ADD = RIGHT["function"]
 HALF = "def solve(a, b):\n    assert a != 10\n    return a + b"
 
@@ -240,3 +250,23 @@ def test_several_threads_may_grade_at_once(sandbox):
             for code, tests, value in jobs * 8
         ]
         assert all(future.result().value == pytest.approx(value) for future, value in futures)
+
+
+@pytest.mark.parametrize(
+    "snippet", re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+)
+def test_recipes_of_the_page_load(sandbox, snippet):
+    task = TaskConfig.model_validate({"train": {"file": "rows.jsonl"}} | yaml.safe_load(snippet)["task"])
+    for reward in task.rewards:
+        function = bind(
+            load_function(reward.use, key="use"), reward.kwargs | {"sandbox": sandbox}, key="docs"
+        )
+        assert function.shape.columns == ("tests",)
+
+
+def test_every_option_reader_and_kind_of_failure_stands_on_the_page():
+    text = PAGE.read_text()
+    options = [field.name for field in fields(CodeTests) if field.name != "sandbox"]
+    readers = [name for name in vars(code_readers) if re.fullmatch(r"[a-z]+_row(_or_\w+)?", name)]
+    kinds = [kind for kind in get_args(Kind) if kind != "passed"]
+    assert [name for name in [*options, *readers, *kinds] if f"`{name}`" not in text] == []
