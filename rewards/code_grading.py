@@ -4,6 +4,7 @@ Expected outputs stay in this process, asserts in a sandbox of their own; model 
 """
 
 import secrets
+import threading
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -14,12 +15,15 @@ from rewards.code_languages import CompileError, Runnable, compiled
 from rewards.code_records import AssertTests, FunctionTests, Record, StdioTests
 from rewards.code_wire import encode
 from rlhf.errors import RewardError
+from rlhf.sandbox.client import MAX_JOBS
 from rlhf.sandbox.execution import Execution
 
 Verdicts = Generator[tuple[int, Verdict], None, None]
 _MESSAGE_CHARACTERS = 300
 _PYTHON_COMPILE_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 _PYTHON_IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
+_PAIRS = threading.BoundedSemaphore(MAX_JOBS // 2)
+"""Gradings that need two places in the sandbox at once: more of them could each hold one and wait for ever."""
 _RECORDS_OWN = ("NameError", "UnsendableError", *_PYTHON_COMPILE_ERRORS, *_PYTHON_IMPORT_ERRORS)
 """What a test raises because it is broken itself: no plain value makes it do so."""
 
@@ -160,7 +164,7 @@ def _asserts(bench: Bench, tests: AssertTests, source: str, numbers: Sequence[in
         if exhausted := bench.exhausted:
             yield left[0], exhausted
             return
-        with Side(bench, "solution") as solution, Side(bench, "tests") as side:
+        with _PAIRS, Side(bench, "solution") as solution, Side(bench, "tests") as side:
             try:
                 refusal = _load(solution, tests.setup, source, tests.entry_points)
                 if refusal is not None:

@@ -3,6 +3,7 @@ import time
 import pytest
 
 from rlhf.errors import RewardError
+from tests.unit.rewards.code_attacks_channel import FORGE
 from tests.unit.rewards.code_cases import ASSERTS, FUNCTION, RECORDS, RIGHT, STDIO, grade, sandbox
 
 __all__ = ["sandbox"]
@@ -189,6 +190,12 @@ def test_expected_list_of_one_value_may_be_unwrapped_only_where_the_record_says_
 def test_record_that_is_broken_itself_is_an_error_and_never_a_score(sandbox, record):
     with pytest.raises(RewardError, match="record's own"):
         grade(sandbox, ADD, record)
+
+
+def test_end_of_a_test_is_believed_only_with_its_nonce(sandbox):
+    guess = FORGE + "put(['done', '0' * 32])"
+    with pytest.raises(RewardError, match="answered 'done'"):
+        grade(sandbox, ADD, {**ASSERTS, "tests": [guess]})
 
 
 def test_solution_cannot_pass_its_fault_on_to_the_record(sandbox):

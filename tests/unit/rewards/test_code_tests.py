@@ -244,7 +244,7 @@ def test_grading_leaves_no_descriptor_and_no_process_behind(sandbox):
 def test_several_threads_may_grade_at_once(sandbox):
     reward = CodeTests(sandbox=sandbox, credit="share")
     jobs = [(RIGHT[kind], record, 1.0) for kind, record in RECORDS.items()] + [(HALF, FUNCTION, 2 / 3)]
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(20) as pool:
         futures = [
             (pool.submit(reward, completion=fenced(code), tests=tests, prompt=prompt()), value)
             for code, tests, value in jobs * 8
