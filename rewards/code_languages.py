@@ -45,7 +45,13 @@ LANGUAGES: Mapping[str, Language] = {
         hello='#include <iostream>\nint main() { std::cout << "hello\\n"; }\n',
     ),
     "javascript": Language(
-        source="main.js", tools=("node", "nodejs"), cpu_factor=2.0, hello='console.log("hello")\n'
+        source="main.js",
+        tools=("node", "nodejs"),
+        flags=(
+            "--openssl-config=/dev/null",
+        ),  # the system's is out of sight, and node will not start without
+        cpu_factor=2.0,
+        hello='console.log("hello")\n',
     ),
 }
 
@@ -90,7 +96,7 @@ def compiled(bench: Bench, answer: Answer) -> Runnable:
         {language.source: answer.source.encode(errors="replace")},
     )
     if not language.is_compiled:
-        return Runnable(language=answer.language, argv=(tool, language.source), files=files)
+        return Runnable(language=answer.language, argv=(tool, *language.flags, language.source), files=files)
     program = Program(argv=(tool, *language.flags), files=files, collect=(_BINARY,))
     execution = bench.run(program, COMPILE_LIMITS, is_test=False)
     if execution.status != "exited":
