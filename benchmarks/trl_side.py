@@ -24,9 +24,10 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.child import open_pipe, receive, send
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.importing import load_function
-from rlhf.rollout.reward_shapes import as_result, bind
+from rlhf.rollout.reward_shapes import bind
+from rlhf.rollout.reward_values import as_result
 from rlhf.types import Message, Prompt, Trajectory, Turn
 
 

@@ -59,10 +59,10 @@ def warm_up() -> None:
 def verify(prompt: Prompt, trajectory: Trajectory) -> RewardResult:
     """1 when reasoning-gym accepts the text in the closing <answer> tags as the reference, else 0.
 
-    Outcome `unparsable` when the completion does not end in <answer>...</answer>.
+    Outcome `unparsable` when the completion does not end in <answer>...</answer>, or a think block is still open there.
     """
     found = ANSWER.search(trajectory.completion)
-    if found is None:
+    if found is None or "<think>" in trajectory.completion.rpartition("</think>")[2]:
         return RewardResult(value=0.0, outcome="unparsable")
     # Partial credit (reasoning-gym pays up to 0.01 for a wrong but well-formed answer) would reward guessing.
     is_right = _chain_sum(0, 1, 2, 1).score_answer(found[1], {"answer": prompt.reference}) == 1.0

@@ -24,7 +24,7 @@ from rlhf.engines.vllm import VllmEngine, engine_environment
 from rlhf.episodes.runner import SingleTurn
 from rlhf.interfaces import Placement
 from rlhf.learner.plan import LearnerPlan, RankPlace
-from rlhf.materials import Materials, local_model
+from rlhf.materials import Materials, local_model, worker_settings
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
@@ -172,6 +172,7 @@ def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
         num_workers=recipe.task.reward_workers,
         code_dir=str(code_dir),
         max_ungradable=recipe.task.max_ungradable,
+        settings=worker_settings(recipe),
     )
 
 

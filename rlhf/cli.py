@@ -60,8 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh", action="store_true", help="delete the run folder first")
     train.set_defaults(command=_train)
 
-    check = commands.add_parser("check", help="load every named object and grade every gold answer")
+    check = commands.add_parser(
+        "check", help="load every named object, grade every gold and what must not pay"
+    )
     _recipe_arguments(check)
+    check.add_argument("--rows", type=_count, metavar="N", help="grade only N rows, the same ones every time")
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write everything that was found as JSON"
+    )
     check.set_defaults(command=_check)
 
     report = commands.add_parser("report", help="write report.html for a run folder")
@@ -74,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("recipe", nargs="?", help="also judge the needs of this recipe")
     doctor.set_defaults(command=_doctor, overrides=[])
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,12 +113,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from rlhf.check import check
+    from rlhf.check.command import check
     from rlhf.config.loading import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     _prepend(arguments.code_dir)
-    return asyncio.run(check(recipe, code_dir=arguments.code_dir.resolve()))
+    code_dir = arguments.code_dir.resolve()
+    return asyncio.run(check(recipe, code_dir=code_dir, num_rows=arguments.rows, json_file=arguments.json))
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ async def execute(recipe: Recipe, *, code_dir: Path, fresh: bool) -> int:
 async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
     shutil.rmtree(folder.path / "model", ignore_errors=True)  # an export of an earlier, shorter run
     with LiveView({"run": recipe.name}, enabled=recipe.telemetry.live) as view:
-        await preflight(recipe, code_dir=code_dir)
+        needed = await preflight(recipe, code_dir=code_dir)
         import torch
 
         from rlhf.build import header, open_run
@@ -59,7 +59,7 @@ async def _train(recipe: Recipe, folder: RunFolder, code_dir: Path) -> None:
         # The driver only packs: threads of its own would spin on the cores of learner and engine.
         torch.set_num_threads(1)
         with _interruptible():
-            materials = prepare(recipe, folder, view)
+            materials = prepare(recipe, folder, view, reward_columns=needed)
         view.describe(header(materials))
         with ray_session(recipe.placement, code_dir=code_dir):
             async with open_run(materials, view, code_dir=code_dir) as run:
@@ -81,10 +81,11 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
+async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[str]]:
     """Refuse what would otherwise fail inside an actor, or after minutes of cold start.
 
-    Raises the error of the first mistake: model, algorithm, device, sync, cores or GPUs, rewards.
+    Raises the error of the first mistake: model, algorithm, device, sync, cores or GPUs, rewards. Returns the
+    columns that each reward requires of the data.
     """
     if recipe.model.config is None:
         prepare_model_folder(recipe.model, "", seed=recipe.seed)
@@ -94,6 +95,7 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
     from rlhf.algorithms.catalogue import resolve
     from rlhf.cluster.launch import device_for
     from rlhf.cluster.transfer import choose_sync
+    from rlhf.materials import worker_settings
     from rlhf.rollout.scoring import RewardPool
 
     resolve(recipe)
@@ -103,9 +105,11 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> None:
     device = device_for(recipe.placement)
     choose_sync(recipe, device)
     _check_room(recipe, device)
-    pool = RewardPool(recipe.task.rewards, num_workers=1, code_dir=str(code_dir))
+    settings = worker_settings(recipe)
+    pool = RewardPool(recipe.task.rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
     try:
         await pool.start()
+        return pool.required_columns
     finally:
         await pool.close()
 
@@ -134,16 +138,28 @@ def _check_room(recipe: Recipe, device: str) -> None:
             )
 
 
-def prepare(recipe: Recipe, folder: RunFolder, view: LiveView) -> "Materials":
-    """The model folder (made or found, after the cold start if the recipe has one) and all checked inputs."""
+def prepare(
+    recipe: Recipe,
+    folder: RunFolder,
+    view: LiveView,
+    *,
+    reward_columns: Mapping[str, Sequence[str]] | None = None,
+) -> "Materials":
+    """The model folder (made or found, after the cold start if the recipe has one) and all checked inputs.
+
+    `reward_columns` are those that `preflight` gave, which the data must have.
+    """
     from rlhf.materials import gather_materials, local_model, renderer_for
+    from rlhf.rollout.reward_totals import check_columns
     from rlhf.stages.sft import run_sft
 
     view.phase("preparing the model")
     start = prepare_model_folder(recipe.model, str(folder.path / "start"), seed=recipe.seed)
+    materials = gather_materials(recipe, folder, start)
+    for key, prompts in (("task.train", materials.train), ("task.heldout", materials.heldout)):
+        check_columns(recipe.task.rewards, reward_columns or {}, prompts, key=key)
     if recipe.sft is None:
-        return gather_materials(recipe, folder, start)
-    gather_materials(recipe, folder, start)  # mistakes in the RL part show before minutes of fine-tuning
+        return materials
 
     def progress(line: Mapping[str, float]) -> None:
         loss = f"{line['loss']:.3f}" if "loss" in line else "?"

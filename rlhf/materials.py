@@ -13,7 +13,9 @@ from rlhf.engines.choice import choose_engine
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError
 from rlhf.plan import replays_routing
+from rlhf.rollout.scoring import WorkerSettings
 from rlhf.run_folder import RunFolder
+from rlhf.sandbox.policy import Policy
 from rlhf.stages.model_folder import context_problem, prepare_model_folder, tokenizer_path
 from rlhf.types import Prompt
 
@@ -89,6 +91,15 @@ def _check_context(recipe: Recipe, config: Mapping[str, Any]) -> None:
     problem = context_problem(config, longest=longest)
     if problem is not None:
         raise ConfigError(problem)
+
+
+def worker_settings(recipe: Recipe) -> WorkerSettings:
+    """What the reward workers of a recipe have in common. ConfigError for a sandbox that needs a confession."""
+    return WorkerSettings(
+        memory_mb=recipe.task.reward_memory_mb,
+        max_steps=recipe.schedule.num_steps,
+        sandbox=Policy(**recipe.sandbox.model_dump()),
+    )
 
 
 def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:

@@ -40,6 +40,8 @@ class Prompt:
     reference: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
+    is_chat: bool = False
+    """Whether the row's prompt was a list of messages rather than a text."""
 
     def __post_init__(self) -> None:
         if not self.messages:

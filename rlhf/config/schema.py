@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
+from rlhf.config.rewards import RewardConfig
+from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 
 
@@ -68,23 +70,6 @@ class SourceConfig(Section):
         return self
 
 
-class RewardConfig(Section):
-    """One reward function and how it counts."""
-
-    use: str
-    """`module:attribute` or `file.py:attribute`."""
-    weight: float = 1.0
-    limit_s: Positive = 5.0
-    """Deadline per sample; the worker's process group is killed when it passes."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    when: dict[str, Any] = Field(default_factory=dict)
-    """Apply only to prompts whose columns have these values."""
-    gate: bool = False
-    """Multiply the total by (value > 0) instead of adding."""
-    optional: bool = False
-    """A failure leaves this part out for the whole group instead of voiding the sample."""
-
-
 class CurriculumConfig(Section):
     """Pass over prompts whose measured pass rate lies outside [low, high]."""
 
@@ -119,9 +104,24 @@ class TaskConfig(Section):
     """Roll out prompts by how often training has solved them; none: every prompt once an epoch."""
     needs_reference: bool = True
     """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
+    gold_template: str = "<think>x</think><answer>{reference}</answer>"
+    """What a right completion looks like, for `rlhf check`; {reference} stands for the gold answer. A row's column
+    `gold_completion`, the whole text, comes first."""
     reward_workers: PositiveInt = 2
+    """Processes that grade."""
+    reward_memory_mb: PositiveInt = 2048
+    """Resident memory of a reward worker above which it is killed (in a call) or replaced (after one)."""
     max_ungradable: Fraction = 0.05
     """Stop the run when a larger share of the last 200 samples was not gradable."""
+
+    @model_validator(mode="after")
+    def _has_slot(self) -> "TaskConfig":
+        if "{reference}" not in self.gold_template:
+            raise ValueError(
+                f"task.gold_template is {self.gold_template!r}, expected a text with {{reference}} where the gold "
+                r"answer stands, for example '\boxed{{reference}}'."
+            )
+        return self
 
 
 class SamplingConfig(Section):
@@ -323,6 +323,7 @@ class Recipe(Section):
     model: ModelConfig
     sft: SftConfig | None = None
     task: TaskConfig
+    sandbox: SandboxConfig = SandboxConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     sampling: SamplingConfig = SamplingConfig()
     schedule: ScheduleConfig = ScheduleConfig()

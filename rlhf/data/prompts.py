@@ -10,35 +10,52 @@ import numpy
 from rlhf.config.schema import CurriculumConfig, SourceConfig
 from rlhf.data.curriculum import Curriculum
 from rlhf.data.records import REFERENCE_COLUMNS, parse_row
-from rlhf.data.sources import read_rows
+from rlhf.data.sources import BadRows, read_rows
 from rlhf.errors import CheckpointError, DataError
 from rlhf.types import Prompt
 
 
-def load_prompts(source: SourceConfig, *, key: str, require_reference: bool) -> list[Prompt]:
+def load_prompts(
+    source: SourceConfig, *, key: str, require_reference: bool, bad_rows: BadRows | None = None
+) -> list[Prompt]:
     """Every prompt of a source, in its order.
 
     `key` is the recipe key of the source. Raises DataError naming the row for a malformed row, two rows with
-    one id, and, when `require_reference`, a row without a gold answer.
+    one id, and, when `require_reference`, a row without a gold answer. `bad_rows` takes these errors instead, as
+    long as there is a good row.
     """
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
-    for location, row in read_rows(source, key=key):
-        prompt = parse_row(row, location=location, columns=source.columns, key=key)
-        if require_reference and prompt.reference is None:
-            raise DataError(
-                f"{key}: row {location} has no reference answer, and the rewards need one; expected one of "
-                f"{', '.join(REFERENCE_COLUMNS)} or reward_model.ground_truth, found {sorted(row)}. "
-                f"Name the right column with {key}.columns: {{reference: ...}}."
-            )
-        if prompt.id in seen:
-            raise DataError(
-                f"{key}: rows {seen[prompt.id]} and {location} have the same id {prompt.id!r}; "
-                "ids must be unique."
-            )
+    for location, row in read_rows(source, key=key, bad_rows=bad_rows):
+        try:
+            prompt = parse_row(row, location=location, columns=source.columns, key=key)
+            _check_reference(prompt, row, location=location, key=key, is_required=require_reference)
+            if prompt.id in seen:
+                raise DataError(
+                    f"{key}: rows {seen[prompt.id]} and {location} have the same id {prompt.id!r}; "
+                    "ids must be unique."
+                )
+        except DataError as error:
+            if bad_rows is None:
+                raise
+            bad_rows.append((location, error))
+            continue
         seen[prompt.id] = location
         prompts.append(prompt)
+    if not prompts and bad_rows:
+        raise bad_rows[0][1]
     return prompts
+
+
+def _check_reference(
+    prompt: Prompt, row: Mapping[str, Any], *, location: str, key: str, is_required: bool
+) -> None:
+    if is_required and prompt.reference is None:
+        raise DataError(
+            f"{key}: row {location} has no reference answer, and the rewards need one; expected one of "
+            f"{', '.join(REFERENCE_COLUMNS)} or reward_model.ground_truth, found {sorted(row)}. "
+            f"Name the right column with {key}.columns: {{reference: ...}}."
+        )
 
 
 class PromptStream:

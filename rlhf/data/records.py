@@ -32,6 +32,7 @@ def parse_row(row: Mapping[str, Any], *, location: str, columns: Mapping[str, st
         reference=_reference(row),
         columns={name: value for name, value in row.items() if name not in CONSUMED_COLUMNS},
         images=_images(row.get("images"), where=where),
+        is_chat=not isinstance(row["prompt"], str),
     )
 
 

@@ -12,24 +12,36 @@ from rlhf.importing import load_function
 
 Row = Mapping[str, Any]
 LocatedRow = tuple[str, Any]
-"""(`<source>:<row index from 0>`, row)"""
+"""(`<source>:<row index from 0>`, row, or the DataError that it is)"""
+BadRows = list[tuple[str, DataError]]
+"""(location, what is wrong) of rows that cannot be used."""
 SUFFIXES = (".jsonl", ".parquet")
 SPLITS = ("train", "test", "validation", "val", "dev", "eval")
 """Words that say which split a file of a folder belongs to."""
 
 
-def read_rows(source: SourceConfig, *, key: str) -> Iterator[tuple[str, Row]]:
+def read_rows(
+    source: SourceConfig, *, key: str, bad_rows: BadRows | None = None
+) -> Iterator[tuple[str, Row]]:
     """Yield (location, row) after the mapper, at most `source.limit` of them.
 
     A location is `<source>:<row index from 0>`. `key` is the recipe key of the source, named in every error.
-    Raises DataError for a source that is missing, unreadable or empty.
+    Raises DataError for a source that is missing, unreadable or empty, and for a bad row; `bad_rows` takes those
+    instead, as long as there is a good one.
     """
     num_read = 0
     for location, row in _mapped(_open(source, key=key), source, key=key):
+        if isinstance(row, DataError):
+            if bad_rows is None:
+                raise row
+            bad_rows.append((location, row))
+            continue
         yield location, row
         num_read += 1
         if num_read == source.limit:
             return
+    if num_read == 0 and bad_rows:
+        raise bad_rows[0][1]
     if num_read == 0:
         left_out = " (or source.mapper left every row out)" if source.mapper else ""
         raise DataError(f"{key}: {describe(source)} is empty{left_out}; expected at least one row.")
@@ -48,33 +60,40 @@ def _open(source: SourceConfig, *, key: str) -> Iterator[LocatedRow]:
     return _generate(source, key=key)
 
 
-def _mapped(rows: Iterable[LocatedRow], source: SourceConfig, *, key: str) -> Iterator[tuple[str, Row]]:
+def _mapped(rows: Iterable[LocatedRow], source: SourceConfig, *, key: str) -> Iterator[LocatedRow]:
     mapper = load_function(source.mapper, key=f"{key}.mapper") if source.mapper else None
     for location, row in rows:
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{key}: row {location} is a {type(row).__name__}, expected a mapping of columns: {row!r:.80}"
-            )
-        if mapper is None:
+        if isinstance(row, DataError):
             yield location, row
-            continue
-        mapped = _apply(mapper, row, where=f"{key}.mapper: {source.mapper} on row {location}")
-        if mapped is not None:
-            yield location, mapped
+        elif not isinstance(row, Mapping):
+            problem = f"is a {type(row).__name__}, expected a mapping of columns: {row!r:.80}"
+            yield location, DataError(f"{key}: row {location} {problem}")
+        elif mapper is None:
+            yield location, row
+        else:
+            mapped = _apply(mapper, row, where=f"{key}.mapper: {source.mapper} on row {location}")
+            if mapped is not None:
+                yield location, mapped
 
 
-def _apply(mapper: Callable[[Row], Any], row: Row, *, where: str) -> Row | None:
+def _apply(mapper: Callable[[Row], Any], row: Row, *, where: str) -> Row | DataError | None:
     try:
         mapped = mapper(row)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{where} raised {type(error).__name__}: {error}. The row's columns: {sorted(row)}."
-        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
+        return _because(
+            error, f"{where} raised {type(error).__name__}: {error}. The row's columns: {sorted(row)}."
+        )
     if mapped is not None and not isinstance(mapped, Mapping):
-        raise DataError(
+        return DataError(
             f"{where} returned a {type(mapped).__name__}, expected a mapping, or None to leave the row out."
         )
     return mapped
+
+
+def _because(error: Exception, message: str) -> DataError:
+    problem = DataError(message)
+    problem.__cause__ = error
+    return problem
 
 
 def _read_path(path: Path, split: str, *, key: str) -> Iterator[LocatedRow]:
@@ -125,20 +144,20 @@ def _read_file(file: Path, *, key: str) -> Iterator[LocatedRow]:
 def _read_jsonl(file: Path, *, key: str) -> Iterator[LocatedRow]:
     with file.open("rb") as lines:
         for index, encoded in enumerate(lines):
+            location, where = f"{file.name}:{index}", f"{key}.file: {file} line {index + 1}"
             try:
                 line = encoded.decode("utf-8-sig" if index == 0 else "utf-8")
                 if line.strip():
-                    yield f"{file.name}:{index}", json.loads(line)
+                    yield location, json.loads(line)
             except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{key}.file: {file} line {index + 1} is not UTF-8: {error.reason} at byte "
-                    f"{error.start + 1}; save the file as UTF-8."
-                ) from error
+                what = f"is not UTF-8: {error.reason} at byte {error.start + 1}; save the file as UTF-8."
+                yield location, _because(error, f"{where} {what}")
             except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{key}.file: {file} line {index + 1} is not JSON: {error.msg} at column {error.colno}; "
-                    f"found {line.strip()!r:.80}, expected one JSON object per line."
-                ) from error
+                what = (
+                    f"is not JSON: {error.msg} at column {error.colno}; found {line.strip()!r:.80}, expected one "
+                    "JSON object per line."
+                )
+                yield location, _because(error, f"{where} {what}")
 
 
 def _read_parquet(file: Path, *, key: str) -> Iterator[LocatedRow]:

@@ -1,34 +1,74 @@
-"""The signatures a reward function may have, how each is called, and what a returned value means.
+"""The signatures a reward function may have, and how each is called.
 
 Loaded in the reward workers: standard library only.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rlhf.errors import DataError, LoadError
-from rlhf.types import Outcome, Prompt, RewardResult, Trajectory, TrajectoryGroup
+from rlhf.types import Prompt, Trajectory, TrajectoryGroup
 
-Kind = Literal["sample", "batch", "group", "trl", "verl"]
-DETAIL_CHARACTERS = 2048
+Kind = Literal["sample", "batch", "group", "trl", "verl", "openrlhf"]
 SIGNATURES = """\
   grade(completion, reference)                      one sample; also prompt, trajectory, any column
   grade(prompts, trajectories)                      a batch: one value per trajectory
   grade(group)                                      all attempts at one prompt: one value per trajectory
-  grade(completions, **columns)                     TRL: lists, one value per completion; annotated
-                                                    list[list[dict]], completions are messages
-  grade(data_source, solution_str, ground_truth, extra_info)   verl: one sample"""
-_ANNOTATE = "completions are texts here; for messages, annotate the parameter `completions: list[list[dict]]`"
-_TRL_OFFERED = frozenset(
-    {"prompts", "completions", "completion_ids", "reference", "trainer_state", "log_extra", "log_metric"}
+  grade(completions, **columns)                     TRL: lists, one value per completion
+  grade(data_source, solution_str, ground_truth, extra_info)   verl: one sample
+  grade(queries, prompts, labels)                   OpenRLHF: lists, {rewards, scores, extra_logs}
+Any of them may be async and may take a seeded random.Random as `random` or `rng`."""
+_ANNOTATE = (
+    "completions are texts where the prompt of a row is a text; for messages all the same, annotate the parameter "
+    "`completions: list[list[dict]]`"
 )
+_TRL_IDS = frozenset({"completion_ids", "completions_ids"})
+_TRL_OFFERED = _TRL_IDS | {
+    *("prompts", "completions", "reference", "trainer_state", "log_extra", "log_metric"),
+}
+_OPENRLHF_OFFERED = frozenset({"queries", "prompts", "labels"})
 _SAMPLE_OFFERED = frozenset({"prompt", "trajectory", "completion", "reference"})
 _VERL_OFFERED = frozenset({"data_source", "solution_str", "ground_truth", "extra_info"})
-_TOKEN_PARAMETERS = frozenset({"trajectory", "trajectories", "group", "completion_ids"})
+_TOKEN_PARAMETERS = _TRL_IDS | {"trajectory", "trajectories", "group"}
+_GENERATORS = frozenset({"random", "rng"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerState:
+    """What TRL's `trainer_state` says here. Both are 0 where unknown (in `rlhf check`)."""
+
+    global_step: int = 0
+    """Weight version that sampled the completions = optimizer steps of the loop before it."""
+    max_steps: int = 0
+    """schedule.num_steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLog:
+    """What a TRL function of `size` samples logs during one call."""
+
+    size: int
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def log_extra(self, column: str, values: Any) -> None:
+        """TRL's: a column of the samples' detail. ValueError unless there is one value per sample."""
+        listed = list(values)
+        if len(listed) != self.size:
+            raise ValueError(f"log_extra({column!r}, ...) got {len(listed)} values for {self.size} samples")
+        self.columns[str(column)] = listed
+
+    def log_metric(self, name: str, value: Any) -> None:
+        """TRL's: a number, averaged over the calls of a step. ValueError for anything else."""
+        number = value.item() if getattr(value, "ndim", None) == 0 else value
+        if not isinstance(number, Real):
+            raise ValueError(f"log_metric({name!r}, ...) got {value!r:.80}, expected a number")
+        self.metrics.setdefault(str(name), []).append(float(number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,46 +101,65 @@ class RewardFunction:
             offered = {
                 "data_source": prompt.columns.get("data_source", ""),
                 "solution_str": trajectory.completion,
-                "ground_truth": prompt.reference,
+                "ground_truth": _ground_truth(prompt),
                 "extra_info": prompt.columns.get("extra_info", dict(prompt.columns)),
             }
-            return self.function(**self._wanted(offered), **self.kwargs)
-        offered = {
-            **prompt.columns,
-            "prompt": prompt,
-            "trajectory": trajectory,
-            "completion": trajectory.completion,
-            "reference": prompt.reference,
-        }
-        return self.function(**self._wanted(offered), **self.kwargs)
+        else:
+            offered = {
+                **prompt.columns,
+                "prompt": prompt,
+                "trajectory": trajectory,
+                "completion": trajectory.completion,
+                "reference": prompt.reference,
+            }
+        return self._call(offered, seed=trajectory.seed)
 
-    def call_batch(self, group: TrajectoryGroup) -> Any:
+    def call_batch(
+        self, group: TrajectoryGroup, *, state: TrainerState | None = None, log: CallLog | None = None
+    ) -> Any:
         """The raw values (or coroutine) of all trajectories, for the other shapes."""
+        prompt, trajectories = group.prompt, list(group.trajectories)
+        size, seed = len(trajectories), trajectories[0].seed
+        if self.shape.kind == "group":
+            return self._call({"group": group}, seed=seed)
+        if self.shape.kind == "batch":
+            return self._call({"prompts": [prompt] * size, "trajectories": trajectories}, seed=seed)
+        texts = [t.completion for t in trajectories]
+        if self.shape.kind == "openrlhf":
+            text = "\n".join(message.content for message in prompt.messages)
+            labels = [prompt.reference or ""] * size
+            offered = {"queries": [text + t for t in texts], "prompts": [text] * size, "labels": labels}
+            return self._call(offered, seed=seed)
+        log = CallLog(size=size) if log is None else log
+        callbacks = {"log_extra": log.log_extra, "log_metric": log.log_metric}
+        return self._call_trl(group, {"trainer_state": state or TrainerState(), **callbacks})
+
+    def _call_trl(self, group: TrajectoryGroup, given: Mapping[str, Any]) -> Any:
         prompt, trajectories = group.prompt, group.trajectories
         size = len(trajectories)
-        if self.shape.kind == "group":
-            return self.function(group=group, **self.kwargs)
-        if self.shape.kind == "batch":
-            return self.function(prompts=[prompt] * size, trajectories=list(trajectories), **self.kwargs)
-        chat = _is_chat(self.parameters["completions"].annotation, prompt)
+        parameter = self.parameters.get("completions")
+        chat = prompt.is_chat if parameter is None else _is_chat(parameter.annotation, prompt)
         messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
         texts = [t.completion for t in trajectories]
-        offered = {name: [value] * size for name, value in prompt.columns.items()}
+        ids = [_sampled_ids(t) for t in trajectories]
+        offered: dict[str, Any] = {name: [value] * size for name, value in prompt.columns.items()}
         offered |= {
             "prompts": [messages if chat else messages[-1]["content"]] * size,
             "completions": [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
-            "completion_ids": [_sampled_ids(t) for t in trajectories],
+            "completion_ids": ids,
             "reference": [prompt.reference] * size,
         }
-        unavailable = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+        if "completions_ids" in self.parameters:
+            offered["completions_ids"] = ids
         try:
-            return self.function(**self._wanted(offered | unavailable), **self.kwargs)
+            return self._call({**offered, **given}, seed=trajectories[0].seed)
         except TypeError as error:
             if chat or "string indices" not in str(error):
                 raise
             raise TypeError(f"{error}: {_ANNOTATE}") from error
 
-    def _wanted(self, offered: Mapping[str, Any]) -> dict[str, Any]:
+    def _call(self, offered: Mapping[str, Any], *, seed: int) -> Any:
+        """Call with what is asked for of `offered`; chance, asked for or global, follows from `seed`."""
         takes_all = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
         wanted = {
             name: value
@@ -110,14 +169,18 @@ class RewardFunction:
         missing = [c for c in self.shape.columns if c not in wanted]
         if missing:
             raise DataError(f"the prompt has no column {missing[0]!r}, which the reward function requires")
-        return wanted
+        for name in _GENERATORS & self.parameters.keys() - self.kwargs.keys():
+            wanted[name] = random.Random(seed)
+        _seed_globals(seed)
+        return self.function(**wanted, **self.kwargs)
 
 
 def bind(loaded: Callable[..., Any], kwargs: Mapping[str, Any], *, key: str) -> RewardFunction:
     """Give `loaded` its keyword arguments and find its shape; a class is instantiated with them.
 
-    Raises LoadError, showing the accepted signatures, when the parameters fit none of them.
+    Raises LoadError for a lambda or a closure and, showing the accepted signatures, for parameters that fit none.
     """
+    _refuse_nameless(loaded, key=key)
     function, bound = (loaded(**kwargs), {}) if isinstance(loaded, type) else (loaded, dict(kwargs))
     try:
         parameters = inspect.signature(function).parameters
@@ -145,10 +208,15 @@ def _detect(
     if kind is None:
         return None
     columns = tuple(n for n, p in named.items() if n not in offered and p.default is p.empty)
-    if columns and kind in ("batch", "group", "verl"):
+    if columns and kind not in ("sample", "trl"):
         return None
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names_tokens = not _TOKEN_PARAMETERS.isdisjoint(named)
     return Shape(
-        kind=kind, columns=columns, is_async=is_async, needs_tokens=not _TOKEN_PARAMETERS.isdisjoint(named)
+        kind=kind,
+        columns=columns,
+        is_async=is_async,
+        needs_tokens=names_tokens or (takes_all and kind in ("sample", "trl")),
     )
 
 
@@ -156,12 +224,25 @@ def _kind(names: frozenset[str]) -> tuple[Kind | None, frozenset[str]]:
     known: list[tuple[Kind, frozenset[str], frozenset[str]]] = [
         ("group", frozenset({"group"}), frozenset({"group"})),
         ("batch", frozenset({"prompts", "trajectories"}), frozenset({"prompts", "trajectories"})),
+        ("openrlhf", frozenset({"queries"}), _OPENRLHF_OFFERED),
         ("trl", frozenset({"completions"}), _TRL_OFFERED),
+        *(("trl", frozenset({name}), _TRL_OFFERED) for name in sorted(_TRL_IDS)),
         ("verl", frozenset({"solution_str"}), _VERL_OFFERED),
         ("sample", frozenset({"completion"}), _SAMPLE_OFFERED),
         ("sample", frozenset({"trajectory"}), _SAMPLE_OFFERED),
     ]
-    return next(((kind, offered) for kind, needed, offered in known if needed <= names), (None, frozenset()))
+    found = ((kind, offered | _GENERATORS) for kind, needed, offered in known if needed <= names)
+    return next(found, (None, frozenset()))
+
+
+def _refuse_nameless(loaded: Callable[..., Any], *, key: str) -> None:
+    name = getattr(loaded, "__qualname__", "")
+    if "<lambda>" in name or "<locals>" in name:
+        what = "a lambda" if "<lambda>" in name else "made inside a function"
+        raise LoadError(
+            f"{key}.use names {name}, which is {what}. Rewards are imported by name in processes of their own: "
+            "expected a function or class at the top level of its module, with its settings in kwargs."
+        )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -170,10 +251,26 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _is_chat(annotation: Any, prompt: Prompt) -> bool:
-    """Whether TRL's completions are messages: as annotated, else as far as the prompt shows a message list."""
+    """Whether TRL's completions are messages: as annotated, else as the row's prompt is."""
     if "dict" in str(annotation) or "str" in str(annotation):
         return "dict" in str(annotation)
-    return len(prompt.messages) > 1 or prompt.messages[0].role != "user"
+    return prompt.is_chat
+
+
+def _ground_truth(prompt: Prompt) -> Any:
+    """verl's: as it stands in the row's `reward_model`, else the reference."""
+    model = prompt.columns.get("reward_model")
+    has_one = isinstance(model, Mapping) and "ground_truth" in model
+    return model["ground_truth"] if has_one else prompt.reference  # type: ignore[index]
+
+
+def _seed_globals(seed: int) -> None:
+    """Seed the global generators of the libraries that are loaded, so that a call repeats."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def _sampled_ids(trajectory: Trajectory) -> list[int]:
@@ -183,102 +280,3 @@ def _sampled_ids(trajectory: Trajectory) -> list[int]:
         for token, sampled in zip(segment.token_ids, segment.loss_mask, strict=True)
         if sampled
     ]
-
-
-def _ignore(*_args: Any, **_kwargs: Any) -> None:
-    """Stands in for TRL's logging callbacks."""
-
-
-def as_results(values: Any, *, size: int, seconds: float) -> list[RewardResult]:
-    """One RewardResult per sample of what a function of many returned. ValueError on a wrong length."""
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
-        tolist = getattr(values, "tolist", None)  # arrays and tensors of the user's choice of library
-        if tolist is None:
-            raise ValueError(f"returned {_describe(values)}, expected a list of {size} numbers")
-        values = tolist()
-    if len(values) != size:
-        raise ValueError(f"returned {len(values)} values for {size} samples, expected one per sample")
-    return [as_result(value, seconds=seconds / size) for value in values]
-
-
-def as_result(value: Any, *, seconds: float) -> RewardResult:
-    """The RewardResult that a returned value means; a value that is no finite number becomes outcome `error`.
-
-    None means not applicable. A dict is verl's: `score` is the value, its other numbers are parts; `steps`, if
-    not a number, are (end, value) pairs.
-    """
-    try:
-        if isinstance(value, RewardResult):
-            return _checked(value, seconds)
-        if value is None:
-            return RewardResult(value=None, outcome="not_applicable", seconds=seconds)
-        if isinstance(value, Mapping):
-            if "score" not in value:
-                raise ValueError(f"returned a dict without 'score' (keys {sorted(map(str, value))})")
-            parts = {str(k): v for k, v in value.items() if k != "score" and isinstance(_plain(v), Real)}
-            steps = () if "steps" in parts else value.get("steps") or ()
-            return _checked(RewardResult(value=value["score"], parts=parts, steps=steps), seconds)
-        return RewardResult(value=_number(value), seconds=seconds)
-    except ValueError as error:
-        return RewardResult(value=None, outcome="error", detail={"error": str(error)}, seconds=seconds)
-
-
-def _checked(result: RewardResult, seconds: float) -> RewardResult:
-    if result.outcome not in get_args(Outcome):
-        raise ValueError(
-            f"returned outcome {result.outcome!r}, expected one of {', '.join(get_args(Outcome))}"
-        )
-    return RewardResult(
-        value=None if result.value is None else _number(result.value),
-        outcome=result.outcome,
-        parts={str(name): _number(part) for name, part in result.parts.items()},
-        detail=small(result.detail),
-        seconds=seconds,
-        steps=tuple(_step(step) for step in _pairs(result.steps)),
-    )
-
-
-def _pairs(steps: Any) -> Sequence[Any]:
-    if isinstance(steps, str) or not isinstance(steps, Sequence):
-        raise ValueError(f"returned steps {steps!r}, expected a list of (end, value) pairs")
-    return steps
-
-
-def _step(step: Any) -> tuple[int, float]:
-    if isinstance(step, str) or not isinstance(step, Sequence) or len(step) != 2:
-        raise ValueError(f"returned the step {step!r}, expected a pair (end, value)")
-    end, value = step
-    if not isinstance(_plain(end), int):
-        raise ValueError(f"returned a step that ends at {end!r}, expected a number of characters")
-    return int(end), _number(value)
-
-
-def _plain(value: Any) -> Any:
-    """The Python number in a scalar of NumPy or of a tensor library; anything else as it is."""
-    is_single = not isinstance(value, Real) and getattr(value, "ndim", None) == 0
-    return value.item() if is_single else value
-
-
-def _number(value: Any) -> float:
-    value = _plain(value)
-    if not isinstance(value, Real):
-        raise ValueError(f"returned {_describe(value)}, expected a finite number, None or a RewardResult")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"returned {number}, expected a finite number, None or a RewardResult")
-    return number
-
-
-def _describe(value: Any) -> str:
-    return f"{type(value).__name__} {repr(value)[:80]}"
-
-
-def small(detail: Mapping[str, Any]) -> dict[str, str | float]:
-    """`detail` with its texts cut so that all of them together stay within 2 kB."""
-    kept: dict[str, str | float] = {}
-    room = DETAIL_CHARACTERS
-    for name, value in detail.items():
-        entry = float(value) if isinstance(value, Real) else str(value)[: max(room, 0)]
-        room -= len(entry) if isinstance(entry, str) else 0
-        kept[str(name)] = entry
-    return kept

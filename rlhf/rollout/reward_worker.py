@@ -17,17 +17,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
-from rlhf.errors import LoadError
+from rlhf.errors import LoadError, RlhfError
 from rlhf.importing import load_function
-from rlhf.rollout.reward_shapes import RewardFunction, as_result, as_results, bind
+from rlhf.rollout.reward_retries import Retries, bind_retries
+from rlhf.rollout.reward_shapes import CallLog, RewardFunction, Shape, TrainerState, bind
+from rlhf.rollout.reward_values import as_result, as_results
+from rlhf.sandbox.client import set_default_policy
+from rlhf.sandbox.policy import Policy
 from rlhf.types import Prompt, RewardResult, Trajectory, TrajectoryGroup
 
 OUTPUT_BYTES = 2048
 TRACEBACK_CHARACTERS = 1500
+_OURS = frozenset({__file__, inspect.getfile(bind)})
+"""Files whose frames say nothing to who wrote the reward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,9 @@ class RewardSpec:
     use: str
     limit_s: float
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    retry_on: tuple[str, ...] = ()
+    retry_times: int = 0
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +55,30 @@ class Load:
 
     rewards: tuple[RewardSpec, ...]
     code_dir: str | None
+    max_steps: int = 0
+    sandbox: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Grade these trajectories of one prompt with reward number `reward`."""
+    """Grade the trajectories of these groups with reward number `reward`.
+
+    More than one group only for a reward that grades samples one by one. `step` is the weight version that
+    sampled them.
+    """
 
     reward: int
-    group_index: int
-    prompt: Prompt
-    trajectories: tuple[Trajectory, ...]
+    groups: tuple[TrajectoryGroup, ...]
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Grader:
+    """A loaded reward and how it is to be called."""
+
+    spec: RewardSpec
+    function: RewardFunction
+    retries: Retries
 
 
 class RewardWorker:
@@ -64,8 +87,8 @@ class RewardWorker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._pid = os.getpid()
-        self._functions: list[RewardFunction] = []
-        self._limits: list[float] = []
+        self._graders: list[_Grader] = []
+        self._max_steps = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self, commands: BinaryIO) -> None:
@@ -83,64 +106,106 @@ class RewardWorker:
     def _load(self, load: Load) -> bool:
         if load.code_dir is not None:
             sys.path.insert(0, load.code_dir)
+        self._max_steps = load.max_steps
+        set_default_policy(load.sandbox)
         try:
-            for spec in load.rewards:
-                self._functions.append(_load_reward(spec))
-                self._limits.append(spec.limit_s)
+            self._graders = [_load_reward(spec) for spec in load.rewards]
         except LoadError as error:
             self._reply({"refused": str(error)})
             return False
-        self._reply({"loaded": [asdict(function.shape) for function in self._functions]})
+        _clear_output()
+        self._reply({"loaded": [asdict(grader.function.shape) for grader in self._graders]})
         return True
 
     def _grade(self, job: Job) -> None:
-        function = self._functions[job.reward]
-        if not function.shape.is_per_sample:
-            self._grade_together(function, job)
-        elif function.shape.is_async:
-            self._await(self._grade_concurrently(function, job))
+        grader = self._graders[job.reward]
+        samples = [(group.prompt, t) for group in job.groups for t in group.trajectories]
+        if not grader.function.shape.is_per_sample:
+            self._grade_together(grader, job.groups[0], step=job.step)
+        elif grader.function.shape.is_async:
+            self._await(self._grade_concurrently(grader, samples))
         else:
-            for index, trajectory in enumerate(job.trajectories):
-                self._send(index, self._grade_one(function, job.prompt, trajectory))
+            for index, (prompt, trajectory) in enumerate(samples):
+                self._send(index, self._grade_one(grader, prompt, trajectory))
 
-    def _grade_one(self, function: RewardFunction, prompt: Prompt, trajectory: Trajectory) -> RewardResult:
+    def _grade_one(self, grader: _Grader, prompt: Prompt, trajectory: Trajectory) -> RewardResult:
         start = time.perf_counter()
         try:
-            value = function.call(prompt, trajectory)
-            if inspect.isawaitable(value):
-                value = self._await(value)
+            value = self._try(grader, lambda: grader.function.call(prompt, trajectory))
+            return as_result(value, seconds=time.perf_counter() - start)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return _failure(error, time.perf_counter() - start)
-        return as_result(value, seconds=time.perf_counter() - start)
 
-    async def _grade_concurrently(self, function: RewardFunction, job: Job) -> None:
-        async def one(index: int, trajectory: Trajectory) -> None:
-            start = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._limits[job.reward]) as limit:
-                    value = await function.call(job.prompt, trajectory)
-                result = as_result(value, seconds=time.perf_counter() - start)
-            except (Exception, SystemExit) as error:  # noqa: BLE001
-                result = _failure(
-                    error, time.perf_counter() - start, outcome="timeout" if limit.expired() else "error"
-                )
-            self._send(index, result)
+    async def _grade_concurrently(self, grader: _Grader, samples: list[tuple[Prompt, Trajectory]]) -> None:
+        async def one(index: int, prompt: Prompt, trajectory: Trajectory) -> None:
+            async with room:
+                start = time.perf_counter()
+                try:
+                    async with asyncio.timeout(grader.spec.limit_s) as limit:
+                        value = await self._try_async(
+                            grader, lambda: grader.function.call(prompt, trajectory)
+                        )
+                    result = as_result(value, seconds=time.perf_counter() - start)
+                except (Exception, SystemExit) as error:  # noqa: BLE001
+                    outcome = "timeout" if limit.expired() else "error"
+                    result = _failure(error, time.perf_counter() - start, outcome=outcome)
+                self._send(index, result)
 
-        await asyncio.gather(*(one(i, t) for i, t in enumerate(job.trajectories)))
+        room = asyncio.Semaphore(grader.spec.concurrency or len(samples))
+        await asyncio.gather(*(one(i, *sample) for i, sample in enumerate(samples)))
 
-    def _grade_together(self, function: RewardFunction, job: Job) -> None:
-        group = TrajectoryGroup(index=job.group_index, prompt=job.prompt, trajectories=job.trajectories)
+    def _grade_together(self, grader: _Grader, group: TrajectoryGroup, *, step: int) -> None:
+        size = len(group.trajectories)
+        state = TrainerState(global_step=step, max_steps=self._max_steps)
+        log = CallLog(size=size)
         start = time.perf_counter()
+
+        def call() -> Any:
+            log.columns.clear()
+            log.metrics.clear()
+            return grader.function.call_batch(group, state=state, log=log)
+
         try:
-            values = function.call_batch(group)
-            if inspect.isawaitable(values):
-                values = self._await(values)
-            results = as_results(values, size=len(job.trajectories), seconds=time.perf_counter() - start)
+            values = self._try(grader, call, size=size)
+            seconds = time.perf_counter() - start
+            results = as_results(values, size=size, seconds=seconds, extra=log.columns)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             self._reply({"failed": asdict(_failure(error, time.perf_counter() - start))})
             return
+        if log.metrics:
+            self._reply({"metrics": log.metrics})
         for index, result in enumerate(results):
             self._send(index, result)
+
+    def _try(self, grader: _Grader, call: Callable[[], Any], *, size: int = 1) -> Any:
+        """What `call` gives, tried again after errors that the recipe names, while the deadline allows it."""
+        end = time.monotonic() + grader.spec.limit_s * size
+        failures = 0
+        while True:
+            try:
+                value = call()
+                return self._await(value) if inspect.isawaitable(value) else value
+            except grader.retries.on as error:
+                failures += 1
+                time.sleep(self._pause(grader, failures, end, error))
+
+    async def _try_async(self, grader: _Grader, call: Callable[[], Any]) -> Any:
+        end = time.monotonic() + grader.spec.limit_s
+        failures = 0
+        while True:
+            try:
+                return await call()
+            except grader.retries.on as error:
+                failures += 1
+                await asyncio.sleep(self._pause(grader, failures, end, error))
+
+    def _pause(self, grader: _Grader, failures: int, end: float, error: Exception) -> float:
+        pause = grader.retries.pause(failures, left_s=end - time.monotonic())
+        if pause is None:
+            error.add_note(f"try {failures} of {grader.retries.times + 1}; none is left, or no time for it")
+            raise error
+        self._reply({"retried": True})
+        return pause
 
     def _await(self, awaitable: Awaitable[Any]) -> Any:
         # One loop for life: a judge's HTTP session belongs to the loop it was opened in.
@@ -164,7 +229,7 @@ class RewardWorker:
         self._connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _load_reward(spec: RewardSpec) -> RewardFunction:
+def _load_reward(spec: RewardSpec) -> _Grader:
     """Import, call the module's `warm_up()` if it has one (slow imports, outside deadlines), and bind."""
     try:
         loaded = load_function(spec.use, key=f"{spec.key}.use")
@@ -172,17 +237,42 @@ def _load_reward(spec: RewardSpec) -> RewardFunction:
         warm_up = getattr(module, "warm_up", None)
         if callable(warm_up):
             warm_up()
-        return bind(loaded, spec.kwargs, key=spec.key)
+        function = bind(loaded, spec.kwargs, key=spec.key)
     except LoadError:
         raise
+    except RlhfError as error:
+        raise LoadError(f"{spec.key}: {error}") from error
     except (Exception, SystemExit) as error:
         tail = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
         raise LoadError(
             f"{spec.key}: loading {spec.use!r} raised {type(error).__name__}: {error}\n{tail}"
         ) from error
+    if spec.concurrency is not None:
+        _refuse_idle_concurrency(spec, function.shape)
+    return _Grader(
+        spec=spec,
+        function=function,
+        retries=bind_retries(spec.retry_on, spec.retry_times, key=spec.key),
+    )
+
+
+def _refuse_idle_concurrency(spec: RewardSpec, shape: Shape) -> None:
+    if shape.is_async and shape.is_per_sample:
+        return
+    why = (
+        "grades all samples in one call" if shape.is_async else "is not `async`: it takes one after the other"
+    )
+    raise LoadError(
+        f"{spec.key}.concurrency is {spec.concurrency}, but {spec.use} {why}. Remove it, or write the reward as "
+        "`async def` of one sample; task.reward_workers is the number of processes."
+    )
 
 
 def _failure(error: BaseException, seconds: float, *, outcome: Any = "error") -> RewardResult:
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None and where.tb_frame.f_code.co_filename in _OURS:
+        where = where.tb_next
+    error = error.with_traceback(where)
     detail: dict[str, str | float] = {
         "error": f"{type(error).__name__}: {error}"[:500],
         "traceback": "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:],

@@ -1,6 +1,7 @@
 """What a step's groups say about the policy: `rollout/`, `buffer/` and `reward/` metrics."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -54,9 +55,16 @@ def is_correct(result: RewardResult | None) -> bool:
     return main > 0.5
 
 
+def part_metric(part: str) -> str:
+    """The metric of a part, `<reward>` or `<reward>/<name that the reward gave>`, in characters that trackers take."""
+    reward, _, name = part.partition("/")
+    inner = "/" + re.sub(r"[^\w.-]", "_", name) if name else ""
+    return f"reward/{reward}{inner}/mean"
+
+
 def _part_metrics(results: Sequence[RewardResult]) -> Mapping[str, float]:
     names = dict.fromkeys(name for result in results for name in result.parts)
-    return {f"reward/{n}/mean": _mean([r.parts[n] for r in results if n in r.parts]) for n in names}
+    return {part_metric(n): _mean([r.parts[n] for r in results if n in r.parts]) for n in names}
 
 
 def _value(trajectory: Trajectory) -> float | None:

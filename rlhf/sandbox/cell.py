@@ -91,6 +91,8 @@ def _last_words(report: int, *, on_os_error: str = "broken") -> Iterator[None]:
 def _confine(cell: Cell, step: Step) -> None:
     """Give up everything the step must not have. The order matters: each call still needs the later ones' rights."""
     inside = cell.tier == "namespaces"
+    kept = kernel.CAP_DAC_READ_SEARCH if cell.may_search else None
+    kernel.drop_bounding_set(keep=kept)
     if not inside and cell.uid is not None:
         if cell.may_search:
             kernel.keep_capabilities()
@@ -98,12 +100,18 @@ def _confine(cell: Cell, step: Step) -> None:
     os.chdir(root.SCRATCH if inside else cell.scratch)
     os.umask(0o022)
     _limit(cell, step)
-    kernel.drop_capabilities(keep=kernel.CAP_DAC_READ_SEARCH if cell.may_search else None)
+    kernel.drop_capabilities(keep=kept)
     kernel.set_no_new_privileges()
+    # As an executed program would be: it may look at itself in /proc.
+    kernel.set_dumpable(True)
     if cell.tier == "landlock" and cell.has("landlock"):
         own = f"/proc/{os.getpid()}"
         devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
         landlock.restrict(readable=[*cell.readable, own, *devices], writable=[cell.scratch, "/dev/null"])
+    if cell.tier != "read-only":
+        # A monitor of the same user sees its memory and open files only so. Where nothing can be written, other jobs
+        # could read them, too.
+        kernel.set_dumpable(True)
     if cell.has("seccomp"):
         kernel.install_filter(seccomp.build_filter(_rules(cell)))
 
@@ -215,24 +223,13 @@ def environment(scratch: str) -> dict[str, str]:
     }
 
 
-def start_init(cell: Cell, connection: socket.socket) -> tuple[int, bool]:
-    """Fork the init of a new pid namespace, which serves `connection`; its id, and whether another can be started.
-
-    Only one pid namespace can be entered at a time; without root's rights there is no way back from it.
-    """
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    try:
-        kernel.unshare(kernel.CLONE_NEWPID)
-        pid = os.fork()
-        if pid == 0:
-            _be_init(cell, connection)
-        try:
-            kernel.setns(own, kernel.CLONE_NEWPID)
-        except PermissionError:
-            return pid, False
-        return pid, True
-    finally:
-        os.close(own)
+def start_init(cell: Cell, connection: socket.socket) -> int:
+    """Fork the init of a new pid namespace, which serves `connection`; its process id."""
+    kernel.unshare(kernel.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        _be_init(cell, connection)
+    return pid
 
 
 def map_ids(uid: int, gid: int, *, inside_uid: int, inside_gid: int) -> None:
@@ -263,6 +260,7 @@ def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
         # Of its own, so that the kernel counts the job's processes apart from this user's others.
         kernel.unshare(kernel.CLONE_NEWUSER)
         map_ids(outer_uid, outer_gid, inside_uid=INNER_ID, inside_gid=INNER_ID)
+        kernel.drop_bounding_set()
         kernel.drop_capabilities()
         # The job has the same user id: its init must not be readable or writable through /proc/1.
         kernel.set_dumpable(False)

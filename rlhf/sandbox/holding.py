@@ -16,6 +16,7 @@ from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.tree import ProcessTree
 
 _RM = next(path for path in ("/bin/rm", "/usr/bin/rm") if os.path.exists(path))
+_MAX_DEPTH = 100
 END_S = 10.0
 """Longest wait for killed processes to be gone."""
 
@@ -26,7 +27,7 @@ class Namespaces:
     def __init__(self, cell: Cell) -> None:
         self._connection, theirs = socket.socketpair()
         with theirs:
-            self._init, self.can_be_followed = cells.start_init(cell, theirs)
+            self._init = cells.start_init(cell, theirs)
         message = wire.receive(self._connection)
         if "broken" in message.header:
             raise RuntimeError(message.header["broken"])
@@ -88,8 +89,6 @@ class Namespaces:
 
 class Children:
     """A cell of the other tiers: its processes are children of this one, or come to it when their parent ends."""
-
-    can_be_followed = True
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
@@ -229,19 +228,18 @@ def remove(folder: str) -> None:
 
 
 def disk_use(folder: str, pids: Sequence[int]) -> float:
-    """MB of blocks below `folder`, of names and of descriptors that `pids` hold. Infinite beyond MAX_FILES entries."""
+    """MB of blocks below `folder`, of names and of descriptors that `pids` hold.
+
+    Infinite beyond MAX_FILES entries, or beyond a depth that no program needs.
+    """
     seen: dict[tuple[int, int], int] = {}
-    todo = [folder]
     device = os.stat(folder).st_dev
-    while todo:
-        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                seen[status.st_dev, status.st_ino] = status.st_blocks
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(entry.path)
-                if len(seen) > cells.MAX_FILES:
-                    return float("inf")
+    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _measure(top, seen, depth=0):
+            return float("inf")
+    finally:
+        os.close(top)
     for pid in pids:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{pid}/fd"):
@@ -250,3 +248,27 @@ def disk_use(folder: str, pids: Sequence[int]) -> float:
                     if status.st_dev == device:
                         seen[status.st_dev, status.st_ino] = status.st_blocks
     return sum(seen.values()) / 2048
+
+
+def _measure(folder: int, seen: dict[tuple[int, int], int], *, depth: int) -> bool:
+    """Add the blocks of what lies below an open folder; whether all of it could be counted."""
+    if depth > _MAX_DEPTH:
+        return False
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                seen[status.st_dev, status.st_ino] = status.st_blocks
+            if len(seen) > cells.MAX_FILES:
+                return False
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError):
+                # By descriptor: a path may be longer than the kernel takes.
+                below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                try:
+                    if not _measure(below, seen, depth=depth + 1):
+                        return False
+                finally:
+                    os.close(below)
+    return True

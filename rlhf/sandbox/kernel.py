@@ -1,8 +1,11 @@
-"""The kernel's calls that Python does not wrap; each failure is an OSError with its name. Linux, x86-64 and aarch64."""
+"""The kernel's calls that Python does not wrap; each failure is an OSError with its name. Linux, x86-64 and aarch64.
+
+Kernels before 5.12 lack `mount_setattr`, those before 5.9 `close_range`: older calls then do the same.
+"""
 
 import ctypes
+import errno
 import os
-import platform
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -14,11 +17,13 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 CAP_DAC_READ_SEARCH = 2
 
+_READONLY = MS_RDONLY | MS_NOSUID | MS_NODEV
 _MNT_DETACH = 2
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
@@ -33,8 +38,9 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER = 1
 _BPF_INSTRUCTION_BYTES = 8
+_MOST_DESCRIPTORS = 1 << 16
 
-ARCHITECTURE = platform.machine()
+ARCHITECTURE = os.uname().machine
 _LANDLOCK = {"landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446}
 _COMMON = {"close_range": 436, "mount_setattr": 442, **_LANDLOCK}
 NUMBERS: dict[str, dict[str, int]] = {
@@ -65,11 +71,6 @@ def unshare(flags: int) -> None:
     check("unshare", _libc.unshare(ctypes.c_int(flags)))
 
 
-def setns(descriptor: int, kind: int) -> None:
-    """Enter the namespace of an open descriptor."""
-    check("setns", _libc.setns(descriptor, ctypes.c_int(kind)))
-
-
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
     """Mount or bind `source` on `target`."""
     arguments = [text.encode() or None for text in (source, target, kind)]
@@ -81,12 +82,33 @@ class _MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")]
 
 
-def set_mount_readonly(path: str, *, recursive: bool) -> None:
-    """Make a mount, and with `recursive` those below it, read-only, without devices or set-user-id programs."""
-    attributes = _MountAttributes(MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
+def set_mount_readonly(path: str, *, recursive: bool, proc: str = "/proc") -> None:
+    """Make a mount, and with `recursive` those below it, read-only, without devices or set-user-id programs.
+
+    `proc` is where the process table is mounted: kernels before 5.12 need it to find the mounts below.
+    """
+    attributes = _MountAttributes(_READONLY, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
-    call("mount_setattr", _AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), size)
+    try:
+        call("mount_setattr", _AT_FDCWD, path.encode(), flags, ctypes.byref(attributes), size)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        for point in (path, *(_mounts_below(path, f"{proc}/self/mountinfo") if recursive else ())):
+            # A user namespace may not take away what the host has set.
+            kept = os.statvfs(point).f_flag & MS_NOEXEC
+            mount("none", point, "", MS_REMOUNT | MS_BIND | _READONLY | kept, "")
+
+
+def _mounts_below(path: str, table: str) -> list[str]:
+    folder = path.rstrip("/") + "/"
+    with open(table, "rb") as file:
+        points = [line.split()[4] for line in file]
+    # Not by a codec: the library may be out of reach while the root is being built. The backslash comes last.
+    for escape, byte in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+        points = [point.replace(escape, byte) for point in points]
+    return [name for point in points if (name := os.fsdecode(point)).startswith(folder) and name != folder]
 
 
 def pivot_root(new: str, old: str) -> None:
@@ -119,12 +141,16 @@ def keep_capabilities() -> None:
     _control("keepcaps", _PR_SET_KEEPCAPS, 1)
 
 
-def drop_capabilities(*, keep: int | None = None) -> None:
-    """Give up every capability for good, but for the one to `keep`, which programs that are executed get, too."""
-    for capability in range(64):
+def drop_bounding_set(*, keep: int | None = None) -> None:
+    """Let no program executed from here on gain a capability, but for the one to `keep`."""
+    for capability in set(range(64)) - {keep}:
         # Past the last capability (EINVAL), or without the right to change the set (EPERM): nothing to drop.
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break
+
+
+def drop_capabilities(*, keep: int | None = None) -> None:
+    """Give up every capability for good, but for the one to `keep`, which programs that are executed get, too."""
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     bits = 0 if keep is None else 1 << keep
@@ -140,11 +166,15 @@ def _control(name: str, option: int, value: int) -> None:
 
 
 def close_descriptors_from(first: int) -> None:
-    """Close every descriptor from `first` on."""
+    """Close every descriptor from `first` on, those above a limit that was lowered since included."""
     try:
         call("close_range", ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0))
     except OSError:
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        try:
+            last = max(map(int, os.listdir("/proc/self/fd")))
+        except OSError:
+            last = _MOST_DESCRIPTORS
+        os.closerange(first, last + 1)
 
 
 class _FilterProgram(ctypes.Structure):

@@ -1,7 +1,7 @@
 """Lets a process reach only the files it was given: Landlock, which needs no privilege (Linux 5.13 and later)."""
 
-import contextlib
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -40,14 +40,31 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = [("allowed", ctypes.c_uint64), ("descriptor", ctypes.c_int32)]
 
 
-@cache
+_ABSENCE = {
+    errno.ENOSYS: "this kernel has no Landlock (Linux 5.13 or later, built with CONFIG_SECURITY_LANDLOCK)",
+    errno.EOPNOTSUPP: "Landlock was not switched on when this kernel was started (lsm=landlock,...)",
+    errno.EPERM: "the container's seccomp profile denies Landlock's calls",
+}
+
+
 def abi() -> int:
-    """The version of Landlock that this kernel has; 0: none, or switched off."""
-    with contextlib.suppress(OSError):
-        return kernel.call(
-            "landlock_create_ruleset", None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_QUERY)
-        )
-    return 0
+    """The version of Landlock that this kernel has; 0: none, and `absence` says why."""
+    return _query()[0]
+
+
+def absence() -> str:
+    """Why there is no Landlock here; empty where there is."""
+    version, code = _query()
+    return "" if version else _ABSENCE.get(code, f"landlock_create_ruleset: {os.strerror(code)}")
+
+
+@cache
+def _query() -> tuple[int, int]:
+    size, flags = ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_QUERY)
+    try:
+        return kernel.call("landlock_create_ruleset", None, size, flags), 0
+    except OSError as error:
+        return 0, error.errno or errno.ENOSYS
 
 
 def lacking(version: int) -> tuple[str, ...]:

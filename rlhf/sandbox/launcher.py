@@ -30,18 +30,16 @@ FIRST_SLOT = 60578
 """User ids that no distribution gives to anybody (systemd's UIDS-GIDS: unused)."""
 NUM_SLOTS = 600
 SLOTS_PER_BLOCK = 20
-JOBS_PER_WORKER = 500
 _OWNER_CHECK_S = 1.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Worker:
-    """A process that monitors one job after another, with a user id that is its own."""
+    """A process that monitors one job, with a user id that no other has."""
 
     pid: int
     connection: socket.socket
     uid: int | None
-    num_jobs: int = 0
 
 
 class Launcher:
@@ -53,7 +51,7 @@ class Launcher:
         self._settings = settings
         self._readable = root.readable_paths(settings["prefixes"])
         self._owner = os.getppid()
-        self._idle: list[_Worker] = []
+        self._spare: _Worker | None = None
         self._busy: list[_Worker] = []
         self._claims: list[socket.socket] = []
         self._slots: list[int] = []
@@ -68,8 +66,8 @@ class Launcher:
         self._has_slots = bool(self._slots)
         if self._tier == "uid" and not self._slots:
             raise RuntimeError("switching to another user needs root")
-        if self._tier == "landlock" and not landlock.abi():
-            raise RuntimeError("this kernel has no Landlock (5.13 or later, and not switched off)")
+        if self._tier == "landlock" and (reason := landlock.absence()):
+            raise RuntimeError(reason)
         kernel.set_subreaper()
         if self._tier != "namespaces" and self._slots:
             self._check_interpreter()
@@ -99,12 +97,11 @@ class Launcher:
         while is_open or self._busy:
             watched = [*([self._control] if is_open else []), *(worker.connection for worker in self._busy)]
             readable, _, _ = select.select(watched, [], [], _OWNER_CHECK_S)
-            for worker in [worker for worker in self._busy if worker.connection in readable]:
-                self._release(worker)
+            self._collect()
             if is_open and (self._control in readable or os.getppid() != self._owner):
                 is_open = self._accept()
-        while self._idle:
-            self._retire(self._idle.pop())
+        if self._spare is not None:
+            self._retire(self._spare)
         if self._folder:
             remove(self._folder)
 
@@ -114,17 +111,18 @@ class Launcher:
             message = wire.receive(self._control)
         except (EOFError, OSError):
             return False
-        while not self._idle and not self._slots and self._has_slots:
-            # The last job's worker is still clearing up.
-            readable, _, _ = select.select([worker.connection for worker in self._busy], [], [])
-            for worker in [worker for worker in self._busy if worker.connection in readable]:
-                self._release(worker)
-        worker = self._idle.pop() if self._idle else self._start_worker()
+        while self._spare is None and self._has_slots and not self._slots:
+            # The last jobs' workers are still clearing up.
+            select.select([worker.connection for worker in self._busy], [], [])
+            self._collect()
+        worker = self._spare or self._start_worker()
         wire.send(worker.connection, message.header, descriptors=message.descriptors)
         for descriptor in message.descriptors:
             os.close(descriptor)
-        worker.num_jobs += 1
         self._busy.append(worker)
+        # Ready before it is wanted. Each job gets a fresh one: what an earlier job read or wrote is in no memory that
+        # a later one's processes are copied from.
+        self._spare = self._start_worker() if self._slots or not self._has_slots else None
         return True
 
     def _start_worker(self) -> _Worker:
@@ -132,27 +130,26 @@ class Launcher:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            for other in (self._control, ours, *(worker.connection for worker in (*self._idle, *self._busy))):
+            for other in (self._control, ours, *(worker.connection for worker in self._workers())):
                 other.close()
             self._be_worker(theirs, uid)
         theirs.close()
         return _Worker(pid, ours, uid)
 
-    def _be_worker(self, assignments: socket.socket, uid: int | None) -> NoReturn:
+    def _workers(self) -> list[_Worker]:
+        return [*self._busy, *([self._spare] if self._spare is not None else [])]
+
+    def _be_worker(self, assignment: socket.socket, uid: int | None) -> NoReturn:
         try:
             kernel.set_subreaper()
-            count, is_sound = 0, True
-            while is_sound:
-                message = wire.receive(assignments)
-                count += 1
-                is_sound = self._monitor(message, uid, f"{self._folder}/{os.getpid()}-{count}")
-                wire.send(assignments, {"is_sound": is_sound})
+            message = wire.receive(assignment)
+            self._monitor(message, uid, f"{self._folder}/{os.getpid()}")
         except (EOFError, OSError):
             pass
         finally:
             os._exit(0)
 
-    def _monitor(self, message: wire.Message, uid: int | None, scratch: str) -> bool:
+    def _monitor(self, message: wire.Message, uid: int | None, scratch: str) -> None:
         job = socket.socket(fileno=message.descriptors[0])
         held = Cell(
             tier=self._tier,
@@ -166,24 +163,18 @@ class Launcher:
         )
         with job:
             try:
-                return Monitor(job, held).serve()
+                Monitor(job, held).serve()
             except Exception as error:  # noqa: BLE001
                 detail = "".join(traceback.format_exception_only(error)).strip()
                 broken = {"status": "broken", "detail": detail, "files": []}
                 with contextlib.suppress(OSError):
                     wire.send(job, broken, blobs=[b"", b""])
-                return False
 
-    def _release(self, worker: _Worker) -> None:
-        """Take back a worker whose job is over; one that is not sound, or that was killed, ends."""
-        self._busy.remove(worker)
-        try:
-            is_sound = wire.receive(worker.connection).header["is_sound"]
-        except (EOFError, OSError):
-            is_sound = False
-        if is_sound and worker.num_jobs < JOBS_PER_WORKER:
-            self._idle.append(worker)
-        else:
+    def _collect(self) -> None:
+        """Take leave of the workers whose job is over, or that were killed: their sockets are closed."""
+        closed = select.select([worker.connection for worker in self._busy], [], [], 0)[0]
+        for worker in [worker for worker in self._busy if worker.connection in closed]:
+            self._busy.remove(worker)
             self._retire(worker)
 
     def _retire(self, worker: _Worker) -> None:
@@ -196,7 +187,7 @@ class Launcher:
 
     def _bury(self, dead: _Worker) -> None:
         """A monitor was killed: what it watched has come to us, and ends."""
-        others = [worker.pid for worker in (*self._idle, *self._busy)]
+        others = [worker.pid for worker in self._workers()]
         tree = ProcessTree(os.getpid())
         for _ in range(1000):
             kept = {pid for other in others for pid in (other, *ProcessTree(other).pids())}
@@ -208,9 +199,8 @@ class Launcher:
                     os.waitpid(pid, 0)
             if not orphans:
                 break
-        for name in os.listdir(self._folder) if self._folder else ():
-            if name.startswith(f"{dead.pid}-"):
-                remove(f"{self._folder}/{name}")
+        if self._folder:
+            remove(f"{self._folder}/{dead.pid}")
 
 
 def _claim_slots(count: int) -> tuple[list[socket.socket], list[int]]:

@@ -130,8 +130,8 @@ class Monitor:
         self._has_watcher = cell.has("watcher")
         self._num_steps = 0
 
-    def serve(self) -> bool:
-        """Obey the client until it closes its end; whether another job can be served after this one."""
+    def serve(self) -> None:
+        """Obey the client until it closes its end; leave nothing behind."""
         left = 0
         try:
             with contextlib.suppress(EOFError, _JobOver, BrokenPipeError, ConnectionResetError):
@@ -148,8 +148,7 @@ class Monitor:
                     elif message.header["do"] in _FILE_ORDERS:
                         self._move_files(message)
         finally:
-            left = self._held.end()
-        return not left and self._held.can_be_followed
+            self._held.end()
 
     def _idle(self) -> None:
         """Wait for the client; what earlier steps left running stays within the job's limits."""

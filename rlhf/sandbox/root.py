@@ -13,7 +13,8 @@ from rlhf.sandbox import kernel
 SCRATCH = "/work"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("null", "full", "random", "urandom")
+_ZEROS = 1 << 40
 _WRITTEN = {
     "passwd": "root:x:0:0::/:/bin/sh\nsandbox:x:1000:1000::/work:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
     "group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
@@ -85,7 +86,7 @@ def _bind(source: str, target: str, *, readonly: bool = True) -> None:
         Path(target).touch()
     kernel.mount(source, target, "", kernel.MS_BIND | kernel.MS_REC, "")
     if readonly:
-        kernel.set_mount_readonly(target, recursive=True)
+        kernel.set_mount_readonly(target, recursive=True, proc="/old/proc")
 
 
 def _parent(path: str) -> None:
@@ -103,6 +104,9 @@ def _fill() -> None:
     _bind("/old/proc", "/new/proc", readonly=False)
     for name in _DEVICES:
         _bind(f"/old/dev/{name}", f"/new/dev/{name}", readonly=False)
+    # A file with nothing in it instead of the device: mapped for writing, that is memory which no watcher sees.
+    with open("/new/dev/zero", "wb") as zero:
+        zero.truncate(_ZEROS)
     for name, target in _STREAMS.items():
         os.symlink(target, f"/new/dev/{name}")
     os.symlink(SCRATCH, "/new/dev/shm")

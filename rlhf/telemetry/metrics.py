@@ -62,12 +62,25 @@ _DECLARED = (
     Metric("curriculum/skipped", "sum", "prompts", "Prompts passed over since the step before."),
     Metric("rollout/outcome/*", "mean", "share", "Share of trajectories with this verdict."),
     Metric("reward/shaped_mean", "mean", "", "Mean reward after shaping, which advantages are made of."),
+    Metric(
+        "reward/ungradable_share",
+        "last",
+        "share",
+        "Share of all samples graded so far that have no total; discarded and held-out ones count.",
+    ),
     Metric("reward/*/mean", "mean", "", "Mean of this part of the reward."),
+    Metric("reward/*/*/mean", "mean", "", "Mean of a number that this reward gave beside its value."),
     Metric("reward/*/std", "mean", "", "Standard deviation of this part of the reward."),
     Metric("reward/*/seconds_p50", "mean", "s", "Median time this reward took for one trajectory."),
     Metric("reward/*/seconds_p99", "max", "s", "99th percentile of that time."),
     Metric("reward/*/queue_s", "mean", "s", "Mean wait for a free reward worker."),
-    Metric("reward/*/kills", "sum", "", "Workers killed at the deadline of this reward."),
+    Metric(
+        "reward/*/kills", "sum", "", "Workers that ended in a call of this reward, killed or by themselves."
+    ),
+    Metric("reward/*/retries", "sum", "", "Calls of this reward that were tried again."),
+    Metric(
+        "reward/*/leaks", "sum", "", "Workers replaced because this reward left memory, processes or files."
+    ),
     *(
         Metric(f"reward/*/{outcome}", "mean", "share", f"Share of its verdicts that are {outcome!r}.")
         for outcome in get_args(Outcome)

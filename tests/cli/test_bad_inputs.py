@@ -61,6 +61,10 @@ BEFORE_TORCH = {
         ("sampling.max_tokens=1000",), ("ConfigError", "learner.microbatch_tokens is 512", "Raise the last")
     ),
     "no rewards": Case(("task.rewards=[]",), ("ConfigError", "task.rewards", "at least 1")),
+    "retries of no error": Case(
+        ("task.rewards=[{{use: 'sums:grade', retries: {{times: 3}}}}]",),
+        ("ConfigError", "missing key 'task.rewards.0.retries.on'"),
+    ),
     "two sources": Case(
         ("task.train.dataset=some/name",),
         ("ConfigError", "task.train", "exactly one of file, dataset, generator"),
@@ -122,6 +126,21 @@ BEFORE_RAY = {
         ("task.rewards=[{{use: 'broken_rewards:grade'}}]", "--code-dir", "{d}"),
         ("LoadError", "task.rewards[0]", "importing 'broken_rewards' failed", "ZeroDivisionError"),
     ),
+    "reward that needs a column the training rows lack": Case(
+        ("task.rewards=[{{use: '{d}/needy.py:grade'}}]",),
+        ("DataError", "needy.grade", "'level'", "row rows.jsonl:0 of task.train", "['answer']", "`when`"),
+    ),
+    "reward that needs a column the held-out rows lack": Case(
+        (
+            "task.rewards=[{{use: '{d}/sums.py:grade'}}, {{use: '{d}/needy.py:grade', when: {{kind: hard}}}}]",
+            "task.heldout={{file: '{d}/levels.jsonl'}}",
+            "eval.every=1",
+        ),
+        ("DataError", "needy.grade", "'level'", "row levels.jsonl:2 of task.heldout"),
+    ),
+    "reward workers larger than their limit": Case(
+        ("task.reward_memory_mb=3",), ("ConfigError", "task.reward_memory_mb is 3", "sums.grade")
+    ),
     "only gates": Case(
         ("task.rewards=[{{use: '{d}/sums.py:grade', gate: true}}]",),
         ("ConfigError", "task.rewards", "gate: false"),
@@ -159,6 +178,9 @@ def place(tmp_path_factory) -> Path:
     write_rows(folder / "foreign.jsonl", [good | {"prompt": "1+1=\N{SNOWMAN}"}])
     (folder / "broken.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt":\n')
     (folder / "strange.py").write_text("def grade(a, b):\n    return 1.0\n")
+    (folder / "needy.py").write_text("def grade(completion, level):\n    return 1.0\n")
+    rows = [good, good | {"level": 1, "kind": "hard"}, good | {"kind": "hard"}]
+    write_rows(folder / "levels.jsonl", rows)
     (folder / "broken_rewards.py").write_text("1 / 0\n")
     return folder
 

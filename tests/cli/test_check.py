@@ -1,6 +1,7 @@
-"""`rlhf check` on the recipes: every GSM8K gold is right, and a wrong one is named with its row."""
+"""`rlhf check` as a command: what it prints, its exit code, and GSM8K whole."""
 
 import json
+import re
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from tests.cli.command import ROOT, rlhf, write_recipe, write_rows
 GSM8K = ROOT.parent / "shared/data/gsm8k"
 NUM_GOLDS = 7473 + 1319
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not beside this checkout")
+NO_THINK = "def grade(completion, reference):\n    return float(completion.strip() == reference)\n"
 
 
 def gsm8k(train, heldout=None) -> list[str]:
@@ -21,15 +23,26 @@ def gsm8k(train, heldout=None) -> list[str]:
 
 @needs_gsm8k
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["gsm8k_grpo_qwen2.5_0.5b", "gsm8k_grpo_qwen2.5_7b_8gpu"])
-def test_every_gsm8k_gold_is_graded_right_within_a_minute(recipe):
+def test_every_gsm8k_gold_is_graded_right_within_a_minute():
     start = time.monotonic()
-    done = rlhf("check", f"recipes/{recipe}.yaml", *gsm8k(GSM8K / "train.jsonl", GSM8K / "test.jsonl"))
+    sources = gsm8k(GSM8K / "train.jsonl", GSM8K / "test.jsonl")
+    done = rlhf("check", "recipes/gsm8k_grpo_qwen2.5_0.5b.yaml", *sources)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"golds: {NUM_GOLDS} of {NUM_GOLDS} graded right" in done.stdout
-    assert "task.heldout: 1319 prompts, 0 of them also in task.train" in done.stdout
+    assert "task.heldout: 1319 prompts, 0 of them also in task.train, no prompt twice" in done.stdout
+    assert "wrong answers: none of their kinds is paid" in done.stdout
+    assert "(its own row speaks against it) (10 rows)" in done.stdout
     assert done.stdout.endswith("check: passed\n")
     assert time.monotonic() - start < 60
+
+
+@needs_gsm8k
+@pytest.mark.slow
+def test_the_large_recipe_passes_on_a_sample():
+    sources = gsm8k(GSM8K / "train.jsonl", GSM8K / "test.jsonl")
+    done = rlhf("check", "recipes/gsm8k_grpo_qwen2.5_7b_8gpu.yaml", *sources, "--rows", "400")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "golds: 400 of 400 graded right" in done.stdout
 
 
 @needs_gsm8k
@@ -59,10 +72,10 @@ def test_planted_wrong_gold_is_reported_with_its_row(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "golds: 198 of 200 graded right" in done.stdout
-    assert sum(line.startswith("gold not graded right") for line in lines) == 2
-    assert any("planted.jsonl:7: " in line and "'abc', not a number" in line for line in lines)
-    assert any("planted.jsonl:42: " in line and "no '####'" in line for line in lines)
-    assert any("planted.jsonl:99: " in line and "never mentions its gold 987654321" in line for line in lines)
+    assert "error: not gradable (2 rows)" in lines
+    assert any("row planted.jsonl:7: " in line and "'abc', not a number" in line for line in lines)
+    assert any("row planted.jsonl:42: " in line and "no '####'" in line for line in lines)
+    assert any("row planted.jsonl:99: the worked solution never mentions its gold" in line for line in lines)
     assert lines[-1] == "check: FAILED"
 
 
@@ -76,11 +89,54 @@ def test_quickstart_passes():
 
 
 @pytest.mark.slow
-def test_reward_that_pays_for_nothing_fails_the_check(tmp_path):
+def test_reward_that_pays_everything_fails_with_twenty_rows_named(tmp_path):
     recipe = write_recipe(tmp_path, model={"path": "some/name"})
+    rows = [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(50)]
+    write_rows(tmp_path / "rows.jsonl", rows)
     (tmp_path / "sums.py").write_text("def grade(completion, reference):\n    return 1.0\n")
+    done = rlhf("check", recipe, "--json", tmp_path / "found.json")
+    assert done.returncode == 1
+    assert "golds: 0 of 50 graded right" in done.stdout
+    assert "error: gold not graded right (50 rows)" in done.stdout
+    assert "scored 1, no more than wrong answer in the gold's format (1)" in done.stdout
+    assert len(re.findall(r"rows\.jsonl:\d+", done.stdout.partition("error: ")[2])) == 20
+    assert "\n  and 30 more\n" in done.stdout
+    assert "Traceback" not in done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert not found["passed"]
+    assert len(found["findings"]) == 50
+    assert found["facts"]["time"]["seconds_per_row"] > 0
+
+
+@pytest.mark.slow
+def test_readme_reward_needs_its_template_and_the_check_says_which(tmp_path):
+    recipe = write_recipe(tmp_path, model={"path": "some/name"})
+    (tmp_path / "sums.py").write_text(NO_THINK)
     done = rlhf("check", recipe)
     assert done.returncode == 1
-    assert "golds: 0 of 16 graded right" in done.stdout
-    assert "no more than the answer 'no such answer'" in done.stdout
+    assert "hint: with task.gold_template: '{reference}' the first golds are graded right" in done.stdout
+    done = rlhf("check", recipe, "task.gold_template='{reference}'", "--rows", "4")
+    assert done.returncode == 0, done.stdout
+    assert "sample: 4 of 16 rows are graded (--rows)" in done.stdout
+    assert "golds: 4 of 4 graded right" in done.stdout
+
+
+@pytest.mark.slow
+def test_every_reward_that_does_not_load_is_named(tmp_path):
+    recipe = write_recipe(tmp_path, model={"path": "some/name"})
+    sums = tmp_path / "sums.py"
+    rewards = [{"use": "gone:f"}, {"use": f"{sums}:grade"}, {"use": f"{sums}:grad", "gate": True}]
+    done = rlhf("check", recipe, f"task.rewards={json.dumps(rewards)}")
+    assert done.returncode == 1
+    assert "error: reward does not load\n  task.rewards[0].use: there is no module 'gone'" in done.stdout
+    assert "task.rewards[2].use: module" in done.stdout
+    assert "Did you mean" in done.stdout
+    assert "task.rewards[1]" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "x"])
+def test_a_number_of_rows_that_is_none_is_refused(number):
+    done = rlhf("check", "recipe.yaml", "--rows", number)
+    assert done.returncode == 2
+    assert "is not a number above 0" in done.stderr

@@ -181,6 +181,11 @@ def test_a_curriculum_that_passes_over_nothing_is_refused(write, curriculum):
     assert "no prompt would ever be passed over" in message
 
 
+def test_a_gold_template_without_a_slot_is_refused(write):
+    message = message_of(write(MINIMAL), ["task.gold_template='the answer'"])
+    assert "task.gold_template is 'the answer', expected a text with {reference}" in message
+
+
 def test_a_word_in_place_of_a_section_is_explained(write):
     message = message_of(write(MINIMAL), ["algorithm=dapo"])
     assert "algorithm: found 'dapo', expected a section of keys, algorithm.<key>: <value>" in message

@@ -38,6 +38,28 @@ def test_duplicate_ids_name_both_rows(tmp_path):
         load_prompts(source, key="task.train", require_reference=False)
 
 
+def test_bad_rows_are_collected_where_asked_for(tmp_path):
+    source = write(
+        tmp_path,
+        {"prompt": "a", "answer": "1"},
+        {"prompt": 5},
+        {"prompt": "b", "answer": "2", "id": "rows.jsonl:0"},
+    )
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('\n{"prompt":\n[1]\n{"prompt": "c"}')
+    bad = []
+    prompts = load_prompts(source, key="task.train", require_reference=True, bad_rows=bad)
+    assert [prompt.id for prompt in prompts] == ["rows.jsonl:0"]
+    assert [location for location, _ in bad] == [f"rows.jsonl:{i}" for i in (1, 2, 3, 4, 5)]
+    says = ["expected text or a list", "same id", "is not JSON", "is a list", "no reference answer"]
+    assert all(what in str(error) for what, (_, error) in zip(says, bad, strict=True))
+
+
+def test_a_source_of_bad_rows_only_is_an_error_all_the_same(tmp_path):
+    with pytest.raises(DataError, match=r"rows\.jsonl:0.*expected text"):
+        load_prompts(write(tmp_path, {"prompt": 5}), key="k", require_reference=False, bad_rows=[])
+
+
 def test_every_epoch_shows_every_prompt_once_in_another_order():
     source = stream(count=20)
     epochs = [[source.next()[1].id for _ in range(20)] for _ in range(2)]

@@ -52,6 +52,8 @@ def test_careless_demonstrations_stop_one_term_early_and_do_not_verify():
         ("<answer></answer>", 0.0, "wrong"),
         ("10", 0.0, "unparsable"),
         ("<answer>10</answer><answer>", 0.0, "unparsable"),
+        ("<think>12 18 <answer>10</answer>", 0.0, "unparsable"),
+        ("12 18</think><answer>10</answer>", 1.0, "ok"),
     ],
 )
 def test_verify_grades_the_closing_answer(text, value, outcome):

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -124,3 +126,97 @@ def length(trajectory: Trajectory, scale: float = 1.0) -> float:
 def unknown(text: str, gold: str) -> float:
     """A signature nobody knows."""
     return float(text == gold)
+
+
+KEPT: list[object] = []
+"""What the leaks below hold."""
+AT_ONCE = 0
+TRIES = 0
+
+
+def leaky(completion: str) -> float:
+    """Leave behind what the completion says, `<amount> <what>`."""
+    amount, what = completion.split()
+    for _ in range(int(amount)):
+        if what == "MB":
+            KEPT.append(b"x" * 2**20)
+        elif what == "files":
+            KEPT.append(open(__file__))  # noqa: SIM115
+        elif what == "children" and os.fork() == 0:
+            signal.pause()
+    if what == "MB-in-the-call":
+        KEPT.append(b"x" * (int(amount) * 2**20))
+        time.sleep(1)
+        KEPT.clear()
+    return float(os.getpid())
+
+
+def session(completion: str) -> float:
+    """Start a process in a session of its own, whose id goes to the file that the completion names; then hang."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    with open(completion, "w") as file:
+        file.write(str(child.pid))
+    time.sleep(1000)
+    return 0.0
+
+
+def dies_once(completion: str) -> float:
+    """Kill the worker unless the file that the completion names exists; then it does."""
+    if not os.path.exists(completion):
+        with open(completion, "w"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+class Busy(ConnectionResetError):
+    """An error of one's own."""
+
+
+def flaky(completion: str) -> float:
+    """Fail until the try that the completion names, `<try> <error>`; the value is the number of tries."""
+    global TRIES  # noqa: PLW0603
+    TRIES += 1
+    wanted, _, error = completion.partition(" ")
+    if int(wanted) > TRIES:
+        raise {"busy": Busy, "value": ValueError}.get(error, ConnectionError)(f"try {TRIES}")
+    tries, TRIES = TRIES, 0
+    return tries
+
+
+async def flaky_judge(completion: str) -> float:
+    """`flaky`, awaited."""
+    await asyncio.sleep(0)
+    return flaky(completion)
+
+
+async def crowd(completion: str) -> dict[str, float]:
+    """Tell how many run in this worker at the same time."""
+    global AT_ONCE  # noqa: PLW0603
+    AT_ONCE += 1
+    await asyncio.sleep(0.1)
+    seen = AT_ONCE
+    await asyncio.sleep(0.1)
+    AT_ONCE -= 1
+    return {"score": seen, "pid": os.getpid()}
+
+
+async def crowd_batch(prompts: Sequence[Prompt], trajectories: Sequence[Trajectory]) -> list[float]:
+    """Asynchronous, but all in one call."""
+    return [0.0 for _ in zip(prompts, trajectories, strict=True)]
+
+
+def trl_logs(completions, trainer_state, log_extra, log_metric, **kwargs):  # type: ignore[no-untyped-def]
+    """TRL's signature with its callbacks."""
+    log_extra("tokens", [len(ids) for ids in kwargs["completion_ids"]])
+    log_metric("share of/steps", trainer_state.global_step / trainer_state.max_steps)
+    return [float(completion == "a") for completion in completions]
+
+
+def only_code(completion: str, task: str) -> float | None:
+    """Applies to one task only, by its own word."""
+    return float(len(completion)) if task == "code" else None
+
+
+def guess(completion: str) -> float:
+    """Chance that nobody seeded by hand."""
+    return random.random() + len({completion, "x", "y"}) + hash(completion) % 1000

@@ -4,88 +4,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.errors import ConfigError, LoadError, RewardError
 from rlhf.rollout.scoring import RewardPool
-from rlhf.types import Message, Prompt, RewardResult, Segment, Trajectory, TrajectoryGroup, Turn
-
-CASES = str(Path(__file__).with_name("reward_cases.py"))
-
-
-def use(function: str, **keys: Any) -> RewardConfig:
-    return RewardConfig(use=f"{CASES}:{function}", **{"limit_s": 1.0, **keys})
-
-
-def group_of(*completions: str, columns: Mapping[str, Any] | None = None) -> TrajectoryGroup:
-    segment = Segment(
-        token_ids=(1, 2, 3),
-        loss_mask=(False, True, True),
-        rollout_logprobs=(0.0, -1.0, -1.0),
-        versions=(-1, 0, 0),
-    )
-    trajectories = tuple(
-        Trajectory(
-            segments=(segment,),
-            turns=(Turn(message=Message(role="assistant", content=text), segment=0, start=1, stop=3),),
-            stop="stop",
-            sample_index=index,
-            seed=index,
-        )
-        for index, text in enumerate(completions)
-    )
-    prompt = Prompt(
-        id="p", messages=(Message(role="user", content="q"),), reference="a", columns=columns or {}
-    )
-    return TrajectoryGroup(index=0, prompt=prompt, trajectories=trajectories)
-
-
-@asynccontextmanager
-async def pool_of(*rewards: RewardConfig, **keys: Any) -> AsyncIterator[RewardPool]:
-    pool = RewardPool(rewards, **{"max_ungradable": 1.0, **keys})
-    try:
-        yield pool
-    finally:
-        await pool.close()
-
-
-def score(
-    *completions: str, rewards: tuple[RewardConfig, ...], columns: Mapping[str, Any] | None = None
-) -> list[RewardResult]:
-    async def run() -> list[RewardResult]:
-        async with pool_of(*rewards) as pool:
-            return await pool.score(group_of(*completions, columns=columns))
-
-    return asyncio.run(run())
-
-
-def values(results: list[RewardResult]) -> list[float | None]:
-    return [result.value for result in results]
-
-
-def outcomes(results: list[RewardResult]) -> list[str]:
-    return [result.outcome for result in results]
-
-
-def is_alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+from rlhf.telemetry.metrics import find
+from rlhf.types import RewardResult
+from tests.unit.rollout.pools import (
+    CASES,
+    group_of,
+    is_alive,
+    outcomes,
+    pool_of,
+    score,
+    use,
+    values,
+    wait_until,
+)
 
 
 def test_scoring_siblings_of_a_hang_keep_their_scores() -> None:
@@ -293,10 +233,10 @@ def test_close_fails_a_score_that_is_still_waiting() -> None:
 
 DRIVER = """
 import asyncio, sys
-sys.path[:0] = [{root!r}, {here!r}]
-from rlhf.config.schema import RewardConfig
+sys.path.insert(0, {root!r})
+from rlhf.config.rewards import RewardConfig
 from rlhf.rollout.scoring import RewardPool
-from test_scoring import group_of
+from tests.unit.rollout.pools import group_of
 async def main():
     pool = RewardPool([RewardConfig(use={use!r}, limit_s=600)])
     await pool.start()
@@ -312,8 +252,8 @@ def test_workers_end_with_a_killed_driver(case: str, tmp_path: Path) -> None:
     (tmp_path / "stuck.py").write_text(STUCK)
     reward = f"{tmp_path / 'stuck.py'}:grade" if case.startswith("holding") else f"{CASES}:sample"
     completion = f"fork {tmp_path / 'pid'}" if case == "forked" else "slow 0"
-    root, here = Path(__file__).parents[3], Path(__file__).parent
-    program = DRIVER.format(root=str(root), here=str(here), use=reward, completion=completion)
+    root = Path(__file__).parents[3]
+    program = DRIVER.format(root=str(root), use=reward, completion=completion)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         pids = [int(pid) for pid in driver.stdout.readline().split()]
@@ -363,7 +303,9 @@ def test_metrics_tell_outcomes_and_reset() -> None:
     assert (first[f"{prefix}/timeout"], first[f"{prefix}/error"]) == (0.25, 0.25)
     assert first[f"{prefix}/kills"] == 1.0
     assert first[f"{prefix}/seconds_p99"] >= 0.3
-    assert second == {f"{prefix}/kills": 0.0}
+    counts = {f"{prefix}/{name}": 0.0 for name in ("kills", "retries", "leaks")}
+    assert second == counts | {"reward/ungradable_share": 0.5}
+    assert all(find(name) for name in first)
 
 
 def test_scoring_never_blocks_the_event_loop() -> None:

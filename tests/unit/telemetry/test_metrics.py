@@ -36,11 +36,13 @@ def test_undeclared_metric_error_names_the_nearest():
         declared("rollout/reward_maen")
 
 
-def test_families_admit_one_free_part():
+def test_a_star_admits_one_free_part():
     assert declared("reward/math_answer/mean").reduction == "mean"
     assert declared("rollout/discarded/zero_variance").reduction == "sum"
-    with pytest.raises(AssertionError):
-        declared("reward/a/b/mean")
+    assert declared("reward/math_answer/style/mean").reduction == "mean"
+    for name in ("reward/a/b/c/mean", "reward/a/b/std", "reward//mean"):
+        with pytest.raises(AssertionError):
+            declared(name)
 
 
 def test_reduce_metrics_follows_the_declarations():

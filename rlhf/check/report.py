@@ -1,0 +1,102 @@
+"""What a check found, as lines for a person and as JSON for a program."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ConfigError
+
+SHOWN = 20
+"""Rows named per kind of finding; the JSON file has them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something wrong with one row, or with the whole ('' for `row`). Fatal ones fail the check."""
+
+    kind: str
+    row: str
+    reason: str
+    is_fatal: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """Facts, said as soon as they are known, and findings, listed at the end."""
+
+    recipe: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing fatal was found."""
+        return not any(finding.is_fatal for finding in self.findings)
+
+    def say(self, what: str, text: str, **facts: Any) -> None:
+        """Write one line now; `facts` go to the JSON file under `what`, with the line."""
+        known = self.facts.setdefault(what, {"lines": []})
+        known["lines"].append(text)
+        known.update(facts)
+        _write(f"{what}: {text}")
+
+    def conclude(self) -> int:
+        """List the findings by kind, errors last, where they are seen; the exit code."""
+        kinds: dict[str, list[Finding]] = {}
+        for finding in sorted(self.findings, key=lambda finding: finding.is_fatal):
+            kinds.setdefault(finding.kind, []).append(finding)
+        for kind, findings in kinds.items():
+            _list(kind, findings)
+        _write(f"check: {'passed' if self.is_sound else 'FAILED'}")
+        return 0 if self.is_sound else 1
+
+    def save(self, file: Path) -> None:
+        """Write everything as JSON. ConfigError when the file cannot be written."""
+        try:
+            file.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json: {str(file)!r} cannot be written: {error}.") from error
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The whole report as plain data."""
+        findings = [asdict(finding) for finding in self.findings]
+        return {"recipe": self.recipe, "passed": self.is_sound, "facts": self.facts, "findings": findings}
+
+
+_INDENTED: Any = {
+    "width": 110,
+    "initial_indent": "    ",
+    "subsequent_indent": "    ",
+    "break_on_hyphens": False,
+    "break_long_words": False,
+}
+
+
+def num_of(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _list(kind: str, findings: list[Finding]) -> None:
+    level = "error" if any(finding.is_fatal for finding in findings) else "warning"
+    rows = {finding.row for finding in findings} - {""}
+    amount = f" ({num_of(len(rows), 'row')})" if rows else ""
+    _write(f"{level}: {kind}{amount}")
+    alike: dict[str, list[str]] = {}
+    for finding in findings[:SHOWN]:
+        alike.setdefault(finding.reason, []).append(finding.row)
+    for reason, named in alike.items():
+        _write(f"  row {named[0]}: {reason}" if named[0] and len(named) == 1 else f"  {reason}")
+        if len(named) > 1:
+            _write(textwrap.fill(f"rows {', '.join(named)}", **_INDENTED))
+    if len(findings) > SHOWN:
+        _write(f"  and {len(findings) - SHOWN} more")
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
