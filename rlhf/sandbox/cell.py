@@ -110,8 +110,6 @@ def _confine(cell: Cell, step: Step) -> None:
     _limit(cell, step)
     kernel.drop_capabilities(keep=cell.searches_by)
     kernel.set_no_new_privileges()
-    # As an executed program would be: it may look at itself in /proc.
-    kernel.set_dumpable(True)
     if cell.tier == "landlock" and cell.has("landlock"):
         own = f"/proc/{os.getpid()}"
         devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]

@@ -136,6 +136,10 @@ class Job:
             self._cell.send({"do": "kill"})
         return self.wait()
 
+    def renew(self, limits: Limits) -> None:
+        """Count its CPU and wall time anew, within these limits: for programs that answer question after question."""
+        self._cell.send({"do": "budget", "limits": asdict(limits)})
+
     def __enter__(self) -> "Job":
         return self
 

@@ -98,6 +98,8 @@ class Execution:
     files: Mapping[str, bytes] = field(default_factory=dict)
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    waited_s: float = 0.0
+    """Seconds that its processes were ready to run and had no core, as far as they were seen."""
     queue_s: float = 0.0
     """Waiting for a free place before it started; in no other figure."""
     peak_mb: float = 0.0

@@ -31,6 +31,7 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR, _FS_IOC_ENABLE_VERITY = 0x40086602, 0x401C5820, 0x40806685
 _FIOSETOWN, _SIOCSPGRP = 0x8901, 0x8902
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_MAP_SHARED, _MAP_TYPE, _MAP_ANONYMOUS, _SO_SNDBUF = 0x1, 0xF, 0x20, 7
 _MODE_BITS, _PRIVATE_FILE, _PRIVATE_PROGRAM = 0o7777, 0o600, 0o700
 _SEES_TRUNCATION = 3
 """The first ABI of Landlock that does."""
@@ -50,7 +51,7 @@ _ALWAYS: dict[str, str] = {
     "other processes": "ioprio_set",
     # Its pages are in no process's memory and in no folder, so no watcher would see them.
     "hidden memory": "memfd_create memfd_secret shmget shmat shmctl shmdt semget semop semtimedop semctl msgget "
-    "msgsnd msgrcv msgctl mq_open mq_unlink mq_notify",
+    "msgsnd msgrcv msgctl mq_open mq_unlink mq_notify vmsplice",
 }
 """Mechanism -> calls that no program of a job may make."""
 _ATTRIBUTES = (
@@ -114,6 +115,10 @@ _FOR_SOME: tuple[_Row, ...] = (
         "socketpair",
         (_Test(0, _AF_UNIX, negated=True), _Test(1, _SOCK_STREAM, mask=_SOCKET_TYPES, negated=True)),
     ),
+    # Pages of a mapping without a file stay while one page of it is mapped, in nobody's memory once they are dropped.
+    ("hidden memory", "mmap", (_Test(3, _MAP_SHARED | _MAP_ANONYMOUS, mask=_MAP_TYPE | _MAP_ANONYMOUS),)),
+    # What a socket holds is in nobody's memory either: no more than the default.
+    ("hidden memory", "setsockopt", (_Test(2, _SO_SNDBUF),)),
     # The kernel signals the owner of a descriptor when it becomes ready, with any signal asked for.
     ("signals", "fcntl", (_Test(1, _F_SETOWN), _Test(1, _F_SETSIG), _Test(1, _F_SETOWN_EX))),
     ("signals", "ioctl", (_Test(1, _FIOSETOWN), _Test(1, _SIOCSPGRP))),

@@ -83,6 +83,8 @@ SCAN = """
 import re
 marks = re.compile(b"earlier" + b"-(code|input|output|file)")
 found = set()
+import os
+if not os.access("/proc/self/mem", os.R_OK): raise SystemExit(print([]))
 for line in open("/proc/self/maps"):
     span, rights, *rest = line.split()
     if "r" in rights and "[vvar" not in line and "[vsyscall" not in line:

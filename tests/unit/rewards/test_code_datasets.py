@@ -1,0 +1,87 @@
+"""Every reference of HumanEval and MBPP passes, and what is made wrong of it fails. Needs ../shared/data."""
+
+import gzip
+import json
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from rewards.code_extraction import extract
+from rewards.code_readers import humaneval_row, mbpp_row, mbpp_row_or_weak
+from rewards.code_tests import CodeTests
+from tests.unit.rewards.code_cases import fenced, prompt, sandbox
+from tests.unit.rewards.code_mutants import operators_swapped, returns_another, returns_nothing
+
+__all__ = ["sandbox"]
+DATA = Path(__file__).parents[4] / "shared/data"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def rows(name):
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def say(text):
+    print(text)  # noqa: T201
+
+
+def failures(sandbox, mapped):
+    reward = CodeTests(sandbox=sandbox)
+    results = {row["id"]: reward(row["reference"], row["tests"], prompt(row["id"])) for row in mapped}
+    return {name: result.detail for name, result in results.items() if result.value != 1.0}
+
+
+def test_every_humaneval_reference_passes_in_time(sandbox):
+    mapped = [humaneval_row(row) for row in rows("humaneval/HumanEval.jsonl.gz")]
+    start = time.monotonic()
+    assert failures(sandbox, mapped) == {}
+    seconds = time.monotonic() - start
+    say(f"HumanEval: {len(mapped)} references in {seconds:.1f} s, tier {sandbox.tier}")
+    assert len(mapped) == 164
+    assert seconds < 60
+
+
+def test_mutants_of_humaneval_references_fail(sandbox):
+    reward = CodeTests(sandbox=sandbox, cpu_s=2.0)
+    beside = CodeTests(sandbox=sandbox, cpu_s=2.0, allow_weak=True)
+    num_changed = num_swapped = num_alive = 0
+    for row in map(humaneval_row, rows("humaneval/HumanEval.jsonl.gz")):
+        source = extract(row["reference"], ("python",)).source
+        name = row["tests"]["entry_points"][0]
+        for mutant in (returns_nothing(source, name), returns_another(source, name)):
+            num_changed += 1
+            assert reward(fenced(mutant), row["tests"], prompt()).value == 0.0, mutant
+        for mutant in islice(operators_swapped(source, name), 1):
+            num_swapped += 1
+            if reward(fenced(mutant), row["tests"], prompt()).value:
+                # Equal to the original, or the data set's tests do not see it: then no grader does.
+                num_alive += 1
+                assert beside(fenced(mutant), row["tests"] | {"is_weak": True}, prompt()).value == 1.0
+    say(f"HumanEval: {num_changed} changed results fail; {num_alive} of {num_swapped} swapped operators pass")
+    assert num_changed == 328
+    assert num_alive <= num_swapped // 8
+
+
+def test_mbpp_references_pass(sandbox):
+    all_rows = rows("mbpp/mbpp.jsonl")
+    mapped = [row for row in map(mbpp_row, all_rows) if row is not None]
+    start = time.monotonic()
+    failed = failures(sandbox, mapped)
+    say(f"MBPP: {len(mapped) - len(failed)} of {len(mapped)} in {time.monotonic() - start:.1f} s")
+    assert failed == {}
+    assert len(mapped) >= 970
+    left_out = {row["task_id"] for row in all_rows if mbpp_row(row) is None}
+    assert left_out == {367, 601, 927}
+
+
+def test_weak_mbpp_record_passes_where_it_is_allowed(sandbox):
+    (weak,) = [row for row in rows("mbpp/mbpp.jsonl") if row["task_id"] == 601]
+    row = mbpp_row_or_weak(weak)
+    assert row["tests"]["is_weak"]
+    assert CodeTests(sandbox=sandbox, allow_weak=True)(row["reference"], row["tests"], prompt()).value == 1.0
