@@ -249,6 +249,8 @@ class Sandbox:
         self._retired: list[_Launcher] = []
         self._tier: Tier | None = None
         self._pid = os.getpid()
+        self.unavailable: dict[Tier, str] = {}
+        """Why the tiers that were tried before the present one, or in vain, cannot be had here."""
 
     @property
     def tier(self) -> Tier:
@@ -318,11 +320,17 @@ class Sandbox:
 
     def _attempt(self, tier: Tier, started: dict[Tier, _Launcher]) -> str:
         """Start a launcher of the tier and run one program in it; why that failed, or nothing."""
-        launcher = _Launcher(tier, without=self._without, python=self._policy.python, max_jobs=self._max_jobs)
-        reason = launcher.refusal or _first_program(launcher, tier)
-        if reason:
-            launcher.close(wait=True)
-        started[tier] = launcher
+        python, max_jobs = self._policy.python, self._max_jobs
+        try:
+            launcher = _Launcher(tier, without=self._without, python=python, max_jobs=max_jobs)
+        except OSError as error:
+            reason = f"its launcher cannot be started ({error})"
+        else:
+            started[tier] = launcher
+            reason = launcher.refusal or _first_program(launcher, tier)
+            if reason:
+                launcher.close(wait=True)
+        self.unavailable |= {tier: reason} if reason else {}
         return reason
 
     def close(self) -> None:

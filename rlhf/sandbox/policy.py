@@ -12,6 +12,12 @@ TIER_VARIABLE = "RLHF_SANDBOX_TIER"
 """Environment variable that pins the tier, so that one machine can prove all of them."""
 ISOLATED: tuple[Tier, ...] = ("namespaces", "landlock")
 UNSAFE: Literal["i-know"] = "i-know"
+WAYS: Mapping[Tier, str] = {
+    "namespaces": "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
+    "kernel.apparmor_restrict_unprivileged_userns=0, or a container seccomp profile that permits unshare)",
+    "landlock": "use a kernel with Landlock (5.13 or later)",
+}
+"""How to get the tiers that isolate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +67,7 @@ def refusal(reasons: Mapping[Tier, str]) -> str:
     """Why nothing runs, and the ways out."""
     found = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items())
     return (
-        f"No sandbox of the asked strength can be had here ({found}). Ways out: allow unprivileged user namespaces "
-        "(sysctl kernel.unprivileged_userns_clone=1, or a container seccomp profile that permits unshare) or use a "
-        "kernel with Landlock (5.13 or later); name a sandbox server in sandbox.remote; or accept a weaker tier with "
+        f"No sandbox of the asked strength can be had here ({found}). Ways out: {WAYS['namespaces']} or "
+        f"{WAYS['landlock']}; name a sandbox server in sandbox.remote; or accept a weaker tier with "
         f"sandbox.minimum: read-only and sandbox.unsafe: {UNSAFE}."
     )
