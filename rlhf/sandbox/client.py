@@ -18,8 +18,9 @@ from typing import IO, Any
 
 from rlhf.errors import SandboxError
 from rlhf.sandbox import wire
-from rlhf.sandbox.execution import Execution, Limits, Program, Tier
+from rlhf.sandbox.execution import Execution, Holder, Limits, Program, Tier
 from rlhf.sandbox.policy import Policy, strongest
+from rlhf.sandbox.remote import RemoteSandbox
 
 _MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher import main; main()"
 _START_S = 30.0
@@ -150,7 +151,7 @@ class Job:
 class _Place:
     """One of the jobs that may run at once."""
 
-    def __init__(self, places: threading.BoundedSemaphore, tier: Tier) -> None:
+    def __init__(self, places: threading.BoundedSemaphore, tier: Holder) -> None:
         began = time.monotonic()
         places.acquire()
         self.queue_s = time.monotonic() - began
@@ -241,6 +242,7 @@ class Sandbox:
         self, policy: Policy | None = None, *, max_jobs: int = MAX_JOBS, without: Sequence[str] = ()
     ) -> None:
         self._policy = policy or Policy()
+        self._remote = RemoteSandbox(policy.remote, max_jobs=max_jobs) if policy and policy.remote else None
         self._without = tuple(without)
         self._max_jobs = max_jobs
         self._lock = threading.Lock()
@@ -253,8 +255,10 @@ class Sandbox:
         """Why the tiers that were tried before the present one, or in vain, cannot be had here."""
 
     @property
-    def tier(self) -> Tier:
+    def tier(self) -> Holder:
         """The tier that programs run in. SandboxError, with reasons and ways out, when none is strong enough."""
+        if self._remote is not None:
+            return self._remote.tier
         with self._lock:
             self._running()
             assert self._tier is not None
@@ -262,6 +266,8 @@ class Sandbox:
 
     def run(self, program: Program, *, limits: Limits | None = None) -> Execution:
         """Run a program to its end."""
+        if self._remote is not None:
+            return self._remote.run(program, limits=limits)
         return self.start(program, limits=limits).wait()
 
     def start(self, program: Program, *, limits: Limits | None = None, channel: bool = False) -> Job:
@@ -273,7 +279,9 @@ class Sandbox:
         return self.open_cell(limits).start(program, limits, channel=channel, lingers=False)
 
     def open_cell(self, limits: Limits) -> Cell:
-        """An empty cell; waits for a free place and raises as `start` does."""
+        """An empty cell; waits for a free place and raises as `start` does, and where a server runs the programs."""
+        if self._remote is not None:
+            self._remote.open_cell(limits)
         tier = self.tier
         place = _Place(self._places, tier)
         connection, theirs = socket.socketpair()
