@@ -118,7 +118,7 @@ def test_doctor_says_that_a_sandbox_is_missing(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1+1=", "answer": "2"}])
     task = {"train": {"file": str(rows)}, "rewards": [{"use": f"{tmp_path / 'programs.py'}:grade"}]}
     recipe = write_recipe(tmp_path, task=task, sandbox={"python": "/no/such/python"})
-    done = rlhf("doctor", recipe, limit_s=250)
+    done = rlhf_from_cold("doctor", recipe, limit_s=250)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "A run cannot start: see sandbox." in done.stderr
 
