@@ -24,6 +24,8 @@ from rlhf.config.schema import PlacementConfig, Recipe
 from rlhf.engines.choice import choose_engine
 from rlhf.errors import DependencyError, PlacementError
 from rlhf.sandbox import landlock
+from rlhf.sandbox.client import Sandbox
+from rlhf.sandbox.execution import Limits, Program
 from rlhf.sandbox.policy import ISOLATED, UNSAFE, WAYS, Policy
 from rlhf.sandbox.self_test import ATTACKS, TierReport, examine_tiers
 from rlhf.telemetry.logs import TERMINAL
@@ -210,6 +212,8 @@ def _ray() -> Finding:
 
 def sandbox(policy: Policy, *, is_needed: bool) -> list[Finding]:
     """The tier that programs get under this policy, and what every tier stops here."""
+    if policy.remote:
+        return [_server(policy, is_needed=is_needed)]
     began = time.monotonic()
     reports = {report.tier: report for report in examine_tiers(python=policy.python)}
     taken = next((tier for tier in policy.candidates if not reports[tier].unavailable), None)
@@ -230,6 +234,21 @@ def sandbox(policy: Policy, *, is_needed: bool) -> list[Finding]:
         first = replace(first, subject="sandbox", found=f"{taken} ({first.found})", status=status)
     seconds = time.monotonic() - began
     return [replace(first, found=f"{first.found}; all tiers tried in {seconds:.1f} s"), *findings]
+
+
+def _server(policy: Policy, *, is_needed: bool) -> Finding:
+    with Sandbox(policy) as server:
+        execution = server.run(Program(code="print(6 * 7)"), limits=Limits(cpu_s=1, wall_s=4))
+    if execution.stdout.split() == [b"42"]:
+        found = (
+            f"{policy.remote} answers in {execution.wall_s:.1f} s; how it holds programs, it does not tell"
+        )
+        return Finding(subject="sandbox", status="ok", found=found)
+    said = execution.detail or execution.stderr.decode(errors="replace") or execution.status
+    advice = "start the server, correct sandbox.remote, or leave it out to run programs on this machine"
+    return Finding(
+        subject="sandbox", status="missing" if is_needed else "note", found=said[-300:], advice=advice
+    )
 
 
 def _tier(report: TierReport) -> Finding:

@@ -13,9 +13,10 @@ from typing import Any
 
 from rlhf.errors import SandboxError
 from rlhf.sandbox import wire
-from rlhf.sandbox.execution import Execution, Limits, Program, Tier
+from rlhf.sandbox.execution import Execution, Holder, Limits, Program, Tier
 from rlhf.sandbox.launching import LauncherProcess
 from rlhf.sandbox.policy import Policy, strongest
+from rlhf.sandbox.remote import RemoteSandbox
 
 _NET_S = 30.0
 """How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
@@ -152,7 +153,7 @@ class Job:
 class _Place:
     """One of the jobs that may run at once."""
 
-    def __init__(self, places: threading.BoundedSemaphore, tier: Tier) -> None:
+    def __init__(self, places: threading.BoundedSemaphore, tier: Holder) -> None:
         began = time.monotonic()
         places.acquire()
         self.queue_s = time.monotonic() - began
@@ -176,6 +177,7 @@ class Sandbox:
         self, policy: Policy | None = None, *, max_jobs: int = MAX_JOBS, without: Sequence[str] = ()
     ) -> None:
         self._policy = policy or Policy()
+        self._remote = RemoteSandbox(policy.remote, max_jobs=max_jobs) if policy and policy.remote else None
         self._without = tuple(without)
         self._max_jobs = max_jobs
         self._tier: Tier | None = None
@@ -192,8 +194,10 @@ class Sandbox:
         self._retired: list[LauncherProcess] = []
 
     @property
-    def tier(self) -> Tier:
+    def tier(self) -> Holder:
         """The tier that programs run in. SandboxError, with reasons and ways out, when none is strong enough."""
+        if self._remote is not None:
+            return self._remote.tier
         with self._lock:
             self._running()
             assert self._tier is not None
@@ -201,6 +205,8 @@ class Sandbox:
 
     def run(self, program: Program, *, limits: Limits | None = None) -> Execution:
         """Run a program to its end."""
+        if self._remote is not None:
+            return self._remote.run(program, limits=limits)
         return self.start(program, limits=limits).wait()
 
     def start(self, program: Program, *, limits: Limits | None = None, channel: bool = False) -> Job:
@@ -212,7 +218,9 @@ class Sandbox:
         return self.open_cell(limits).start(program, limits, channel=channel, lingers=False)
 
     def open_cell(self, limits: Limits) -> Cell:
-        """An empty cell; waits for a free place and raises as `start` does."""
+        """An empty cell; waits for a free place and raises as `start` does, and where a server runs the programs."""
+        if self._remote is not None:
+            self._remote.open_cell(limits)
         tier = self.tier
         place = _Place(self._places, tier)
         connection, theirs = socket.socketpair()

@@ -12,6 +12,8 @@ TIER_VARIABLE = "RLHF_SANDBOX_TIER"
 """Environment variable that pins the tier, so that one machine can prove all of them."""
 ISOLATED: tuple[Tier, ...] = ("namespaces", "landlock")
 UNSAFE: Literal["i-know"] = "i-know"
+REMOTE_SCHEMES = ("http://", "https://", "openenv+http://", "openenv+https://")
+"""Of servers: Sandbox Fusion's without a prefix."""
 WAYS: Mapping[Tier, str] = {
     "namespaces": "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
     "kernel.apparmor_restrict_unprivileged_userns=0, or a container seccomp profile that permits unshare)",
@@ -32,7 +34,7 @@ class Policy:
     python: str = ""
     """Interpreter (3.11 or later) that programs run in; none: the one that runs this."""
     remote: str = ""
-    """URL of a sandbox server that runs everything instead of this machine."""
+    """URL of a sandbox server that runs everything instead of this machine: Sandbox Fusion's, or `openenv+http://...`."""
 
     def __post_init__(self) -> None:
         for key, tier in (("minimum", self.minimum), ("tier", self.tier)):
@@ -43,6 +45,17 @@ class Policy:
                     f"sandbox.{key} is {tier!r}, a tier in which programs can read this machine's files. "
                     f"Set sandbox.unsafe: {UNSAFE} if they may, or ask for one of {', '.join(ISOLATED)}."
                 )
+
+        if self.remote and not self.remote.startswith(REMOTE_SCHEMES):
+            raise ConfigError(
+                f"sandbox.remote is {self.remote!r}, expected a URL that starts with {', '.join(REMOTE_SCHEMES)}."
+            )
+        if self.remote and (self.tier or self.python):
+            key = "tier" if self.tier else "python"
+            raise ConfigError(
+                f"sandbox.{key} and sandbox.remote are both set: a server holds programs in its own way and in its "
+                f"own interpreter. Leave out one of the two."
+            )
 
     @property
     def candidates(self) -> tuple[Tier, ...]:
