@@ -263,7 +263,7 @@ def _refuse_short_limit(spec: RewardSpec, function: RewardFunction) -> None:
     if longest_s is not None and spec.limit_s < longest_s:
         raise LoadError(
             f"{spec.key}.limit_s is {spec.limit_s:g}, but with its kwargs the reward may take {longest_s:g} s for one "
-            f"sample, which would then have no score. Set limit_s: {longest_s:g} or more, or lower the limits in kwargs."
+            f"sample, which then has no score. Set limit_s: {longest_s:g} or more, or lower the limits in kwargs."
         )
 
 
