@@ -11,8 +11,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards import math_equality
-from rewards.math_equality import Verdict, compare, is_list
+from rewards import math_process
+from rewards.math_equality import Rules, Verdict, is_list
 from rewards.math_notation import number
 from rlhf.errors import DataError
 from rlhf.types import RewardResult
@@ -56,10 +56,10 @@ def grade(
 
 def warm_up() -> None:
     """Import the symbolic back end (half a second) outside every deadline; reward workers call it once."""
-    math_equality.warm_up()
+    math_process.start()
 
 
-_compare = lru_cache(maxsize=8192)(compare)
+_compare = lru_cache(maxsize=8192)(math_process.compare)
 
 
 @lru_cache(maxsize=65536)
@@ -73,7 +73,7 @@ def _gold(reference: str | None) -> tuple[str, str]:
     gold = (reference if gold is None else gold).strip()
     if not gold:
         return "", "marks an empty answer"
-    return gold, "" if compare(gold, gold) is Verdict.EQUAL else "does not equal itself"
+    return gold, "" if math_process.compare(gold, gold) is Verdict.EQUAL else "does not equal itself"
 
 
 def extract(completion: str, *, several: bool = False, lenient: bool = False) -> str | None:
