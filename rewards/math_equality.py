@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 
 from rewards.math_notation import MAX_CHARACTERS, Quantity, normalise, quantity
 from rewards.math_shapes import bracketed, equation, interval, is_set, matrix, members, split
@@ -20,6 +21,7 @@ MAX_DEPTH = 12
 MAX_MEMBERS = 64
 MAX_POWER = 10_000
 MAX_FACTORIAL = 200
+MAX_TOWER = 3
 
 
 class Verdict(Enum):
@@ -46,6 +48,7 @@ class Rules:
         return abs(gold - answer) <= max(self.tolerance, self.relative_tolerance * abs(gold))
 
 
+EXACT = Rules()
 Symbolic = Callable[[str, str, Rules], Verdict]
 """Compares two LaTeX expressions; may raise to say that it cannot in this process."""
 
@@ -61,7 +64,9 @@ class _How:
         return _How(rules=self.rules, symbolic=self.symbolic, by_text=self.by_text, depth=self.depth + 1)
 
 
-_CHOICE = re.compile(r"(?:(?:option|choice)\s+)?[(\[{]?\s*([A-Ja-j])\s*(?:[)\]}.:]+(?:\s+(?P<rest>\S.*))?)?", re.I)
+_CHOICE = re.compile(
+    r"(?:(?:option|choice)\s+)?[(\[{]?\s*([A-Ja-j])\s*(?:[)\]}.:]+(?:\s+(?P<rest>\S.*))?)?", re.I
+)
 _ANY_CHOICE = re.compile(r"(?<![a-zA-Z\\])[A-J](?![a-zA-Z])")
 _BASE = re.compile(r"([0-9A-F]+(?:\.[0-9A-F]+)?)_\{?(\d+)\}?")
 _UNDEFINED = re.compile(r"/\s*0+(?![\d.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}|\bnan\b", re.IGNORECASE)
@@ -76,7 +81,7 @@ _PROBLEMS = re.compile(
 
 
 def compare(
-    gold: str, answer: str, rules: Rules = Rules(), *, symbolic: Symbolic, by_text: bool = True
+    gold: str, answer: str, rules: Rules = EXACT, *, symbolic: Symbolic, by_text: bool = True
 ) -> Verdict:
     """Whether `answer` is `gold`. Without `by_text`, equal text is no shortcut around the symbolic step."""
     if len(answer) > MAX_ANSWER_CHARACTERS:
@@ -85,7 +90,8 @@ def compare(
     return _compare(normalise(gold), normalise(answer), how)
 
 
-def is_list(gold: str) -> bool:
+@lru_cache(maxsize=8192)
+def has_members(gold: str) -> bool:
     """Whether the gold answer is several values (a set, a bare list, a plus-minus)."""
     return len(members(normalise(gold)) or ()) > 1
 
@@ -101,7 +107,7 @@ def _compare(gold: str, answer: str, how: _How) -> Verdict:
     if _BASE.fullmatch(gold) or _BASE.fullmatch(answer):
         return Verdict.DIFFERENT
     choice = _CHOICE.fullmatch(gold)
-    if choice and not choice["rest"]:
+    if choice and not choice["rest"] and (gold.isupper() or len(gold) > 1):
         return _verdict(_chosen(answer) == choice[1].upper())
     if how.depth > MAX_DEPTH or len(answer) > MAX_CHARACTERS or len(gold) > MAX_CHARACTERS:
         return Verdict.TOO_LARGE
@@ -192,11 +198,13 @@ def _equations(gold: str, answer: str, how: _How) -> Verdict | None:
     name, values = equation(gold) if members(gold) is None else ("", [gold])
     claimed, claims = equation(answer) if members(answer) is None else ("", [answer])
     if not name and not claimed and len(values) == len(claims) == 1:
-        return None if (values[0], claims[0]) == (gold, answer) else _compare(values[0], claims[0], how.deeper())
+        return (
+            None if (values[0], claims[0]) == (gold, answer) else _compare(values[0], claims[0], how.deeper())
+        )
     is_formula = len(values) > 1 or re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", values[0])) is not None
     if "=" in gold and "=" in answer and is_formula and (claimed != name or not name):
         return _symbolic(gold, answer, how)
-    if len(values) > 1 and not name or (name and claimed and name != claimed):
+    if (len(values) > 1 and not name) or (name and claimed and name != claimed):
         return Verdict.DIFFERENT
     return _worst(_compare(values[-1], claim, how.deeper()) for claim in claims)
 
@@ -214,10 +222,15 @@ def _tuples(gold: str, answer: str, how: _How) -> Verdict | None:
         return _same_rows([left[1]], [right[1]], how) if left[0] == right[0] else Verdict.DIFFERENT
     if _SET_NOTATION.search(gold) or _SET_NOTATION.search(answer):
         return None
-    is_single = [is_set(text) and members(text) for text in (gold, answer)]
-    if any(is_single) and all(not single or len(single) == 1 for single in is_single):
-        return _compare(*(single[0] if single else text for single, text in zip(is_single, (gold, answer), strict=True)), how.deeper())
+    only, other = _only_member(gold), _only_member(answer)
+    if only or other:
+        return _compare(only or gold, other or answer, how.deeper())
     return Verdict.DIFFERENT if left or right or members(gold) or members(answer) else None
+
+
+def _only_member(text: str) -> str:
+    found = members(text) if is_set(text) else None
+    return found[0] if found is not None and len(found) == 1 else ""
 
 
 def _ratios(gold: str, answer: str, how: _How) -> Verdict | None:
@@ -228,13 +241,16 @@ def _ratios(gold: str, answer: str, how: _How) -> Verdict | None:
     if len(left) > 1 and len(right) > 1:
         return _same_rows([left], [right], how)
     ratio, other = (left, answer) if len(left) > 1 else (right, gold)
-    return _verdict(other.replace(" ", "") in ("/".join(ratio), r"\frac{%s}{%s}" % tuple(ratio[:2])))
+    fractions = ("/".join(ratio), rf"\frac{{{ratio[0]}}}{{{ratio[1]}}}")
+    return _verdict(len(ratio) == 2 and other.replace(" ", "") in fractions)
 
 
 def _same_rows(gold: Sequence[Sequence[str]], answer: Sequence[Sequence[str]], how: _How) -> Verdict:
     if [len(row) for row in gold] != [len(row) for row in answer]:
         return Verdict.DIFFERENT
-    pairs = [(g, a) for left, right in zip(gold, answer, strict=True) for g, a in zip(left, right, strict=True)]
+    pairs = [
+        (g, a) for left, right in zip(gold, answer, strict=True) for g, a in zip(left, right, strict=True)
+    ]
     return _worst(_compare(g, a, how.deeper()) for g, a in pairs)
 
 
@@ -263,11 +279,15 @@ def is_small(text: str) -> bool:
     digits = [len(number) for number in re.findall(r"\d+", text)]
     powers = [int(number) for number in re.findall(r"\^\s*\{?\s*-?(\d{1,9})", text)]
     factorials = [int(number[:9]) for number in re.findall(r"(\d+)\s*[)}]*\s*!", text)]
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    is_tower = (re.search(r"\^\s*\{?[^{}]*\^", text) is not None and text.count("^") > 4) or "!!" in text
+    opened: list[bool] = []
+    deepest = raised = 0
+    for place, character in enumerate(text):
+        if character in "([{":
+            opened.append(text[:place].endswith("^"))
+            deepest, raised = max(deepest, len(opened)), max(raised, sum(opened))
+        elif character in ")]}" and opened:
+            opened.pop()
+    is_tower = raised >= MAX_TOWER or "!!" in text or re.search(r"\^\s*\w+\s*\^", text) is not None
     return (
         len(text) <= MAX_CHARACTERS
         and max(digits, default=0) <= MAX_DIGITS

@@ -39,7 +39,9 @@ def _repeating(match: re.Match[str]) -> str:
     return rf"\frac{{{top}}}{{{(10 ** len(cycle) - 1) * 10 ** len(start)}}}"
 
 
-_FONTS = r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|operatorname)\s*\{([^{}]*)\}"
+_FONTS = (
+    r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|operatorname)\s*\{([^{}]*)\}"
+)
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # A row's end is \\cr until the last rule, so that no rule takes its second backslash for a command's.
     (r"\\\\(?:\[\s*-?[\d.]+\s*[a-z]{2}\s*\])?", r"\\cr "),
@@ -49,7 +51,10 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:boxed|fbox)\s*(?=\{)", ""),
     (r"(?<!\\)\$([^$]*)(?<!\\)\$", r" \1 "),
     (r"\\[()\[\]]|(?<!\\)\$(?!\s*-?\d)", ""),
-    (r"\\[lr]brace(?![a-zA-Z])|\\langle(?![a-zA-Z])|\\rangle(?![a-zA-Z])", lambda m: _BRACKETS[m[0]]),
+    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\langle(?![a-zA-Z])", "("),
+    (r"\\rangle(?![a-zA-Z])", ")"),
     (_FONTS, r" \1 "),
     (_FONTS, r" \1 "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
@@ -59,10 +64,16 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\gt(?![a-zA-Z])|&gt;", ">"),
     (r"\\neq(?![a-zA-Z])|!=", r"\\ne "),
     (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
-    (r"\\hspace\s*\{[^{}]*\}", " "),
+    (r"\\(?:hspace|[hv]?phantom)\s*\{[^{}]*\}", " "),
+    (r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
     (r"\\!", ""),
     (r"\\[,;: ]|~|\\quad|\\qquad", " "),
     (r"\{,\}", ","),
+    (r"(?<![\\a-zA-Z])(pi|infty|alpha|beta|theta|sin|cos|tan|log|ln)(?![a-zA-Z])", r"\\\1 "),
+    (
+        r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]*\s*)(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|degrees)",
+        r"\1\\frac{\2\\pi}{180}",
+    ),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", " degrees "),
     (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
@@ -70,7 +81,6 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\*\*", "^"),
     (r"(?<=\d)\s+[xX]\s+(?=\d)", r" \\times "),
     (r"(?<![\\a-zA-Z])[Ii]nfinity(?![a-zA-Z])", r"\\infty "),
-    (r"(?<![\\a-zA-Z])(pi|infty|alpha|beta|theta|sin|cos|tan|log|ln)(?![a-zA-Z])", r"\\\1 "),
     (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"√\s*(\d+|[a-z]|\\pi)", r"\\sqrt{\1}"),
@@ -81,7 +91,6 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\cr(?![a-zA-Z])", r"\\\\"),
     (r"\s+", " "),
 ]
-_BRACKETS = {r"\lbrace": r"\{", r"\rbrace": r"\}", r"\langle": "(", r"\rangle": ")"}
 _REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
 _INTEGER = r"[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}|[1-9]\d{0,2}(?: \d{3})+(?!\d)|\d+"
 _DECIMAL = rf"(?:{_INTEGER})(?:\.\d*)?|\.\d+"
@@ -93,12 +102,15 @@ _NUMBER = re.compile(
     rf")(?P<rest>.*)",
     re.DOTALL | re.IGNORECASE,
 )
+_POWER = r"(?:\s*\^\s*\{?[23]\}?)?"
 _UNIT = re.compile(
-    r"\s*(?:\\?%|percent)?\s*(?:(?:[a-z]+\.?|\\?\$)(?:\s*\^\s*\{?[23]\}?)?(?:(?:\s*/\s*|[ .-]+)[a-z]+(?:\s*\^\s*\{?[23]\}?)?)*\.?)?",
+    rf"\s*(?:\\?%|percent)?\s*(?:(?:[a-z]+\.?|\\?\$){_POWER}(?:(?:\s*/\s*|[ .-]+)[a-z]+{_POWER})*\.?)?",
     re.IGNORECASE,
 )
 _SHORT_UNITS = frozenset(
-    "m g s h l cm mm km kg mg ml lb lbs oz ft in yd mi min hr hrs mph kph am pm sq cu gm".split()
+    re.findall(
+        "[a-z]+", "m g s h l cm mm km kg mg ml lb lbs oz ft in yd mi min hr hrs mph kph am pm sq cu gm"
+    )
 )
 _NO_UNITS = re.compile(
     "pi|sqrt|root|sin|cos|tan|log|ln|exp|i|e|infty|infinity|or|and|not|times|plus|minus|negative|below|above|over|mod"
@@ -128,7 +140,7 @@ def number(text: str) -> Fraction | None:
 
 def normalise(text: str) -> str:
     """One spelling for what is typography: fonts, spacing, unicode, LaTeX variants, the final dot."""
-    text = (text if text.isascii() else _in_ascii(text)).strip().strip("*`").strip()
+    text = (text if text.isascii() else _in_ascii(text)).strip(' \t\r\n*`"')
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = text.rstrip(" .,;").strip().removeprefix("=").strip()

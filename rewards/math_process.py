@@ -1,7 +1,7 @@
-"""Comparison in processes that can be killed: what one answer costs is bounded, whichever thread asks.
+r"""Comparison in processes that can be killed: what one answer costs is bounded, whichever thread asks.
 
     grading process -- control socket -- parent: imports sympy once, forks, buries; single thread
-          \\-- a socket each -- workers: forks of the parent (10 ms), each compares many answers
+          \-- a socket each -- workers: forks of the parent (10 ms), each compares many answers
 
 A comparison that uses up its CPU seconds ends its worker by a signal that nothing handles, in the kernel. The control
 socket is the parent's lifeline: when the grading process is gone, however it ended, the parent kills its group.
@@ -25,7 +25,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rewards.math_equality import Rules, Verdict
+from rewards.math_equality import EXACT, Rules, Verdict
 from rewards.math_equality import compare as compare_structure
 from rlhf.errors import RewardError
 
@@ -41,7 +41,7 @@ _ITS_OWN_FAULT = (signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT)
 """How a worker dies of the expression it was given."""
 
 _FORBIDDEN = frozenset(
-    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty subprocess.Popen socket.connect socket.__new__".split()
+    ["os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "socket.__new__"]
 )
 
 
@@ -49,7 +49,7 @@ class NeedsSymbolsError(Exception):
     """Text and structure do not decide: ask a worker."""
 
 
-def compare(gold: str, answer: str, rules: Rules = Rules(), *, by_text: bool = True) -> Verdict:
+def compare(gold: str, answer: str, rules: Rules = EXACT, *, by_text: bool = True) -> Verdict:
     """Whether `answer` is `gold`: here as far as numbers and structure decide, else in a worker.
 
     RewardError when workers cannot be started or die of something else than the expression.
@@ -278,7 +278,7 @@ def _warm() -> str:
     try:
         from rewards.math_symbols import equal
 
-        equal(r"\frac{x+1}{2}", r"\frac{1}{2}+\frac{x}{2}", Rules())
+        equal(r"\frac{x+1}{2}", r"\frac{1}{2}+\frac{x}{2}", EXACT)
     except Exception:  # noqa: BLE001
         return traceback.format_exc()[-1500:]
     gc.collect()
@@ -339,6 +339,7 @@ def _confine() -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    is_text_compiled = event == "compile" and str(arguments[1]).startswith("<")
-    if is_text_compiled or event in _FORBIDDEN:
+    # Sympy compiles one template of its own, by the number of a polynomial's symbols; no answer's text is in it.
+    is_text = event == "compile" and str(arguments[1]).startswith("<")
+    if event in _FORBIDDEN or (is_text and sys._getframe(1).f_globals["__name__"] != "sympy.polys.monomials"):
         raise PermissionError(f"{event} in a process that only compares answers")

@@ -12,15 +12,19 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import sympy.core.random  # type: ignore[import-untyped]
+
+# Imported here because simplify would import it later, and it gives names to the string parser.
+import sympy.physics.units  # type: ignore[import-untyped]
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
 from sympy.core.relational import Relational  # type: ignore[import-untyped]
 from sympy.parsing import sympy_parser  # type: ignore[import-untyped]
 
 from rewards.math_equality import Rules, Verdict
 
-_NORMALISED = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none")
+_NORMALISED = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none"
+)
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
-_DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]*\s*)(\d+(?:\.\d+)?)\s+degrees")
 _PLAIN = re.compile(r"\d{1,1000}(?:\.\d{0,1000})?|\.\d{1,1000}")
 _IMAGINARY = sympy.Symbol("i", real=True)
 _DIGITS = 50
@@ -49,14 +53,17 @@ def equal(gold: str, answer: str, rules: Rules) -> Verdict:
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Any:
-    text = _DEGREES.sub(r"\1\\frac{\2\\pi}{180}", text)
     try:
-        found = latex2sympy(text, is_real=True, normalization_config=_NORMALISED, conversion_config=_CONVERSION)
+        found = latex2sympy(
+            text, is_real=True, normalization_config=_NORMALISED, conversion_config=_CONVERSION
+        )
     except (MemoryError, RecursionError):
         raise
     except Exception:  # noqa: BLE001
         return None
-    return found.xreplace({_IMAGINARY: sympy.I}) if isinstance(found, sympy.Basic | sympy.MatrixBase) else None
+    return (
+        found.xreplace({_IMAGINARY: sympy.I}) if isinstance(found, sympy.Basic | sympy.MatrixBase) else None
+    )
 
 
 def _operations(tree: Any) -> int:
@@ -65,7 +72,7 @@ def _operations(tree: Any) -> int:
 
 def _same(left: Any, right: Any, rules: Rules) -> bool:
     if isinstance(left, Relational) and isinstance(right, Relational):
-        return _same_relation(left, right, rules)
+        return _same_relation(left, right)
     if isinstance(left, sympy.Set) and isinstance(right, sympy.Set):
         return _same_set(left.doit(), right.doit())
     if isinstance(left, sympy.MatrixBase | sympy.MatrixExpr) and isinstance(
@@ -83,7 +90,7 @@ def _same(left: Any, right: Any, rules: Rules) -> bool:
     return bool(left == right) or (left - right).equals(0) is True or _close(left, right, rules)
 
 
-def _same_relation(left: Relational, right: Relational, rules: Rules) -> bool:
+def _same_relation(left: Relational, right: Relational) -> bool:
     """Whether one is the other times a constant: of an equation any but 0, of an inequality a positive one."""
     (kind, gold), (other, answer) = _against_zero(left), _against_zero(right)
     if kind is not other or answer.is_zero or gold.is_zero:

@@ -39,7 +39,9 @@ _MEASURES = {word: name for name, words in _NAMES.items() for word in words.spli
 _POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 _RATES = {"mph": ("mile", "hour"), "kph": ("km", "hour"), "kmh": ("km", "hour")}
 _TOKEN = re.compile(r"([a-z]+|\$)|(/)|\^\s*\{?\s*([23])\s*\}?")
-_PIECE = re.compile(r"[a-z]{2,}\.?(?:\^\{?[23]\}?)?(?:/[a-z]+(?:\^\{?[23]\}?)?)?|[a-z]/[a-z](?:\^\{?[23]\}?)?|/")
+_PIECE = re.compile(
+    r"[a-z]{2,}\.?(?:\^\{?[23]\}?)?(?:/[a-z]+(?:\^\{?[23]\}?)?)?|[a-z]/[a-z](?:\^\{?[23]\}?)?|/"
+)
 
 Unit = frozenset[str]
 """Canonical words: "cm^2" for square centimetres, "per" and what follows for a rate, other nouns as they are."""
@@ -82,7 +84,7 @@ def split_unit(text: str) -> tuple[str, Unit]:
     start = len(pieces)
     while start > 1 and _is_unit(pieces[start - 1].lower()):
         start -= 1
-    if start == len(pieces) or pieces[start] == "/":
+    if start == len(pieces) or pieces[start].lower() in ("/", "per", "squared", "cubed"):
         return text, frozenset()
     return " ".join(pieces[:start]), unit_of(" ".join(pieces[start:]))
 
