@@ -125,7 +125,7 @@ class _Pool:
         self.is_broken = False
         self._control.settimeout(START_S)
         self._talking = threading.Lock()
-        self._places = threading.BoundedSemaphore(_usable_cpus())
+        self._places = threading.BoundedSemaphore(usable_cpus())
         self._idle: list[_Worker] = []
 
     def warm_up(self) -> None:
@@ -251,7 +251,7 @@ def _line(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -302,7 +302,7 @@ def _fork_worker(control: socket.socket) -> None:
 
 
 def _work(connection: socket.socket) -> None:
-    _confine()
+    confine()
     with connection.makefile("rb") as jobs:
         for job in map(json.loads, jobs):
             signal.setitimer(signal.ITIMER_PROF, CPU_S)
@@ -328,7 +328,7 @@ def _decide(job: Mapping[str, Any]) -> Verdict:
         return Verdict.DIFFERENT
 
 
-def _confine() -> None:
+def confine() -> None:
     """Leave this process nothing to do but compute: little memory, no files, no programs, no code from text."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})

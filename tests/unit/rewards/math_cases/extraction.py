@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a case a line)
 """Where the answer is taken from (policy lines 1 to 3). The gold is 8 unless a group says otherwise."""
 
 from tests.unit.rewards.math_cases.case import Case, pairs, texts

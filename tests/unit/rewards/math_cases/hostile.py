@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a case a line)
 """What is meant to hang, to crash, to be run, or to be paid for nothing (policy lines 8 and 9)."""
 
 from tests.unit.rewards.math_cases.case import Case, Verdict, pairs

@@ -249,7 +249,7 @@ UNDEFINED = pairs(
         (r"\infty", r"-\infty", "the sign"),
     ],
 ) + pairs(
-    8,
+    9,
     "bad gold",
     [
         ("1/0", "1/0", "an undefined gold"),
@@ -367,8 +367,8 @@ TOLERANCE = pairs(
 BAD_OPTIONS = [
     case
     for tolerance in (-0.01, "much", float("nan"), True)
-    for case in pairs(4, "bad gold", [("5", "5", "an option that is no tolerance")], tolerance=tolerance)
-] + pairs(10, "bad gold", [("5", "5", "a word is no yes or no")], simplified="false")
+    for case in pairs(9, "bad gold", [("5", "5", "an option that is no tolerance")], tolerance=tolerance)
+] + pairs(9, "bad gold", [("5", "5", "a word is no yes or no")], simplified="false")
 
 CASES: list[Case] = [
     *SPELLINGS, *OTHER_NUMBERS, *PERCENT_AND_MONEY, *UNITS, *UNDEFINED, *ARITHMETIC, *TOLERANCE, *BAD_OPTIONS,

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001 (a case a line; look-alike characters are the subject)
+# ruff: noqa: RUF001 (a case a line; look-alike characters are the subject)
 """Expressions (policy line 4) and words (policy line 7)."""
 
 from tests.unit.rewards.math_cases.case import Case, pairs
