@@ -252,6 +252,7 @@ def _line(message: Mapping[str, Any]) -> bytes:
 
 
 def usable_cpus() -> int:
+    """How many workers compute at once, at most."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

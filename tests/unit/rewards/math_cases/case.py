@@ -19,9 +19,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return (
-            f"{self.line}: {self.gold[:30]!r} <- {self.completion[-45:]!r} is {self.verdict}: {self.reason}"
-        )
+        given = dict(self.options) or ""
+        return f"{self.line}: {self.gold[:30]!r} <- {self.completion[-45:]!r} is {self.verdict}: {self.reason} {given}"
 
 
 def pairs(line: int, verdict: Verdict, rows: Iterable[tuple[str, str, str]], **options: Any) -> list[Case]:
