@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from rewards.math_notation import MAX_CHARACTERS, Quantity, normalise, quantity
 from rewards.math_shapes import bracketed, equation, interval, is_set, matrix, members, split
-from rewards.math_units import contradict, split_unit
+from rewards.math_units import Unit, contradict, split_unit
 
 MAX_ANSWER_CHARACTERS = 4000
 MAX_DIGITS = 100
@@ -78,6 +78,8 @@ _PROBLEMS = re.compile(
     r"|\\frac\s*\{\s*(?:d|\\partial)\b"
 )
 """Operations that a problem asks to carry out: an answer that still contains them restates it."""
+_MARKS = re.compile(r"'|\^\s*\{?\s*(?:T|\\top|\\prime)(?![a-zA-Z])")
+"""Derivatives and transposes, which the grammar drops."""
 
 
 def compare(
@@ -261,12 +263,23 @@ def _worst(verdicts: Iterable[Verdict]) -> Verdict:
 def _symbolic(gold: str, answer: str, how: _How) -> Verdict:
     if not set(_PROBLEMS.findall(answer)) <= set(_PROBLEMS.findall(gold)) or _mixes_bases(gold, answer):
         return Verdict.DIFFERENT
-    (gold, gold_unit), (answer, answer_unit) = split_unit(gold), split_unit(answer)
+    if sorted(_MARKS.findall(gold)) != sorted(_MARKS.findall(answer)):
+        return Verdict.DIFFERENT
+    (gold, gold_unit), (answer, answer_unit) = _measured(gold), _measured(answer)
     if contradict(gold_unit, answer_unit):
         return Verdict.DIFFERENT
     if not (is_small(gold) and is_small(answer)):
         return Verdict.TOO_LARGE
     return how.symbolic(gold, answer, how.rules)
+
+
+def _measured(text: str) -> tuple[str, Unit]:
+    """An expression and its unit; a number as one fraction, so that no grammar reads `1 4/5` its own way."""
+    found = quantity(text)
+    if found is None:
+        return split_unit(text)
+    value = found.value / 100 if found.is_percent else found.value
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}", found.unit
 
 
 def _mixes_bases(*texts: str) -> bool:

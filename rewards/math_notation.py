@@ -78,6 +78,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+    (r"([1-9]\d{0,2}(?:,\d{3})+)(?=\s*(?:\\pi|\\sqrt|[a-z]\b))", lambda m: m[1].replace(",", "")),
     (r"\*\*", "^"),
     (r"(?<=\d)\s+[xX]\s+(?=\d)", r" \\times "),
     (r"(?<![\\a-zA-Z])[Ii]nfinity(?![a-zA-Z])", r"\\infty "),

@@ -15,7 +15,12 @@ import sympy.core.random  # type: ignore[import-untyped]
 
 # Imported here because simplify would import it later, and it gives names to the string parser.
 import sympy.physics.units  # type: ignore[import-untyped]
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
+from latex2sympy2_extended.latex2sympy2 import (
+    ConversionConfig,
+    NormalizationConfig,
+    _Latex2Sympy,
+    normalize_latex,
+)
 from sympy.core.relational import Relational  # type: ignore[import-untyped]
 from sympy.parsing import sympy_parser  # type: ignore[import-untyped]
 
@@ -26,6 +31,8 @@ _NORMALISED = NormalizationConfig(
 )
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _PLAIN = re.compile(r"\d{1,1000}(?:\.\d{0,1000})?|\.\d{1,1000}")
+_MIXED = re.compile(r"(?<![\w.}^])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
+_NUMERAL = re.compile(r"\{*[\d.]")
 _IMAGINARY = sympy.Symbol("i", real=True)
 _DIGITS = 50
 
@@ -38,6 +45,23 @@ def _read_number(text: str, *_args: Any, **_kwargs: Any) -> Any:
 
 
 sympy_parser.parse_expr = _read_number
+
+
+class _Grammar(_Latex2Sympy):  # type: ignore[misc]
+    """Math-Verify's grammar without one of its guesses: neighbours multiply (it adds: `(2)(3)` was 5)."""
+
+    def convert_postfix_list(self, arr: Any, i: int = 0) -> Any:
+        """The product of the factors from number `i` on; ValueError where two numerals stand side by side."""
+        first = self.convert_postfix(arr[i])
+        if i == len(arr) - 1:
+            return first
+        if not isinstance(first, sympy.Expr | sympy.MatrixBase | sympy.MatrixExpr):
+            raise ValueError("not a factor")
+        if arr[i].getText()[-1].isdigit() and _NUMERAL.match(arr[i + 1].getText()):
+            raise ValueError("two numbers side by side")
+        rest = self.convert_postfix_list(arr, i + 1)
+        is_matrix = any(isinstance(side, sympy.MatrixBase | sympy.MatrixExpr) for side in (first, rest))
+        return self.mat_mul_flat(first, rest) if is_matrix else self.mul_flat(first, rest)
 
 
 def equal(gold: str, answer: str, rules: Rules) -> Verdict:
@@ -53,10 +77,9 @@ def equal(gold: str, answer: str, rules: Rules) -> Verdict:
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Any:
+    text = normalize_latex(_MIXED.sub(r"(\1+\2)", text), _NORMALISED)
     try:
-        found = latex2sympy(
-            text, is_real=True, normalization_config=_NORMALISED, conversion_config=_CONVERSION
-        )
+        found = _Grammar(is_real=True, config=_CONVERSION).parse(text)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # noqa: BLE001
