@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from rewards.math_notation import MAX_CHARACTERS, Quantity, normalise, quantity
-from rewards.math_shapes import bracketed, equation, interval, is_set, matrix, members, split
+from rewards.math_shapes import bracketed, equation, interval, is_set, matrix, members, named_values, split
 from rewards.math_units import Unit, contradict, split_unit
 
 MAX_ANSWER_CHARACTERS = 4000
@@ -78,6 +78,8 @@ _PROBLEMS = re.compile(
     r"|\\frac\s*\{\s*(?:d|\\partial)\b"
 )
 """Operations that a problem asks to carry out: an answer that still contains them restates it."""
+_MISREAD = re.compile(r"\d_|(?<![\d.,])0\d")
+"""What the grammar reads as something else: a number's base is dropped, a date's `05` is 5."""
 _MARKS = re.compile(r"'|\^\s*\{?\s*(?:T|\\top|\\prime)(?![a-zA-Z])")
 """Derivatives and transposes, which the grammar drops."""
 
@@ -158,10 +160,19 @@ def _structural(gold: str, answer: str, how: _How) -> Verdict | None:
         return Verdict.DIFFERENT
     if left or right:
         return _compare(left[1] if left else gold, right[1] if right else answer, how.deeper())
-    for verdict in (_lists, _equations, _matrices, _tuples, _ratios):
+    for verdict in (_assignments, _lists, _equations, _matrices, _tuples, _ratios):
         if (found := verdict(gold, answer, how)) is not None:
             return found
     return None
+
+
+def _assignments(gold: str, answer: str, how: _How) -> Verdict | None:
+    """`x=1, y=2` where the other side gives no names: a point, or a list in the order of the names."""
+    named, claimed = named_values(gold), named_values(answer)
+    if bool(named) == bool(claimed):
+        return None
+    values, claims = named or _point(gold), claimed or _point(answer) or members(answer)
+    return _same_rows([values], [claims], how) if values and claims else None
 
 
 def _lists(gold: str, answer: str, how: _How) -> Verdict | None:
@@ -171,6 +182,12 @@ def _lists(gold: str, answer: str, how: _How) -> Verdict | None:
     is_union = r"\cup" in gold or r"\cup" in answer
     same = _same_set(left, right, how, once=is_set(gold) or is_set(answer))
     return same if same is Verdict.EQUAL or not is_union else _symbolic(_spans(left), _spans(right), how)
+
+
+def _point(text: str) -> list[str] | None:
+    """Coordinates of `(1, 2)`."""
+    found = bracketed(text)
+    return found[1] if found is not None and found[0] == "()" else None
 
 
 def _spans(parts: Sequence[str]) -> str:
@@ -261,7 +278,9 @@ def _worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _symbolic(gold: str, answer: str, how: _How) -> Verdict:
-    if not set(_PROBLEMS.findall(answer)) <= set(_PROBLEMS.findall(gold)) or _mixes_bases(gold, answer):
+    if not set(_PROBLEMS.findall(answer)) <= set(_PROBLEMS.findall(gold)) or _MISREAD.search(
+        f"{gold} {answer}"
+    ):
         return Verdict.DIFFERENT
     if sorted(_MARKS.findall(gold)) != sorted(_MARKS.findall(answer)):
         return Verdict.DIFFERENT
@@ -280,11 +299,6 @@ def _measured(text: str) -> tuple[str, Unit]:
         return split_unit(text)
     value = found.value / 100 if found.is_percent else found.value
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}", found.unit
-
-
-def _mixes_bases(*texts: str) -> bool:
-    # The grammar drops the subscript of a number: 101_2 + 1 would be 102.
-    return any(re.search(r"\d_", text) for text in texts)
 
 
 def is_small(text: str) -> bool:

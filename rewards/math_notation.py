@@ -64,6 +64,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\gt(?![a-zA-Z])|&gt;", ">"),
     (r"\\neq(?![a-zA-Z])|!=", r"\\ne "),
     (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
+    (r"\\(?:tiny|small|large|Large|huge|checkmark|blacksquare|square|color\s*\{\w+\})(?![a-zA-Z])", " "),
+    (r"\\(?:textcolor\s*\{\w+\}|underline|ensuremath)\s*(?=\{)", ""),
     (r"\\(?:hspace|[hv]?phantom)\s*\{[^{}]*\}", " "),
     (r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
     (r"\\!", ""),
@@ -83,6 +85,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<=\d)\s+[xX]\s+(?=\d)", r" \\times "),
     (r"(?<![\\a-zA-Z])[Ii]nfinity(?![a-zA-Z])", r"\\infty "),
     (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"∛\s*(\d+|[a-z])", r"\\sqrt[3]{\1}"),
     (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"√\s*(\d+|[a-z]|\\pi)", r"\\sqrt{\1}"),
     (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
@@ -144,7 +147,7 @@ def normalise(text: str) -> str:
     text = (text if text.isascii() else _in_ascii(text)).strip(' \t\r\n*`"')
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = text.rstrip(" .,;").strip().removeprefix("=").strip()
+    text = text.rstrip(" .,;\\").strip().removeprefix("=").strip()
     while text.startswith("{") and closes_at_end(text):
         text = text[1:-1].strip()
     return text

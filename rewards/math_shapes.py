@@ -121,5 +121,14 @@ def equation(text: str) -> tuple[str, list[str]]:
     return (name, values) if values else ("", sides[:1])
 
 
+def named_values(text: str) -> list[str] | None:
+    """Values of `x=1, y=2` in the order of their names, which all differ; None for any other text."""
+    pairs = [equation(part) for part in members(text) or []]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < max(len(names), 2) or not all(names):
+        return None
+    return [values[-1] for _, values in sorted(pairs)]
+
+
 def _has_letters(text: str) -> bool:
     return re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)) is not None

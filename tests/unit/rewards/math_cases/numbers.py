@@ -1,5 +1,5 @@
 # ruff: noqa: E501, RUF001 (a case a line; look-alike characters are the subject)
-"""What number a text is (policy lines 4, 5, 8 and 10)."""
+"""What number a text is (policy lines 4, 5, 8 and 9)."""
 
 from tests.unit.rewards.math_cases.case import Case, pairs
 
@@ -66,6 +66,22 @@ SPELLINGS = pairs(
         ("1e50", "1" + "0" * 50, "long digits"),
         ("-0", "0", "negative zero"),
         ("0", r"\frac{0}{5}", "zero over something"),
+        ("6", "2(3)", "a product (math-verify adds neighbours)"),
+        ("6", "(2)(3)", "a product (math-verify adds neighbours)"),
+        ("22/7", r"3\frac17", "a mixed number"),
+        ("1/7", r"0.\overline{142857}", "a long cycle"),
+        ("1/3", r"0.3\dot{3}", "a dotted cycle"),
+        ("0.1", "10^{-1}", "a negative power"),
+        ("6.02\\times 10^{23}", "6.02e23", "two scientific notations"),
+        ("10", r"\color{red}{10}", "a colour"),
+        ("10", r"\textcolor{red}{10}", "a colour"),
+        ("10", r"\underline{10}", "underlined"),
+        ("10", r"\large 10", "a size"),
+        ("10", r"10 \checkmark", "a tick"),
+        ("10", r"{\bf 10}", "an old font"),
+        ("10", "10,", "a comma behind"),
+        ("12000\\pi", r"12,000\pi", "a thousands comma before a symbol"),
+        ("2023-01-05", "2023-01-05", "a date as text"),
     ],
 )
 OTHER_NUMBERS = pairs(
@@ -88,6 +104,22 @@ OTHER_NUMBERS = pairs(
         ("1/3", r"0.\overline{4}", "another cycle"),
         ("0.12345678901234567890", "0.12345678901234567891", "the twentieth decimal"),
         ("12", "1 2", "two numbers"),
+        ("5", "2 3", "two numbers (math-verify adds them)"),
+        ("5", "(2)(3)", "a product (math-verify adds neighbours)"),
+        ("6", "2{3}", "it reads 23"),
+        ("1000", "1.000", "a European thousand"),
+        ("1000", "1_000", "a programmer's thousand"),
+        ("1/7", "0.142857...", "dots continue nobody knows how"),
+        ("1", "1.0000000000000000000000001", "nearly"),
+        ("10", "10 or more", "a bound"),
+        ("10", "at least 10", "a bound"),
+        ("10", "less than 10", "a bound"),
+        ("10", "> 10", "a bound"),
+        ("10", "10+", "a bound"),
+        ("10", "10?", "a question"),
+        ("10", r"\cancel{10}", "struck out"),
+        ("10", "ten", "a word is no number here"),
+        ("2023-01-05", "2017", "a date is no difference"),
         ("121234", "12 1234", "no grouping"),
         ("1", "0,001", "a European decimal is no thousand"),
         ("3.14", "3,14", "a European decimal is a list here"),
@@ -261,115 +293,4 @@ UNDEFINED = pairs(
         (r"\frac{1}{0}", "5", "an undefined gold"),
     ],
 )  # fmt: skip
-ARITHMETIC = pairs(
-    10,
-    "right",
-    [
-        ("391", "17*23", "arithmetic is equal by default"),
-        ("391", r"17 \times 23", "arithmetic is equal by default"),
-        ("391", "17·23", "unicode's dot"),
-        ("391", "{{17*23}}", "doubled braces are no template, but brackets"),
-        ("5", "2+3", "arithmetic is equal by default"),
-        ("5", "2+3=5", "with its result"),
-        ("120", "5!", "a factorial"),
-        ("120", r"\binom{10}{3}", "a binomial"),
-        ("120", r"{10 \choose 3}", "the other binomial"),
-        ("1024", "2^{10}", "a power"),
-        ("2^{2005}", r"2 \cdot 2^{2004}", "large powers"),
-        ("2", r"\log_{10} 100", "a logarithm"),
-        ("3", r"\ln e^3", "a logarithm"),
-        ("1/2", r"\sin 30^\circ", "a sine in degrees"),
-        ("1/2", r"\sin(\pi/6)", "a sine in radians"),
-        ("2", r"\sqrt{4}", "a root"),
-        ("2", r"\sqrt[3]{8}", "a cube root"),
-        ("2", "(2)", "brackets"),
-        ("2", "|-2|", "an absolute value"),
-    ],
-) + pairs(
-    10,
-    "wrong",
-    [
-        ("391", "17*24", "another product"),
-        ("5", "12 = 5", "the two sides differ (math-verify takes the last)"),
-        ("5", "4+1=6", "the sides differ"),
-        ("10", "2x = 10", "an equation still to be solved (math-verify takes the last side)"),
-        ("1/2", r"\int_0^1 x\,dx", "the problem again (math-verify pays for it)"),
-        ("55", r"\sum_{k=1}^{10} k", "the problem again (math-verify pays for it)"),
-        ("1", r"\lim_{x \to 0} \frac{\sin x}{x}", "the problem again"),
-        ("6", r"\gcd(12, 18)", "the problem again (math-verify pays for it)"),
-        ("36", r"\operatorname{lcm}(12, 18)", "the problem again"),
-        ("2", r"100 \bmod 7", "the problem again"),
-        ("7", r"\max(3, 7)", "the problem again"),
-        ("-2", r"\det \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "the problem again"),
-        ("2x", r"\frac{d}{dx} x^2", "the problem again"),
-    ],
-) + pairs(
-    10,
-    "wrong",
-    [
-        ("391", "17*23", "arithmetic still to be done"),
-        ("1/2", "2/4", "not in lowest terms"),
-        ("2", "4/2", "a fraction that is whole"),
-        ("2", r"\frac{4}{2}", "a fraction that is whole"),
-        ("5", "2+3", "arithmetic still to be done"),
-        ("x^2-1", "(x-1)(x+1)", "more operations than the gold"),
-        ("1024", "2^{10}", "a power still to be taken"),
-        (r"(1, 2)", "(1, 4/2)", "in a member"),
-    ],
-    simplified=True,
-) + pairs(
-    10,
-    "right",
-    [
-        ("391", "391", "a literal"),
-        ("1/2", r"\frac{1}{2}", "in lowest terms"),
-        ("1/2", "0.5", "a decimal"),
-        ("1.5", r"1\frac{1}{2}", "a mixed number"),
-        (r"2\sqrt{2}", r"2\sqrt2", "a surd as the gold has it"),
-        ("x+1", "1+x", "another order"),
-        ("-3/4", "-3/4", "a negative fraction"),
-    ],
-    simplified=True,
-)  # fmt: skip
-TOLERANCE = pairs(
-    4,
-    "right",
-    [
-        ("3.14", "3.15", "within 0.01"),
-        (r"\pi", "3.14", "a number and a symbol"),
-        ("3.14", r"\pi", "a symbol and a number"),
-        ("(1, 2)", "(1.005, 2)", "in a member"),
-        (r"50\%", "0.505", "on the percentage's value"),
-    ],
-    tolerance=0.01,
-) + pairs(
-    4,
-    "wrong",
-    [
-        ("3.14", "3.16", "beyond 0.01"),
-        (r"\pi", "3.16", "beyond 0.01"),
-        ("(1, 2)", "(1.02, 2)", "in a member"),
-        ("x+1", "x+1.001", "symbols have no tolerance"),
-        ("yes", "no", "words have no tolerance"),
-    ],
-    tolerance=0.01,
-) + pairs(
-    4,
-    "right",
-    [("1000", "1010", "1 % of it"), (r"100\pi", "314.5", "1 % of a symbol")],
-    tolerance="1%",
-) + pairs(
-    4,
-    "wrong",
-    [("1000", "1011", "more than 1 %"), ("0", "0.001", "1 % of nothing"), (r"100\pi", "318", "more than 1 %")],
-    tolerance="1%",
-)  # fmt: skip
-BAD_OPTIONS = [
-    case
-    for tolerance in (-0.01, "much", float("nan"), True)
-    for case in pairs(9, "bad gold", [("5", "5", "an option that is no tolerance")], tolerance=tolerance)
-] + pairs(9, "bad gold", [("5", "5", "a word is no yes or no")], simplified="false")
-
-CASES: list[Case] = [
-    *SPELLINGS, *OTHER_NUMBERS, *PERCENT_AND_MONEY, *UNITS, *UNDEFINED, *ARITHMETIC, *TOLERANCE, *BAD_OPTIONS,
-]  # fmt: skip
+CASES: list[Case] = [*SPELLINGS, *OTHER_NUMBERS, *PERCENT_AND_MONEY, *UNITS, *UNDEFINED]
