@@ -110,21 +110,22 @@ def _gold(reference: str | None) -> tuple[str, bool]:
     if gold is None and "####" in reference:
         gold = reference.rpartition("####")[2]
     gold = (reference if gold is None else gold).strip()
-    problem = _problem(gold) if len(gold) <= MAX_CACHED else _problem.__wrapped__(gold)
+    problem, is_list = _checked(gold) if len(gold) <= MAX_CACHED else _checked.__wrapped__(gold)
     if problem:
         raise DataError(f"reference {reference[-80:]!r} {problem}")
-    return gold, has_members(gold)
+    return gold, is_list
 
 
 @lru_cache(maxsize=8192)
-def _problem(gold: str) -> str:
+def _checked(gold: str) -> tuple[str, bool]:
+    """What is wrong with a gold, if anything, and whether it is a list."""
     if not gold:
-        return "marks an empty answer"
+        return "marks an empty answer", False
     verdict = math_process.compare(gold, gold)
     if verdict is Verdict.EQUAL and math_process.compare(gold, gold, by_text=False) is Verdict.TOO_LARGE:
         verdict = Verdict.TOO_LARGE
     problems = {Verdict.DIFFERENT: "does not equal itself", Verdict.TOO_LARGE: "is too large to compare"}
-    return problems.get(verdict, "")
+    return problems.get(verdict, ""), has_members(gold)
 
 
 def extract(completion: str, *, lenient: bool = False) -> str | None:
@@ -218,8 +219,11 @@ def _heading(text: str) -> str:
 
 
 def _phrase(text: str) -> str:
-    ends = [match.end() for match in _PHRASE.finditer(text)]
-    return _PHRASE_END.split(text[ends[-1] :].partition("\n")[0])[0].strip(" *") if ends else ""
+    for start in reversed([match.end() for match in _PHRASE.finditer(text)]):
+        stop = text.find("\n", start)
+        if answer := _PHRASE_END.split(text[start : stop if stop >= 0 else None])[0].strip(" *"):
+            return answer
+    return ""
 
 
 def _last_expression(text: str) -> str:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from functools import lru_cache
 
 from rewards.math_notation import MAX_CHARACTERS, Quantity, normalise, quantity
 from rewards.math_shapes import bracketed, equation, interval, is_set, matrix, members, named_values, split
 from rewards.math_units import Unit, contradict, split_unit
 
-MAX_ANSWER_CHARACTERS = 4000
+MAX_ANSWER_CHARACTERS = 2000
+MAX_STRUCTURE = 1000
+"""Longest text that is taken apart; a longer gold equals its own text only."""
 MAX_DIGITS = 100
 MAX_DEPTH = 12
 MAX_MEMBERS = 64
@@ -94,7 +95,6 @@ def compare(
     return _compare(normalise(gold), normalise(answer), how)
 
 
-@lru_cache(maxsize=8192)
 def has_members(gold: str) -> bool:
     """Whether the gold answer is several values (a set, a bare list, a plus-minus)."""
     return len(members(normalise(gold)) or ()) > 1
@@ -113,7 +113,9 @@ def _compare(gold: str, answer: str, how: _How) -> Verdict:
     choice = _CHOICE.fullmatch(gold)
     if choice and not choice["rest"] and (gold.isupper() or len(gold) > 1):
         return _verdict(_chosen(answer) == choice[1].upper())
-    if how.depth > MAX_DEPTH or len(answer) > MAX_CHARACTERS or len(gold) > MAX_CHARACTERS:
+    if len(gold) > MAX_STRUCTURE:
+        return Verdict.DIFFERENT
+    if how.depth > MAX_DEPTH or len(answer) > MAX_STRUCTURE:
         return Verdict.TOO_LARGE
     structural = _structural(gold, answer, how)
     if structural is not None:

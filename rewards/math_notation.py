@@ -67,7 +67,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:tiny|small|large|Large|huge|checkmark|blacksquare|square|color\s*\{\w+\})(?![a-zA-Z])", " "),
     (r"\\(?:textcolor\s*\{\w+\}|underline|ensuremath)\s*(?=\{)", ""),
     (r"\\(?:hspace|[hv]?phantom)\s*\{[^{}]*\}", " "),
-    (r"\{?\s*(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
+    (r"\{?\s*(\w{1,20})\s*\\choose\s*(\w{1,20})\s*\}?", r"\\binom{\1}{\2}"),
     (r"\\!", ""),
     (r"\\[,;: ]|~|\\quad|\\qquad", " "),
     (r"\{,\}", ","),

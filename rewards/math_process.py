@@ -333,7 +333,9 @@ def confine() -> None:
     """Leave this process nothing to do but compute: little memory, no files, no programs, no code from text."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    limits = {resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}
+    if sys.platform == "linux":  # macOS refuses it
+        limits[resource.RLIMIT_AS] = MEMORY_BYTES
     for limit, most in limits.items():
         resource.setrlimit(limit, (most, most))
     sys.addaudithook(_refuse)

@@ -110,7 +110,9 @@ def _same(left: Any, right: Any, rules: Rules) -> bool:
     left, right = left.doit(), right.doit()
     if any(side.has(sympy.nan, sympy.zoo) for side in (left, right)):
         return False
-    return bool(left == right) or (left - right).equals(0) is True or _close(left, right, rules)
+    difference = left - right
+    is_zero = left == right or difference.expand() == 0 or difference.equals(0)
+    return is_zero is True or _close(left, right, rules)
 
 
 def _same_relation(left: Relational, right: Relational) -> bool:

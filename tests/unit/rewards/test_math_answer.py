@@ -1,13 +1,25 @@
 """Extraction, options, caches and GSM8K rows; what equals what is in test_math_cases.py."""
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewards import math_answer, math_process
 from rewards.math_answer import extract, grade, gsm8k_row
-from rlhf.errors import DataError
+from rlhf.errors import DataError, LoadError
+from rlhf.rollout.reward_shapes import bind
+from rlhf.types import Message, Prompt, Trajectory, Turn
+
+MATH_500 = Path(__file__).parents[4] / "shared" / "data" / "math500" / "answers.jsonl"
+SAME: set[tuple[str, str]] = set()
 
 
 @pytest.mark.parametrize(
@@ -39,6 +51,7 @@ from rlhf.errors import DataError
         ("the answer is 7\n#### $8", "$8"),
         ("the answer is 7\n####\n-\\frac12", "-\\frac12"),
         ("so\n#### yes", "yes"),
+        ("The answer is 8.\nAnswer:", "8"),
     ],
 )
 def test_extract_finds_the_final_answer(completion: str, answer: str) -> None:
@@ -146,6 +159,80 @@ def test_grade_accepts_every_spelling_of_a_fraction(top: int, bottom: int) -> No
 @given(st.text(max_size=200))
 def test_grade_never_raises(text: str) -> None:
     assert grade(f"<answer>{text}</answer>", "7").value in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "completion", "reference", "value"),
+    [
+        ({}, "\\boxed{3.15}", "3.14", 0.0),
+        ({"tolerance": 0.01}, "\\boxed{3.15}", "3.14", 1.0),
+        ({"tolerance": "1%"}, "\\boxed{3.15}", "3.14", 1.0),
+        ({"tolerance": None}, "\\boxed{3.15}", "3.14", 0.0),
+        ({"tolerance": ""}, "\\boxed{3.14}", "3.14", 1.0),
+        ({"tolerance": -1}, "\\boxed{3.14}", "3.14", None),
+        ({"simplified": True}, "\\boxed{17*23}", "391", 0.0),
+        ({"simplified": False}, "\\boxed{17*23}", "391", 1.0),
+        ({"simplified": None}, "\\boxed{17*23}", "391", 1.0),
+        ({"simplified": "yes"}, "\\boxed{391}", "391", None),
+        ({"lenient": True}, "it is 391", "391", 1.0),
+        ({"source": "other", "id": 7}, "\\boxed{391}", "391", 1.0),
+    ],
+)
+def test_grade_takes_its_options_from_the_columns_of_a_record(
+    columns: dict[str, Any], completion: str, reference: str, value: float | None
+) -> None:
+    message = Message(role="assistant", content=completion)
+    turn = Turn(message=message, segment=0, start=0, stop=0)
+    trajectory = Trajectory(segments=(), turns=(turn,), stop="stop", sample_index=0, seed=0)
+    question = Message(role="user", content="?")
+    prompt = Prompt(id="a", messages=(question,), reference=reference, columns=columns)
+    assert bind(grade, {}, key="rewards[0]").call(prompt, trajectory).value == value
+
+
+def test_option_of_the_recipe_holds_for_every_record() -> None:
+    function = bind(grade, {"tolerance": 0.1}, key="rewards[0]")
+    assert function.kwargs == {"tolerance": 0.1}
+    assert function.shape.columns == ()
+    with pytest.raises(LoadError, match="tolerence"):
+        bind(grade, {"tolerence": 0.1}, key="rewards[0]")
+
+
+def test_same_question_is_compared_once() -> None:
+    assert grade("\\boxed{(q+7)^2}", "q^2+14q+49").value == 1.0
+    math_process.stop()
+    assert grade("once more \\boxed{(q+7)^2}", "q^2+14q+49").value == 1.0
+    assert grade("\\boxed{(q+7)^2}", "q^2+14q+49", tolerance=0.0).value == 1.0
+    assert not [p for p in psutil.Process().children() if "math_process" in " ".join(p.cmdline())]
+
+
+def test_same_question_of_many_threads_has_one_verdict() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = ["\\boxed{(w+7)^2}", "\\boxed{(w+8)^2}"] * 40
+        values = list(pool.map(lambda answer: grade(answer, "w^2+14w+49").value, answers))
+    assert values == [1.0, 0.0] * 40
+
+
+def test_long_texts_are_not_kept() -> None:
+    before = math_answer._cached.cache_info().currsize, math_answer._checked.cache_info().currsize
+    words = "many words " * 300
+    assert grade(f"<answer>{words}</answer>", words[:1900]).value == 0.0
+    assert grade("<answer>5</answer>", "#### 5" + " " * 5000).value == 1.0
+    after = math_answer._cached.cache_info().currsize, math_answer._checked.cache_info().currsize
+    assert after[0] <= before[0] + 1
+    assert math_answer.MAX_CACHED * 8192 * 4 < 70e6
+
+
+@pytest.mark.skipif(
+    not MATH_500.is_file(), reason="MATH answers are not beside this checkout (../shared/data)"
+)
+def test_every_math_500_gold_equals_itself_and_no_neighbour() -> None:
+    golds = [json.loads(line)["answer"] for line in MATH_500.read_text().splitlines()]
+    assert len(golds) == 500
+    for gold, neighbour in pairwise(golds):
+        assert grade(rf"so $\boxed{{{gold}}}$.", gold).outcome == "ok"
+        assert grade(rf"so $\boxed{{{gold}+1}}$.", gold).value == 0.0
+        if neighbour != gold and (gold, neighbour) not in SAME:
+            assert grade(rf"so $\boxed{{{neighbour}}}$.", gold).value == 0.0, (gold, neighbour)
 
 
 def test_gsm8k_row_maps_question_and_gold() -> None:

@@ -1,4 +1,3 @@
-
 """Arithmetic still to be done (policy line 10), and what a record may ask for."""
 
 from tests.unit.rewards.math_cases.case import Case, pairs

@@ -93,7 +93,7 @@ SETS = pairs(
         ("1,-2", "-2, 1", "a list of solutions has no order"),
         (r"\{1,-2\}", "-2, 1", "braces may be missing"),
         ("1,-2", r"\{-2, 1\}", "braces may be extra"),
-        (r"\{1,2\}", r"\{2, 1, 1\}", "a set counts a member once (math-verify does, too)"),
+        (r"\{1,2\}", r"\{2, 1, 1\}", "a set counts a member once"),
         (r"\{1,2\}", r"\lbrace 1, 2 \rbrace", "named braces"),
         ("3, 5, 7", "7, 3 and 5", "and"),
         ("3, 5, 7", "3, 5, and 7", "the Oxford comma"),
