@@ -66,7 +66,8 @@ class _How:
 
 
 _CHOICE = re.compile(
-    r"(?:(?:option|choice)\s+)?[(\[{]?\s*([A-Ja-j])\s*(?:[)\]}.:]+(?:\s+(?P<rest>\S.*))?)?", re.I
+    r"(?:(?:option|choice)\s+)?[(\[{]?\s*([A-Ja-j])\s*(?:[)\]}.:]+(?:\s+(?P<rest>(?:[\w$]|\\(?:frac|sqrt|pi)).*))?)?",
+    re.I,
 )
 _ANY_CHOICE = re.compile(r"(?<![a-zA-Z\\])[A-J](?![a-zA-Z])")
 _BASE = re.compile(r"([0-9A-F]+(?:\.[0-9A-F]+)?)_\{?(\d+)\}?")

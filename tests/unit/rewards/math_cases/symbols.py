@@ -171,6 +171,7 @@ CHOICES = pairs(
         ("C", "С", "a Cyrillic letter that looks like it"),
         ("C", "3", "its number"),
         ("C", "Cat", "a word"),
+        ("C", r"\text{(C)}+1", "arithmetic with a letter"),
         ("C", "the third", "no letter"),
     ],
 )  # fmt: skip
