@@ -72,12 +72,14 @@ _CHOICE = re.compile(
 _ANY_CHOICE = re.compile(r"(?<![a-zA-Z\\])[A-J](?![a-zA-Z])")
 _BASE = re.compile(r"([0-9A-F]+(?:\.[0-9A-F]+)?)_\{?(\d+)\}?")
 _UNDEFINED = re.compile(r"/\s*0+(?![\d.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}|\bnan\b", re.IGNORECASE)
-_WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*")
+_WORDS = re.compile(r"(?:[^\W\d_]{3,}|no|on|up)(?:[\s'-]+[^\W\d_]+)*", re.IGNORECASE)
+_TEXT = re.compile(r"(?:[A-Z]?[a-z]+|[A-Z]+)(?:[\s'.,:;/&-]+(?:[A-Z]?[a-z]+|[A-Z]+|\d+))*")
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:begin|end)\b)[a-zA-Z]{5,}+(?!\})")
 _RATIO = re.compile(r":(?!=)")
 _SET_NOTATION = re.compile(r"\\(?:cup|cap|setminus|mathbb|ne|emptyset)(?![a-zA-Z])")
 _PROBLEMS = re.compile(
-    r"\\(?:i?int|oint|sum|prod|lim|gcd|lcm|max|min|det|[bp]?mod|partial)(?![a-zA-Z])|\b(?:gcd|lcm|mod|det|max|min)\b"
-    r"|\\frac\s*\{\s*(?:d|\\partial)\b"
+    r"\\(?:i?int|oint|sum|prod|lim|gcd|lcm|max|min|det|[bp]?mod|partial)(?![a-zA-Z])|\b(?:gcd|lcm|mod|det)\b"
+    r"|\b(?:max|min)\s*[({]|\\frac\s*\{\s*(?:d|\\partial)\b"
 )
 """Operations that a problem asks to carry out: an answer that still contains them restates it."""
 _MISREAD = re.compile(r"\d_|(?<![\d.,])0\d")
@@ -134,7 +136,8 @@ def _same_text(gold: str, answer: str) -> bool:
     """Equal up to spaces around signs and brackets; up to case where both are words."""
     left, right = (re.sub(r"\s*([^\w\s\\])\s*", r"\1", text) for text in (gold, answer))
     left, right = (re.sub(r"_\{(\w+)\}", r"_\1", text) for text in (left, right))
-    return left == right or (_WORDS.search(gold) is not None and left.casefold() == right.casefold())
+    is_text = _WORDS.search(gold) is not None and _TEXT.fullmatch(gold) is not None
+    return left == right or (is_text and left.casefold() == right.casefold())
 
 
 def _chosen(answer: str) -> str:
@@ -289,6 +292,8 @@ def _symbolic(gold: str, answer: str, how: _How) -> Verdict:
         return Verdict.DIFFERENT
     (gold, gold_unit), (answer, answer_unit) = _measured(gold), _measured(answer)
     if contradict(gold_unit, answer_unit):
+        return Verdict.DIFFERENT
+    if _LONG_WORD.search(gold) or _LONG_WORD.search(answer):
         return Verdict.DIFFERENT
     if not (is_small(gold) and is_small(answer)):
         return Verdict.TOO_LARGE

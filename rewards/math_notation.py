@@ -71,7 +71,10 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\!", ""),
     (r"\\[,;: ]|~|\\quad|\\qquad", " "),
     (r"\{,\}", ","),
-    (r"(?<![\\a-zA-Z])(pi|infty|alpha|beta|theta|sin|cos|tan|log|ln)(?![a-zA-Z])", r"\\\1 "),
+    (
+        r"(?<![\\a-zA-Z])(pi|infty|alpha|beta|theta|arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-zA-Z])",
+        r"\\\1 ",
+    ),
     (
         r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]*\s*)(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|degrees)",
         r"\1\\frac{\2\\pi}{180}",

@@ -212,6 +212,7 @@ UNITS = pairs(
         ("60 km/h", "60 kilometers per hour", "a rate"),
         ("5 units", "5 cm", "'units' names none"),
         (r"12\pi", r"12\pi \text{ cm}^2", "a unit behind an expression"),
+        (r"12\pi", r"12\pi \text{ min}", "a unit behind an expression"),
         (r"12\pi \text{ cm}^2", r"12\pi", "a unit behind an expression may be missing"),
         (r"3\sqrt{2} \text{ m/s}", r"\sqrt{18}", "a rate behind an expression"),
         ("2 1/2 hours", "2.5 hours", "a mixed number with a unit"),
