@@ -21,7 +21,7 @@ LARGE: list[tuple[str, str]] = [
         "(" + "+".join(rf"\sqrt{{{n}}}" for n in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)) + ")^{40}",
         "a surd to expand",
     ),
-    (r"\operatorname{zeros}(99999,99999)", "ten billion zeros"),
+    (r"\operatorname{ones}(99999,99999)", "ten billion ones"),
     (r"\operatorname{eye}(99999)", "a huge unit matrix"),
     (r"\binom{10000}{5000}^{10000}", "a huge binomial's power"),
     (r"\sin^{999}x\cos^{999}y\tan^{999}z", "trigonometric powers"),
