@@ -141,6 +141,8 @@ def test_interpreter_that_does_not_start_is_an_error_and_no_score(
     fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RewardError, match="ended twice"):
+        math_process.start()
     result = grade(r"\boxed{2r+2}", "2(r+1)")
     assert (result.value, result.outcome) == (None, "error")
 
@@ -185,6 +187,20 @@ def test_fork_of_the_owner_uses_processes_of_its_own(fresh: None) -> None:
     assert {p.pid for p in processes()}.isdisjoint(map(int, pids))
     assert compare("2(k+2)", "2k+4") is Verdict.EQUAL
     assert len([p for p in processes() if p.ppid() == os.getpid()]) == 1
+
+
+def test_owner_that_ignores_and_blocks_signals_has_its_limits_all_the_same(fresh: None) -> None:
+    script = (
+        "import signal\n"
+        "for number in (signal.SIGPROF, signal.SIGCHLD): signal.signal(number, signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})\n"
+        "from rewards.math_process import compare\n"
+        f"print(compare('x+1', {SLOW!r}).name, compare('x+1', '1+x').name)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=60)
+    assert done.stdout.split() == ["TOO_LARGE", "EQUAL"]
 
 
 @pytest.mark.parametrize("end", ["kill", "exit", "thread"])
