@@ -35,6 +35,8 @@ _MIXED = re.compile(r"(?<![\w.}^])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\
 _NUMERAL = re.compile(r"\{*[\d.]")
 _IMAGINARY = sympy.Symbol("i", real=True)
 _DIGITS = 50
+_CERTAIN = sympy.Rational(1, 10**9)
+"""A difference that no rounding of 50 digits explains."""
 
 
 def _read_number(text: str, *_args: Any, **_kwargs: Any) -> Any:
@@ -110,9 +112,17 @@ def _same(left: Any, right: Any, rules: Rules) -> bool:
     left, right = left.doit(), right.doit()
     if any(side.has(sympy.nan, sympy.zoo) for side in (left, right)):
         return False
-    difference = left - right
-    is_zero = left == right or difference.expand() == 0 or difference.equals(0)
-    return is_zero is True or _close(left, right, rules)
+    return bool(left == right) or _vanishes(left - right) or _close(left, right, rules)
+
+
+def _vanishes(difference: Any) -> bool:
+    """Whether an expression is 0 for all values of its symbols, looked at in one point before it is simplified."""
+    symbols = sorted(difference.free_symbols, key=str)
+    point = {symbol: sympy.Rational(3 + 2 * i, 7 + 4 * i) for i, symbol in enumerate(symbols)}
+    value = difference.xreplace(point).evalf(_DIGITS)
+    if value.is_number and sympy.Abs(value) > _CERTAIN:
+        return False
+    return difference.expand() == 0 or difference.equals(0) is True
 
 
 def _same_relation(left: Relational, right: Relational) -> bool:
