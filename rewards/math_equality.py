@@ -111,8 +111,6 @@ def _compare(gold: str, answer: str, how: _How) -> Verdict:
         return _verdict(_same_quantity(left, right, how.rules))
     if how.by_text and _same_text(gold, answer):
         return Verdict.EQUAL
-    if _BASE.fullmatch(gold) or _BASE.fullmatch(answer):
-        return Verdict.DIFFERENT
     choice = _CHOICE.fullmatch(gold)
     if choice and not choice["rest"] and (gold.isupper() or len(gold) > 1):
         return _verdict(_chosen(answer) == choice[1].upper())
@@ -123,7 +121,7 @@ def _compare(gold: str, answer: str, how: _How) -> Verdict:
     structural = _structural(gold, answer, how)
     if structural is not None:
         return structural
-    if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
+    if any(form.fullmatch(text) for form in (_WORDS, _BASE) for text in (gold, answer)):
         return Verdict.DIFFERENT
     return _symbolic(gold, answer, how)
 

@@ -19,6 +19,7 @@ _VARIABLE = re.compile(_NAME)
 _TARGET = re.compile(
     rf"{_NAME}|{_NAME}\([a-zA-Z](?:,\s*[a-zA-Z])*\)|\({_NAME}(?:,\s*{_NAME})+\)|[a-z]{{2,}}(?: [a-z]+)*"
 )
+_ASSIGNED = re.compile(rf"{_NAME}\s*=\s*(.+)")
 _MATRIX = re.compile(r"\\begin\{(matrix|pmatrix|bmatrix|Bmatrix|vmatrix)\}(.*)\\end\{\1\}", re.DOTALL)
 _ARRAY = re.compile(r"([(\[|])\s*\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}\s*[)\]|]", re.DOTALL)
 
@@ -36,6 +37,9 @@ def split(text: str, separator: re.Pattern[str] = _SEPARATOR) -> list[str]:
 
 def members(text: str) -> list[str] | None:
     """Members of a set, a union, a plus-minus or a bare list; None when the text is none of these."""
+    value = _ASSIGNED.fullmatch(text)
+    if value and (quantity(value[1]) or is_set(value[1]) or bracketed(value[1])):
+        return None
     if is_set(text):
         return [part for member in split(text[2:-2]) for part in _signs(member)]
     if len(parts := split(text, _UNION)) > 1:

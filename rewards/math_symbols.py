@@ -32,6 +32,7 @@ _NORMALISED = NormalizationConfig(
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _PLAIN = re.compile(r"\d{1,1000}(?:\.\d{0,1000})?|\.\d{1,1000}")
 _MIXED = re.compile(r"(?<![\w.}^])(\d+)\s*(\\frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\})")
+_COEFFICIENT = re.compile(r"(?<![\w.^/}!])(\d+)/(\d+)(?![\d.!^])")
 _NUMERAL = re.compile(r"\{*[\d.]")
 _IMAGINARY = sympy.Symbol("i", real=True)
 _DIGITS = 50
@@ -79,7 +80,8 @@ def equal(gold: str, answer: str, rules: Rules) -> Verdict:
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Any:
-    text = normalize_latex(_MIXED.sub(r"(\1+\2)", text), _NORMALISED)
+    text = _MIXED.sub(r"(\1+\2)", _COEFFICIENT.sub(r"\\frac{\1}{\2}", text))
+    text = normalize_latex(text, _NORMALISED)
     try:
         found = _Grammar(is_real=True, config=_CONVERSION).parse(text)
     except (MemoryError, RecursionError):
@@ -119,8 +121,8 @@ def _vanishes(difference: Any) -> bool:
     """Whether an expression is 0 for all values of its symbols, looked at in one point before it is simplified."""
     symbols = sorted(difference.free_symbols, key=str)
     point = {symbol: sympy.Rational(3 + 2 * i, 7 + 4 * i) for i, symbol in enumerate(symbols)}
-    value = difference.xreplace(point).evalf(_DIGITS)
-    if value.is_number and sympy.Abs(value) > _CERTAIN:
+    size = sympy.Abs(difference.xreplace(point)).evalf(_DIGITS)
+    if size.is_Float and size > _CERTAIN:
         return False
     return difference.expand() == 0 or difference.equals(0) is True
 

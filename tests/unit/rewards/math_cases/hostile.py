@@ -18,7 +18,10 @@ LARGE: list[tuple[str, str]] = [
     ("x+" * 3000 + "1", "3,000 terms"),
     ("(x+1)^{9999}", "a power to expand"),
     ("(x+y+z+a+b+c)^{200}", "a multinomial to expand"),
-    ("(x+y+z+a+b+c)^{59}(c+b+a)+(x+y+z+a+b+c)^{59}(x+y+z)-(a+b+c+x+y+z)^{60}+x", "what vanishes, if expanded"),
+    (
+        "(x+y+z+a+b+c)^{59}(c+b+a)+(x+y+z+a+b+c)^{59}(x+y+z)-(a+b+c+x+y+z)^{60}+x",
+        "what vanishes, if expanded",
+    ),
     (
         "(" + "+".join(rf"\sqrt{{{n}}}" for n in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)) + ")^{40}",
         "a surd to expand",
