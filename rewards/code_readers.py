@@ -1,7 +1,7 @@
 """Rows of public programming data sets as prompts: functions for a source's `mapper`.
 
-Each gives `prompt`, the column `tests` (`rewards.code_records`) and, where the row has a solution, `reference`: for
-checking the tests (`rlhf check`), never shown to the model. None leaves out a row that cannot be graded.
+Each gives `prompt`, the column `tests` (`rewards.code_records`) and, where the row has a solution, `reference` and
+`gold_completion`: for `rlhf check`, never shown to the model. None leaves out a row that cannot be graded.
 """
 
 import ast
@@ -40,7 +40,7 @@ def humaneval_row(row: Row) -> dict[str, Any]:
     return {
         "id": _text(row, "task_id"),
         "prompt": f"Complete this Python function. {_BLOCK_HINT}\n\n{_fenced(prompt)}",
-        "reference": _fenced(prompt + _text(row, "canonical_solution")),
+        **_solved(prompt + _text(row, "canonical_solution")),
         "tests": {
             "kind": "asserts",
             "setup": _without_function(prompt, entry_point),
@@ -83,7 +83,7 @@ def mbpp_row_or_weak(row: Row) -> dict[str, Any] | None:
     return {
         "id": f"mbpp/{row['task_id']}",
         "prompt": f"{question} {_BLOCK_HINT} It must pass tests like this one:\n\n{_fenced(tests[0])}",
-        "reference": _fenced(code),
+        **_solved(code),
         "tests": {
             "kind": "asserts",
             "setup": setup,
@@ -140,7 +140,7 @@ def apps_row(row: Row) -> dict[str, Any] | None:
     solutions = row.get("solutions") or []
     solutions = json.loads(solutions) if isinstance(solutions, str) else solutions
     if solutions:
-        mapped["reference"] = _fenced(solutions[0])
+        mapped |= _solved(solutions[0])
     if "fn_name" in cases:
         tests = _function_tests(cases["fn_name"], cases["inputs"], cases["outputs"]) | {"unwraps": True}
     else:
@@ -265,9 +265,12 @@ def _task(question: str, starter: str, *, is_call: bool) -> str:
     return f"{question.strip()}\n\n{hint}{_BLOCK_HINT}{begun}"
 
 
+def _solved(code: str) -> dict[str, str]:
+    return {"reference": code, "gold_completion": f"<think>x</think>\n{_fenced(code)}"}
+
+
 def _fenced(code: str) -> str:
-    """A block of its own lines, so that it stays one wherever a template puts it."""
-    return f"\n```python\n{code.strip(chr(10))}\n```\n"
+    return f"```python\n{code.strip(chr(10))}\n```"
 
 
 def _text(row: Row, name: str) -> str:

@@ -14,11 +14,10 @@ from typing import Any, NoReturn
 
 from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, tasks, wire
 from rlhf.sandbox.execution import Limits, Tier
+from rlhf.sandbox.storage import MAX_FILES
 
 INNER_ID = 1000
 """User and group id of programs in the `namespaces` tier, as they see it."""
-MAX_FILES = 20_000
-"""Entries in the scratch folder."""
 CHANNEL = 3
 _INTERPRETER_MB = 96
 """Addresses that an interpreter maps before its program has asked for anything."""
@@ -114,9 +113,9 @@ def _confine(cell: Cell, step: Step) -> None:
         own = f"/proc/{os.getpid()}"
         devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
         landlock.restrict(readable=[*cell.readable, own, *devices], writable=[cell.scratch, "/dev/null"])
-    if cell.tier != "read-only":
-        # A monitor of the same user sees its memory and open files only so. Where nothing can be written, other jobs
-        # could read them, too.
+    if cell.tier != "read-only" or cell.uid is not None:
+        # It may look at itself in /proc, and a monitor of the same user sees its memory and open files only so. Where
+        # files are not isolated, other jobs of that user could read them, too.
         kernel.set_dumpable(True)
     if cell.has("seccomp"):
         kernel.install_filter(seccomp.build_filter(_rules(cell)))
@@ -152,7 +151,8 @@ def _limit(cell: Cell, step: Step) -> None:
         resource.RLIMIT_CPU: (cpu_s, cpu_s + 1),
         resource.RLIMIT_FSIZE: limits.file_mb << 20,
         resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_CORE: 0,
+        # 1 and not 0: the kernel then also runs no program of the host's that collects core dumps, core(5).
+        resource.RLIMIT_CORE: 1,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_STACK: min(64, limits.memory_mb // 2 or 1) << 20,
@@ -227,7 +227,7 @@ def environment(scratch: str) -> dict[str, str]:
 
 
 def start_init(cell: Cell, connection: socket.socket) -> int:
-    """Fork the init of a new pid namespace, which serves `connection`; its process id."""
+    """Fork the init of a new pid namespace, which serves `connection`; its id. Only once in a process's life."""
     kernel.unshare(kernel.CLONE_NEWPID)
     pid = os.fork()
     if pid == 0:
@@ -305,6 +305,8 @@ class _Init:
         for descriptor in (self._woken, write_end):
             os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        # Python has a handler for it, and the job may send whatever has one.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGUSR1, lambda *_: _kill_all())
 
@@ -328,8 +330,11 @@ class _Init:
 
     def _start(self, message: wire.Message) -> None:
         self._header, self._before = message.header, resource.getrusage(resource.RUSAGE_CHILDREN)
-        files.put(root.SCRATCH, dict(zip(message.header["files"], message.blobs, strict=True)))
-        self._pid, problem = spawn(self._cell, step_of(self._header, message.descriptors, root.SCRATCH))
+        problem = files.put(root.SCRATCH, dict(zip(message.header["files"], message.blobs, strict=True)))
+        if problem:
+            problem = json.dumps({"refused": problem})
+        else:
+            self._pid, problem = spawn(self._cell, step_of(self._header, message.descriptors, root.SCRATCH))
         for descriptor in message.descriptors:
             os.close(descriptor)
         if not self._pid:

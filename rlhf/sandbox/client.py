@@ -2,32 +2,24 @@
 
 import atexit
 import contextlib
-import json
 import os
 import socket
-import subprocess
-import sys
-import sysconfig
-import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rlhf.errors import SandboxError
 from rlhf.sandbox import wire
 from rlhf.sandbox.execution import Execution, Holder, Limits, Program, Tier
+from rlhf.sandbox.launching import LauncherProcess
 from rlhf.sandbox.policy import Policy, strongest
 from rlhf.sandbox.remote import RemoteSandbox
 
-_MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher import main; main()"
-_START_S = 30.0
 _NET_S = 30.0
 """How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
-_CLOSE_S = 5.0
-"""Longest wait for a launcher to end; with jobs still running it ends by itself after them."""
 MAX_JOBS = 16
 JOBS_PER_LAUNCHER = 5000
 
@@ -38,6 +30,7 @@ class Cell:
     def __init__(self, connection: socket.socket, place: "_Place") -> None:
         self._connection = connection
         self._place = place
+        self._owner = os.getpid()
 
     def start(
         self,
@@ -101,6 +94,10 @@ class Cell:
 
     def close(self) -> None:
         """End everything in the cell and free its place."""
+        if self._owner == os.getpid():
+            # A fork of this process may still hold the socket open.
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         self._place.free()
 
@@ -112,24 +109,29 @@ class Job:
         self._cell = cell
         self._closes = closes
         self._execution: Execution | None = None
+        self._lock = threading.Lock()
         self.channel = channel
         """Our end of the program's descriptor 3, if it was started with one."""
 
     def wait(self) -> Execution:
         """How the program ended; always an answer, `broken` when the sandbox itself failed."""
-        if self._execution is None:
-            try:
+        with self._lock:
+            if self._execution is None:
+                self._execution = self._verdict()
+                if self.channel is not None:
+                    self.channel.close()
+                if self._closes:
+                    self._cell.close()
+            return self._execution
+
+    def _verdict(self) -> Execution:
+        try:
+            message = self._cell.receive()
+            while "status" not in message.header:
                 message = self._cell.receive()
-                while "status" not in message.header:
-                    message = self._cell.receive()
-                self._execution = self._cell.execution(message)
-            except (EOFError, OSError) as error:
-                self._execution = self._cell.broken(error)
-            if self.channel is not None:
-                self.channel.close()
-            if self._closes:
-                self._cell.close()
-        return self._execution
+            return self._cell.execution(message)
+        except (EOFError, OSError) as error:
+            return self._cell.broken(error)
 
     def kill(self) -> Execution:
         """End the program with all its children; its verdict is `killed` unless it had ended by itself."""
@@ -165,73 +167,6 @@ class _Place:
             places.release()
 
 
-class _Launcher:
-    """Our end of a launcher process."""
-
-    def __init__(self, tier: Tier, *, without: Sequence[str], python: str, max_jobs: int) -> None:
-        self.connection, theirs = socket.socketpair()
-        self.num_jobs = 0
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        settings = {
-            "control": theirs.fileno(),
-            "tier": tier,
-            "without": list(without),
-            "max_jobs": max_jobs,
-            "prefixes": [] if python else sorted({sys.prefix, sys.exec_prefix}),
-            "folder": tempfile.gettempdir(),
-            "packages": "" if python else sysconfig.get_path("purelib"),
-        }
-        source = str(Path(__file__).parents[2])
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    python or sys.executable,
-                    "-P",
-                    "-s",
-                    "-S",
-                    "-B",
-                    "-c",
-                    _MAIN.format(source=source),
-                    json.dumps(settings),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._log,
-                pass_fds=(theirs.fileno(),),
-                env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
-                cwd="/",
-                start_new_session=True,
-            )
-        self.refusal = self._await_ready()
-
-    def _await_ready(self) -> str:
-        self.connection.settimeout(_START_S)
-        try:
-            header = wire.receive(self.connection).header
-        except (EOFError, OSError) as error:
-            header = {"refused": f"the launcher did not start ({error!r}): {self.log()}"}
-        self.connection.settimeout(None)
-        return str(header.get("refused", ""))
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._process.pid
-
-    def log(self) -> str:
-        """The last of what it wrote to standard error."""
-        self._log.seek(0)
-        return self._log.read()[-2000:].decode(errors="replace")
-
-    def close(self, *, wait: bool) -> None:
-        """Have it end when its last job has ended."""
-        self.connection.close()
-        if wait:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_CLOSE_S)
-        self._log.close()
-
-
 class Sandbox:
     """A place to run programs in, as strong as `policy` asks; its launcher starts with the first program.
 
@@ -242,17 +177,22 @@ class Sandbox:
         self, policy: Policy | None = None, *, max_jobs: int = MAX_JOBS, without: Sequence[str] = ()
     ) -> None:
         self._policy = policy or Policy()
-        self._remote = RemoteSandbox(policy.remote, max_jobs=max_jobs) if policy and policy.remote else None
         self._without = tuple(without)
         self._max_jobs = max_jobs
-        self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(max_jobs)
-        self._launcher: _Launcher | None = None
-        self._retired: list[_Launcher] = []
         self._tier: Tier | None = None
-        self._pid = os.getpid()
         self.unavailable: dict[Tier, str] = {}
         """Why the tiers that were tried before the present one, or in vain, cannot be had here."""
+        self._begin()
+        _sandboxes.add(self)
+
+    def _begin(self) -> None:
+        """Nothing runs: at first, and in a fork of the process, whatever its threads were about."""
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(self._max_jobs)
+        self._launcher: LauncherProcess | None = None
+        self._retired: list[LauncherProcess] = []
+        remote = self._policy.remote
+        self._remote = RemoteSandbox(remote, max_jobs=self._max_jobs) if remote else None
 
     @property
     def tier(self) -> Holder:
@@ -310,27 +250,23 @@ class Sandbox:
                     if attempt:
                         raise SandboxError(f"the sandbox launcher died twice: {launcher.log()}") from error
 
-    def _running(self) -> _Launcher:
+    def _running(self) -> LauncherProcess:
         """The launcher of this process, started or replaced as needed."""
-        if self._pid != os.getpid():
-            # The places that other threads held at the fork will never be given back here.
-            self._places = threading.BoundedSemaphore(self._max_jobs)
-            self._launcher, self._retired, self._pid = None, [], os.getpid()
         if self._launcher is not None and self._launcher.num_jobs >= JOBS_PER_LAUNCHER:
             self._launcher.close(wait=False)
             self._retired.append(self._launcher)
             self._launcher = None
         if self._launcher is None:
-            started: dict[Tier, _Launcher] = {}
+            started: dict[Tier, LauncherProcess] = {}
             self._tier = strongest(self._policy, lambda tier: self._attempt(tier, started))
             self._launcher = started[self._tier]
         return self._launcher
 
-    def _attempt(self, tier: Tier, started: dict[Tier, _Launcher]) -> str:
+    def _attempt(self, tier: Tier, started: dict[Tier, LauncherProcess]) -> str:
         """Start a launcher of the tier and run one program in it; why that failed, or nothing."""
         python, max_jobs = self._policy.python, self._max_jobs
         try:
-            launcher = _Launcher(tier, without=self._without, python=python, max_jobs=max_jobs)
+            launcher = LauncherProcess(tier, without=self._without, python=python, max_jobs=max_jobs)
         except OSError as error:
             reason = f"its launcher cannot be started ({error})"
         else:
@@ -344,9 +280,8 @@ class Sandbox:
     def close(self) -> None:
         """End the launcher; programs that still run end with their jobs."""
         with self._lock:
-            if self._pid == os.getpid():
-                for launcher in [*self._retired, *([self._launcher] if self._launcher else [])]:
-                    launcher.close(wait=True)
+            for launcher in [*self._retired, *([self._launcher] if self._launcher else [])]:
+                launcher.close(wait=True)
             self._launcher, self._retired = None, []
 
     def __enter__(self) -> "Sandbox":
@@ -356,7 +291,19 @@ class Sandbox:
         self.close()
 
 
-def _first_program(launcher: _Launcher, tier: Tier) -> str:
+_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    _Default.lock = threading.Lock()
+    for sandbox in _sandboxes:
+        sandbox._begin()
+
+
+os.register_at_fork(after_in_child=_begin_again)
+
+
+def _first_program(launcher: LauncherProcess, tier: Tier) -> str:
     """Why the launcher's first program did not do what it should, or nothing."""
     connection, theirs = socket.socketpair()
     limits = Limits()

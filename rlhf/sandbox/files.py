@@ -7,26 +7,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def put(folder: str, files: Mapping[str, bytes], *, owner: int | None = None) -> None:
-    """Write files into the scratch folder, executable. Links that an earlier step left are not followed."""
-    for name, content in files.items():
-        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            *folders, last = name.split("/")
-            for part in folders:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=here)
-                here = _step_into(here, part, os.O_RDONLY | os.O_DIRECTORY)
-                _give(here, owner)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(last, dir_fd=here)
-            here = _step_into(here, last, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            os.fchmod(here, 0o700)
+def put(folder: str, files: Mapping[str, bytes], *, owner: int | None = None) -> str:
+    """Write files into the scratch folder, executable; why that failed, or nothing.
+
+    What an earlier step left may be in the way, or fill the disk. Its links are not followed.
+    """
+    try:
+        for name, content in files.items():
+            _write_beneath(folder, name, content, owner)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _write_beneath(folder: str, name: str, content: bytes, owner: int | None) -> None:
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        *folders, last = name.split("/")
+        for part in folders:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o755, dir_fd=here)
+            here = _step_into(here, part, os.O_RDONLY | os.O_DIRECTORY)
             _give(here, owner)
-            with os.fdopen(os.dup(here), "wb") as file:
-                file.write(content)
-        finally:
-            os.close(here)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(last, dir_fd=here)
+        here = _step_into(here, last, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        os.fchmod(here, 0o700)
+        _give(here, owner)
+        with os.fdopen(os.dup(here), "wb") as file:
+            file.write(content)
+    finally:
+        os.close(here)
 
 
 def _give(descriptor: int, owner: int | None) -> None:
@@ -41,18 +52,21 @@ def _step_into(here: int, name: str, flags: int) -> int:
     return below
 
 
-def collect(folder: str, names: Sequence[str], room: int) -> dict[str, bytes]:
-    """The regular files among `names` that lie in `folder` without a link on the way, `room` bytes in all."""
+def collect(folder: str, names: Sequence[str], room: int, *, owner: int | None = None) -> dict[str, bytes]:
+    """The regular files among `names` that lie in `folder` without a link on the way, `room` bytes in all.
+
+    With an `owner` only its files: a second name of somebody else's is not for the job to give away.
+    """
     found: dict[str, bytes] = {}
     for name in names:
         with contextlib.suppress(OSError):
-            content = _read_beneath(folder, name, room)
+            content = _read_beneath(folder, name, room, owner)
             room -= len(content)
             found[name] = content
     return found
 
 
-def _read_beneath(folder: str, name: str, room: int) -> bytes:
+def _read_beneath(folder: str, name: str, room: int, owner: int | None) -> bytes:
     parts = [part for part in name.split("/") if part]
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -60,7 +74,8 @@ def _read_beneath(folder: str, name: str, room: int) -> bytes:
             is_last = depth == len(parts) - 1
             here = _step_into(here, part, os.O_RDONLY | (os.O_NONBLOCK if is_last else os.O_DIRECTORY))
         status = os.fstat(here)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > room:
+        is_theirs = owner is not None and status.st_uid != owner
+        if not stat.S_ISREG(status.st_mode) or status.st_size > room or is_theirs:
             raise OSError(f"{name} is no regular file within {room} bytes")
         with os.fdopen(os.dup(here), "rb") as file:
             return file.read(room)
@@ -73,10 +88,7 @@ def serve(
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Obey an order to put or to collect; the answer and the contents that were asked for."""
     if header["do"] == "put":
-        try:
-            put(folder, dict(zip(header["files"], contents, strict=True)), owner=header.get("owner"))
-        except OSError as error:
-            return {"files": [], "problem": str(error)}, []
-        return {"files": []}, []
-    found = collect(folder, header["collect"], header["collect_bytes"])
+        problem = put(folder, dict(zip(header["files"], contents, strict=True)), owner=header.get("owner"))
+        return {"files": [], "problem": problem}, []
+    found = collect(folder, header["collect"], header["collect_bytes"], owner=header.get("owner"))
     return {"files": list(found)}, list(found.values())

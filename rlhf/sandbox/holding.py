@@ -13,10 +13,9 @@ from typing import Any
 from rlhf.sandbox import cell as cells
 from rlhf.sandbox import files, wire
 from rlhf.sandbox.cell import Cell
+from rlhf.sandbox.storage import disk_use, remove
 from rlhf.sandbox.tree import ProcessTree
 
-_RM = next(path for path in ("/bin/rm", "/usr/bin/rm") if os.path.exists(path))
-_MAX_DEPTH = 100
 END_S = 10.0
 """Longest wait for killed processes to be gone."""
 
@@ -35,9 +34,9 @@ class Namespaces:
         self._table = message.descriptors
         self._early: wire.Message | None = None
         if self._table:
-            self.tree = ProcessTree(1, proc=f"/proc/self/fd/{self._table[0]}")
+            self.tree = ProcessTree(1, proc=f"/proc/self/fd/{self._table[0]}", reader=cell.uid)
         else:
-            self.tree = ProcessTree(self._init)
+            self.tree = ProcessTree(self._init, reader=cell.uid)
 
     def start(self, header: dict[str, Any], contents: Sequence[bytes], descriptors: Sequence[int]) -> None:
         """Have the init start a step."""
@@ -48,8 +47,11 @@ class Namespaces:
         return self._connection.fileno()
 
     def answer(self) -> wire.Message:
-        """How the step ended. EOFError when the init is gone."""
-        message, self._early = self._early or wire.receive(self._connection), None
+        """How the step ended; `broken` when the init is gone."""
+        try:
+            message, self._early = self._early or wire.receive(self._connection), None
+        except (EOFError, ConnectionResetError):
+            return wire.Message({"broken": "its init has ended"}, [], [])
         return message
 
     def has_ended(self) -> bool:
@@ -69,11 +71,15 @@ class Namespaces:
         """Kill all but the init, which then answers."""
         os.kill(self._init, signal.SIGUSR1)
 
+    def kill_all(self) -> None:
+        """Kill the init, with which everything ends at once."""
+        os.kill(self._init, signal.SIGKILL)
+
     def interrupt(self) -> None:
         """Send SIGINT to what runs."""
         _interrupt(self._init)
 
-    def disk_mb(self) -> float:
+    def disk_mb(self, _open_files: Sequence[tuple[str, os.stat_result]]) -> float:
         """0: the scratch folder's own size is the limit."""
         return 0.0
 
@@ -92,7 +98,7 @@ class Children:
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
-        self.tree = ProcessTree(os.getpid())
+        self.tree = ProcessTree(os.getpid(), reader=cell.uid)
         self._pid, self._pidfd = 0, -1
         self._groups: set[int] = set()
         self._header: dict[str, Any] = {}
@@ -105,10 +111,13 @@ class Children:
     def start(self, header: dict[str, Any], contents: Sequence[bytes], descriptors: Sequence[int]) -> None:
         """Start a step."""
         cell = self._cell
-        files.put(cell.scratch, dict(zip(header["files"], contents, strict=True)), owner=cell.uid)
         self._header = header
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._pid, self._problem = cells.spawn(cell, cells.step_of(header, descriptors, cell.scratch))
+        problem = files.put(cell.scratch, dict(zip(header["files"], contents, strict=True)), owner=cell.uid)
+        if problem:
+            self._pid, self._problem = 0, json.dumps({"refused": problem})
+        else:
+            self._pid, self._problem = cells.spawn(cell, cells.step_of(header, descriptors, cell.scratch))
         if self._pid:
             self._groups.add(self._pid)
         self._pidfd = os.pidfd_open(self._pid) if self._pid else _readable()
@@ -125,7 +134,8 @@ class Children:
         _, status = os.waitpid(self._pid, 0)
         if not self._header["lingers"]:
             self._sweep()
-        found = files.collect(self._cell.scratch, self._header["collect"], self._header["collect_bytes"])
+        names, room = self._header["collect"], self._header["collect_bytes"]
+        found = files.collect(self._cell.scratch, names, room, owner=self._cell.uid)
         usage = cells.used_since(self._before)
         return wire.Message({"ended": status, **usage, "files": list(found)}, list(found.values()), [])
 
@@ -142,13 +152,17 @@ class Children:
         """Kill every process of the job."""
         self._kill_round()
 
+    def kill_all(self) -> None:
+        """Kill every process of the job, and no other."""
+        self._kill_round()
+
     def interrupt(self) -> None:
         """Send SIGINT to what runs."""
         _interrupt(os.getpid())
 
-    def disk_mb(self) -> float:
+    def disk_mb(self, open_files: Sequence[tuple[str, os.stat_result]]) -> float:
         """What lies in the scratch folder, in files open but without a name, too."""
-        return disk_use(self._cell.scratch, self.tree.pids())
+        return disk_use(self._cell.scratch, self.tree, open_files, file_mb=self._cell.limits.file_mb)
 
     def end(self) -> int:
         """End everything and remove the scratch folder; how many processes could not be ended."""
@@ -167,7 +181,7 @@ class Children:
     def _kill_round(self) -> None:
         """Kill what is there now: stopped first, so that none forks while others are killed."""
         if self._cell.uid is not None:
-            _kill_user(self._cell.uid)
+            kill_user(self._cell.uid)
         pids = self.tree.pids()
         for group in self._groups & set(map(_group, pids)):
             # In one call, too. A group that is not among them may have become another's.
@@ -200,7 +214,7 @@ def _group(pid: int) -> int:
         return -1
 
 
-def _kill_user(uid: int) -> None:
+def kill_user(uid: int) -> None:
     """Kill every process of a user in one call, which no fork can outrun."""
     pid = os.fork()
     if pid == 0:
@@ -227,62 +241,3 @@ def _wait_for_children() -> int:
             return 1
         time.sleep(0.0005)
     return 0
-
-
-def remove(folder: str) -> None:
-    """Remove a folder with all that is in it, however deep and whatever its modes. No link is followed."""
-    try:
-        os.rmdir(folder)
-    except FileNotFoundError:
-        return
-    except OSError:
-        # By a program of its own: a program can nest folders deeper than Python can recurse.
-        pid = os.posix_spawn(_RM, ["rm", "-rf", "--", folder], os.environ)
-        os.waitpid(pid, 0)
-
-
-def disk_use(folder: str, pids: Sequence[int]) -> float:
-    """MB of blocks below `folder`, of names and of descriptors that `pids` hold.
-
-    Infinite beyond MAX_FILES entries, or beyond a depth that no program needs.
-    """
-    seen: dict[tuple[int, int], int] = {}
-    device = os.stat(folder).st_dev
-    top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not _measure(top, seen, depth=0):
-            return float("inf")
-    finally:
-        os.close(top)
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{name}")
-                    if status.st_dev == device:
-                        seen[status.st_dev, status.st_ino] = status.st_blocks
-    return sum(seen.values()) / 2048
-
-
-def _measure(folder: int, seen: dict[tuple[int, int], int], *, depth: int) -> bool:
-    """Add the blocks of what lies below an open folder; whether all of it could be counted."""
-    if depth > _MAX_DEPTH:
-        return False
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat(follow_symlinks=False)
-                seen[status.st_dev, status.st_ino] = status.st_blocks
-            if len(seen) > cells.MAX_FILES:
-                return False
-            if not entry.is_dir(follow_symlinks=False):
-                continue
-            with contextlib.suppress(OSError):
-                # By descriptor: a path may be longer than the kernel takes.
-                below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-                try:
-                    if not _measure(below, seen, depth=depth + 1):
-                        return False
-                finally:
-                    os.close(below)
-    return True

@@ -6,6 +6,7 @@ It lives as long as its control socket; its jobs live as long as their own.
 
 import contextlib
 import gc
+import glob
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,15 +24,17 @@ from typing import Any, NoReturn
 from rlhf.sandbox import cell, interpreter, kernel, landlock, root, tasks, wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits, Tier
-from rlhf.sandbox.holding import remove
+from rlhf.sandbox.holding import kill_user
 from rlhf.sandbox.monitor import Monitor
-from rlhf.sandbox.tree import ProcessTree
+from rlhf.sandbox.storage import remove
+from rlhf.sandbox.tree import children
 
 FIRST_SLOT = 60578
 """User ids that no distribution gives to anybody (systemd's UIDS-GIDS: unused)."""
 NUM_SLOTS = 600
 SLOTS_PER_BLOCK = 20
-_OWNER_CHECK_S = 1.0
+_CHECK_S = 1.0
+_BURIAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class _Worker:
     """A process that monitors one job, with a user id that no other has."""
 
     pid: int
-    connection: socket.socket
+    pidfd: int
+    """Readable when it has ended."""
     uid: int | None
 
 
@@ -51,14 +56,12 @@ class Launcher:
         self._settings = settings
         self._readable = root.readable_paths(settings["prefixes"])
         self._owner = os.getppid()
-        self._spare: _Worker | None = None
-        self._busy: list[_Worker] = []
+        self._workers: list[_Worker] = []
         self._claims: list[socket.socket] = []
         self._slots: list[int] = []
         self._has_slots = False
         self._searches_by: int | None = None
         self._hidden_tasks = 0
-        self._folder = ""
 
     def take_position(self) -> None:
         """Do what the tier needs once. OSError or RuntimeError says why it cannot be had here."""
@@ -76,11 +79,8 @@ class Launcher:
             self._slots = _enter_own_namespaces(self._slots)
             self._has_slots = bool(self._slots)
             root.build(self._readable)
-        else:
-            self._folder = f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}"
-            os.mkdir(self._folder, 0o711)
-            if not self._slots:
-                self._hidden_tasks = max(0, tasks.counted() - tasks.seen())
+        elif not self._slots:
+            self._hidden_tasks = max(0, tasks.counted() - tasks.seen())
         # A job of the same user must not reach into this process.
         kernel.set_dumpable(False)
 
@@ -98,18 +98,26 @@ class Launcher:
             )
 
     def serve(self) -> None:
-        """Have jobs monitored until the client closes the control socket or is gone; then clean up."""
-        is_open = True
-        while is_open or self._busy:
-            watched = [*([self._control] if is_open else []), *(worker.connection for worker in self._busy)]
-            readable, _, _ = select.select(watched, [], [], _OWNER_CHECK_S)
-            self._collect()
-            if is_open and (self._control in readable or os.getppid() != self._owner):
+        """Have jobs monitored until the client closes the control socket or is gone."""
+        is_open, next_check = True, 0.0
+        while is_open or self._workers:
+            has_message = self._wait([self._control.fileno()] if is_open else [])
+            if time.monotonic() > next_check:
+                self._end_workers(lambda worker: _is_stopped(worker.pid))
+                next_check = time.monotonic() + _CHECK_S
+            if os.getppid() != self._owner:
+                # A fork of the client may hold all its sockets open: nobody waits for these jobs.
+                is_open = False
+                self._end_workers(lambda _: True)
+            elif has_message:
                 is_open = self._accept()
-        if self._spare is not None:
-            self._retire(self._spare)
-        if self._folder:
-            remove(self._folder)
+
+    def _wait(self, controls: list[int]) -> bool:
+        """Wait for one of `controls`, whether one is readable, or for a worker's end, or for a while."""
+        watched = [*controls, *(worker.pidfd for worker in self._workers)]
+        readable, _, _ = select.select(watched, [], [], _CHECK_S)
+        self._release([worker for worker in self._workers if worker.pidfd in readable])
+        return any(control in readable for control in controls)
 
     def _accept(self) -> bool:
         """Start the next job; whether there was one."""
@@ -117,97 +125,87 @@ class Launcher:
             message = wire.receive(self._control)
         except (EOFError, OSError):
             return False
-        while self._spare is None and self._has_slots and not self._slots:
-            # The last jobs' workers are still clearing up.
-            select.select([worker.connection for worker in self._busy], [], [])
-            self._collect()
-        worker = self._spare or self._start_worker()
-        wire.send(worker.connection, message.header, descriptors=message.descriptors)
-        for descriptor in message.descriptors:
-            os.close(descriptor)
-        self._busy.append(worker)
-        # Ready before it is wanted. Each job gets a fresh one: what an earlier job read or wrote is in no memory that
-        # a later one's processes are copied from.
-        self._spare = self._start_worker() if self._slots or not self._has_slots else None
-        return True
-
-    def _start_worker(self) -> _Worker:
+        while self._has_slots and not self._slots:
+            # The last job's worker is still clearing up.
+            if not self._workers:
+                raise RuntimeError("every user id of this launcher has a process that could not be ended")
+            self._wait([])
         uid = self._slots.pop() if self._slots else None
-        ours, theirs = socket.socketpair()
+        # A process for every job, forked from this one, which has never seen a program: so no job can find
+        # another's data in the memory it inherits.
         pid = os.fork()
         if pid == 0:
-            for other in (self._control, ours, *(worker.connection for worker in self._workers())):
-                other.close()
-            self._be_worker(theirs, uid)
-        theirs.close()
-        return _Worker(pid, ours, uid)
+            os.close(self._control.fileno())
+            for worker in self._workers:
+                os.close(worker.pidfd)
+            self._be_worker(message, uid)
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+        self._workers.append(_Worker(pid, os.pidfd_open(pid), uid))
+        return True
 
-    def _workers(self) -> list[_Worker]:
-        return [*self._busy, *([self._spare] if self._spare is not None else [])]
-
-    def _be_worker(self, assignment: socket.socket, uid: int | None) -> NoReturn:
+    def _be_worker(self, message: wire.Message, uid: int | None) -> NoReturn:
+        job = socket.socket(fileno=message.descriptors[0])
+        is_clear = False
         try:
             kernel.set_subreaper()
-            message = wire.receive(assignment)
-            self._monitor(message, uid, f"{self._folder}/{os.getpid()}")
-        except (EOFError, OSError):
-            pass
+            held = Cell(
+                tier=self._tier,
+                uid=uid,
+                scratch=f"{self._settings['folder']}/rlhf-sandbox-{os.getpid()}-{os.urandom(4).hex()}",
+                limits=Limits(**message.header["limits"]),
+                readable=self._readable,
+                searches_by=self._searches_by,
+                hidden_tasks=self._hidden_tasks,
+                packages=self._settings["packages"],
+                without=frozenset(self._settings["without"]),
+            )
+            is_clear = Monitor(job, held).serve()
+        except Exception as error:  # noqa: BLE001
+            detail = "".join(traceback.format_exception_only(error)).strip()
+            broken = {"status": "broken", "detail": detail, "files": []}
+            with contextlib.suppress(OSError):
+                wire.send(job, broken, blobs=[b"", b""])
         finally:
-            os._exit(0)
+            os._exit(0 if is_clear else 1)
 
-    def _monitor(self, message: wire.Message, uid: int | None, scratch: str) -> None:
-        job = socket.socket(fileno=message.descriptors[0])
-        held = Cell(
-            tier=self._tier,
-            uid=uid,
-            scratch=scratch,
-            limits=Limits(**message.header["limits"]),
-            readable=self._readable,
-            searches_by=self._searches_by,
-            hidden_tasks=self._hidden_tasks,
-            packages=self._settings["packages"],
-            without=frozenset(self._settings["without"]),
-        )
-        with job:
-            try:
-                Monitor(job, held).serve()
-            except Exception as error:  # noqa: BLE001
-                detail = "".join(traceback.format_exception_only(error)).strip()
-                broken = {"status": "broken", "detail": detail, "files": []}
-                with contextlib.suppress(OSError):
-                    wire.send(job, broken, blobs=[b"", b""])
+    def _end_workers(self, is_meant: Callable[[_Worker], bool]) -> None:
+        meant = [worker for worker in self._workers if is_meant(worker)]
+        for worker in meant:
+            os.kill(worker.pid, signal.SIGKILL)
+        self._release(meant)
 
-    def _collect(self) -> None:
-        """Take leave of the workers whose job is over, or that were killed: their sockets are closed."""
-        closed = select.select([worker.connection for worker in self._busy], [], [], 0)[0]
-        for worker in [worker for worker in self._busy if worker.connection in closed]:
-            self._busy.remove(worker)
-            self._retire(worker)
+    def _release(self, ended: list[_Worker]) -> None:
+        """Take back the user ids of workers that have ended; clear up after one that could not."""
+        for worker in ended:
+            self._workers.remove(worker)
+            _, status = os.waitpid(worker.pid, 0)
+            os.close(worker.pidfd)
+            # An id that still has processes is given to nobody.
+            if (not status or self._bury(worker)) and worker.uid is not None:
+                self._slots.append(worker.uid)
 
-    def _retire(self, worker: _Worker) -> None:
-        worker.connection.close()
-        _, status = os.waitpid(worker.pid, 0)
-        if status:
-            self._bury(worker)
-        if worker.uid is not None:
-            self._slots.append(worker.uid)
-
-    def _bury(self, dead: _Worker) -> None:
-        """A monitor was killed: what it watched has come to us, and ends."""
-        others = [worker.pid for worker in self._workers()]
-        tree = ProcessTree(os.getpid())
-        for _ in range(1000):
-            kept = {pid for other in others for pid in (other, *ProcessTree(other).pids())}
-            orphans = [pid for pid in tree.pids() if pid not in kept]
+    def _bury(self, dead: _Worker) -> bool:
+        """End what a worker watched, which has come to us, and remove its folder; whether nothing is left."""
+        deadline = time.monotonic() + _BURIAL_S
+        while orphans := children(os.getpid()) - {worker.pid for worker in self._workers}:
+            if time.monotonic() > deadline:
+                return False
+            if dead.uid is not None:
+                kill_user(dead.uid)
             for pid in orphans:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
-            if not orphans:
-                break
-        if self._folder:
-            remove(f"{self._folder}/{dead.pid}")
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.001)
+        if self._tier != "namespaces":
+            for folder in glob.glob(f"{self._settings['folder']}/rlhf-sandbox-{dead.pid}-*"):
+                remove(folder)
+        return True
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a child was stopped since this was asked last: then it watches nothing any more."""
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
 
 
 def _claim_slots(count: int) -> tuple[list[socket.socket], list[int]]:

@@ -1,34 +1,33 @@
 """Watches one job from outside its walls: carries its output, measures it, ends it, leaves nothing behind."""
 
 import contextlib
+import math
 import os
 import select
 import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf.sandbox import wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.execution import Limits
 from rlhf.sandbox.holding import END_S, Children, Namespaces
-from rlhf.sandbox.tree import Usage
+from rlhf.sandbox.tree import Usage, buffers_mb
 
 _TICK_S = 0.02
-_TICKS_PER_DISK = 3
+_TICKS_PER_LOOK = 3
 _CHUNK = 1 << 16
 _REST_TICK_S = 1.0
-_GRACE = Limits(cpu_s=1.0, wall_s=1.0)
+_GRACE_S = 1.0
 """What an interrupted interpreter gets to say so."""
+_PATIENCE_S = 0.5
+"""How long the init of a job that is over may take to end it before it is ended itself."""
 _STARVED_SHARE = 0.5
 _FILE_ORDERS = ("put", "collect")
 _NOTHING = Usage(0.0, 0.0, 0, 0.0)
-
-
-class _JobOver(Exception):
-    """The client has closed its end of the job."""
 
 
 class _Pipes:
@@ -105,7 +104,8 @@ class _Watch:
     verdict: str = ""
     detail: str = ""
     killed_at: float = 0.0
-    is_interruptible: bool = False
+    is_interruptible: bool
+    lingers: bool
     warned: tuple[str, str] = ("", "")
     rests: bool = False
     asked: tuple[float, float] = (0.0, 0.0)
@@ -129,18 +129,21 @@ class Monitor:
         self._limits = cell.limits
         self._has_watcher = cell.has("watcher")
         self._num_steps = 0
+        self._buffers_mb = 0.0
+        self._times_over = 0
 
-    def serve(self) -> None:
-        """Obey the client until it closes its end; leave nothing behind."""
-        left = 0
+    def serve(self) -> bool:
+        """Obey the client until it closes its end or the job is over; whether every process could be ended."""
+        left, is_over = 0, False
         try:
-            with contextlib.suppress(EOFError, _JobOver, BrokenPipeError, ConnectionResetError):
-                while True:
+            with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+                while not is_over:
                     self._idle()
                     message = wire.receive(self._job)
                     if message.header["do"] == "start":
                         header, blobs = self._step(message)
-                        if header.pop("last"):
+                        is_over = header.pop("last")
+                        if is_over:
                             left = self._held.end()
                         if left:
                             header |= {"status": "broken", "detail": f"{left} processes could not be ended"}
@@ -148,16 +151,17 @@ class Monitor:
                     elif message.header["do"] in _FILE_ORDERS:
                         self._move_files(message)
         finally:
-            self._held.end()
+            if not is_over:
+                left = self._held.end()
+        return not left
 
     def _idle(self) -> None:
         """Wait for the client; what earlier steps left running stays within the job's limits."""
         before: Usage | None = None
         while self._num_steps and (before is None or before.tasks):
-            usage, limits = self._held.tree.usage(), self._limits
+            usage = self._held.tree.usage()
             before = before or usage
-            is_over = usage.cpu_s - before.cpu_s > limits.cpu_s or self._held.disk_mb() > limits.disk_mb
-            if is_over or usage.tasks > limits.processes or usage.rss_mb > limits.memory_mb:
+            if self._excess(usage, before, self._limits, looks_at_files=True):
                 self._held.kill_step()
             if select.select([self._job], [], [], _REST_TICK_S)[0]:
                 return
@@ -177,6 +181,7 @@ class Monitor:
             pipes=pipes,
             before=before,
             is_interruptible=header["is_interruptible"],
+            lingers=header["lingers"],
         )
         self._num_steps += 1
         try:
@@ -245,32 +250,61 @@ class Monitor:
 
     def _tick(self, watch: _Watch) -> None:
         if watch.killed_at:
-            if time.monotonic() - watch.killed_at > END_S:
-                raise RuntimeError(f"the step did not end within {END_S:g} s of being killed")
-            self._held.kill_step()
+            self._press(watch)
             return
         watch.ticks += 1
-        usage, limits = self._held.tree.usage(), watch.limits
-        watch.usage = usage
+        usage = watch.usage = self._held.tree.usage()
         watch.peak_mb = max(watch.peak_mb, usage.rss_mb)
-        cpu_s = usage.cpu_s - watch.before.cpu_s
         if not self._has_watcher:
             return
-        if cpu_s > limits.cpu_s:
-            self._kill(watch, "cpu_limit", f"{cpu_s:.2f} s of CPU, limit {limits.cpu_s:g} s")
-        elif usage.tasks > limits.processes:
-            self._kill(watch, "process_limit", f"{usage.tasks} processes, limit {limits.processes}")
-        elif usage.rss_mb > limits.memory_mb:
-            self._judge_memory(watch)
-        elif watch.wall_s > limits.net_s and not watch.rests:
+        looks_at_files = watch.ticks % _TICKS_PER_LOOK == 0
+        if excess := self._excess(usage, watch.before, watch.limits, looks_at_files=looks_at_files):
+            self._kill(watch, *excess)
+        elif watch.wall_s > watch.limits.net_s and not watch.rests:
             self._judge_wall(watch)
-        elif watch.ticks % _TICKS_PER_DISK == 0 and (used := self._held.disk_mb()) > limits.disk_mb:
-            self._kill(watch, "disk_limit", f"{used:.0f} MB on disk, limit {limits.disk_mb} MB")
 
-    def _judge_memory(self, watch: _Watch) -> None:
-        used = self._held.tree.proportional_mb()
-        if used > watch.limits.memory_mb:
-            self._kill(watch, "memory_limit", f"{used:.0f} MB, limit {watch.limits.memory_mb} MB")
+    def _press(self, watch: _Watch) -> None:
+        """Kill again what was not gone at once."""
+        passed_s = time.monotonic() - watch.killed_at
+        if passed_s > END_S:
+            raise RuntimeError(f"the step did not end within {END_S:g} s of being killed")
+        if passed_s > (END_S / 2 if watch.lingers else _PATIENCE_S):
+            self._held.kill_all()
+        else:
+            self._held.kill_step()
+
+    def _excess(
+        self, usage: Usage, before: Usage, limits: Limits, *, looks_at_files: bool
+    ) -> tuple[str, str] | None:
+        """The limit that is exceeded, if any, and by how much."""
+        cpu_s = usage.cpu_s - before.cpu_s
+        if cpu_s > limits.cpu_s:
+            return "cpu_limit", f"{cpu_s:.2f} s of CPU, limit {limits.cpu_s:g} s"
+        if usage.tasks > limits.processes:
+            return "process_limit", f"{usage.tasks} processes, limit {limits.processes}"
+        if looks_at_files and (used := self._disk_mb()) > limits.disk_mb:
+            return "disk_limit", f"{used:.0f} MB on disk, limit {limits.disk_mb} MB"
+        if used := self._excess_memory(usage, limits):
+            return "memory_limit", f"{used:.0f} MB, limit {limits.memory_mb} MB"
+        return None
+
+    def _disk_mb(self) -> float:
+        """MB on disk; sees to it that what the kernel holds for open pipes and sockets is known, too."""
+        try:
+            open_files = self._held.tree.open_files()
+        except PermissionError:
+            return math.inf
+        self._buffers_mb = buffers_mb(open_files)
+        return self._held.disk_mb(open_files)
+
+    def _excess_memory(self, usage: Usage, limits: Limits) -> float:
+        """MB in use when they are too many, with what is shared counted once; else 0."""
+        used = usage.rss_mb + self._buffers_mb
+        if used > limits.memory_mb:
+            used = self._held.tree.proportional_mb() + self._buffers_mb
+        # Twice: a child has its parent's memory, counted for both, for a moment until it executes its program.
+        self._times_over = self._times_over + 1 if used > limits.memory_mb else 0
+        return used if self._times_over > 1 else 0.0
 
     def _judge_wall(self, watch: _Watch) -> None:
         """A program that was ready to run and got no core is not to blame."""
@@ -286,7 +320,7 @@ class Monitor:
             return
         if watch.is_interruptible and not watch.warned[0] and verdict in ("cpu_limit", "wall_limit"):
             watch.warned = verdict, detail
-            watch.renew(_GRACE, self._held.tree.usage())
+            watch.renew(replace(watch.limits, cpu_s=_GRACE_S / 4, wall_s=_GRACE_S), self._held.tree.usage())
             wire.send(self._job, {"notice": verdict, "detail": detail})
             self._held.interrupt()
             return
@@ -299,15 +333,16 @@ def _result(watch: _Watch, answer: wire.Message) -> dict[str, Any]:
     header = answer.header
     result = {
         "wall_s": watch.wall_s,
-        "cpu_s": header.get("cpu_s", 0.0),
+        "cpu_s": max(header.get("cpu_s", 0.0), watch.usage.cpu_s - watch.before.cpu_s),
         "peak_mb": max(watch.peak_mb, header.get("peak_mb", 0.0)),
         "truncated": watch.pipes.is_full,
         "detail": watch.detail,
     }
     for problem in ("refused", "broken"):
-        if problem in header:
+        if problem in header and not watch.verdict:
             return {**result, "status": problem, "detail": header[problem]}
-    status, limits = header["ended"], watch.limits
+    # Without an answer it is the verdict that killed who would have given it.
+    status, limits = header.get("ended", int(signal.SIGKILL)), watch.limits
     exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     result |= {"exit_code": exit_code, "signal": number}

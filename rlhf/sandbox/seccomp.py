@@ -12,7 +12,8 @@ from rlhf.sandbox import kernel
 from rlhf.sandbox.syscalls import numbers
 
 _AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_X32_BIT = 0x40000000
+_FIRST_UNKNOWN = 470
+"""Calls younger than this table (Linux 6.17 and later), and x86-64's 32-bit twins: as if the kernel lacked them."""
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 _NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
@@ -30,8 +31,9 @@ _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _FS_IOC_SETFLAGS, _FS_IOC_FSSETXATTR, _FS_IOC_ENABLE_VERITY = 0x40086602, 0x401C5820, 0x40806685
 _FIOSETOWN, _SIOCSPGRP = 0x8901, 0x8902
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
-_MAP_SHARED, _MAP_TYPE, _MAP_ANONYMOUS, _SO_SNDBUF = 0x1, 0xF, 0x20, 7
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETPIPE_SZ = 8, 10, 15, 1031
+_MAP_SHARED_ANONYMOUS, _MAP_HUGETLB = 0x21, 0x40000
+_SO_SNDBUF, _SO_SNDBUFFORCE = 7, 32
 _MODE_BITS, _PRIVATE_FILE, _PRIVATE_PROGRAM = 0o7777, 0o600, 0o700
 _SEES_TRUNCATION = 3
 """The first ABI of Landlock that does."""
@@ -47,11 +49,13 @@ _ALWAYS: dict[str, str] = {
     "kernel": "bpf perf_event_open userfaultfd keyctl add_key request_key io_uring_setup io_uring_enter "
     "io_uring_register init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct "
     "quotactl quotactl_fd syslog settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname iopl "
-    "ioperm fanotify_init",
-    "other processes": "ioprio_set",
-    # Its pages are in no process's memory and in no folder, so no watcher would see them.
+    "ioperm fanotify_init io_setup modify_ldt",
+    # Who puts its own processes, or those that watch it, last, looks as if the machine were overloaded.
+    "other processes": "ioprio_set sched_setaffinity sched_setattr sched_setparam sched_setscheduler",
+    # Its pages are in no process's memory and in no folder, so no watcher would see them; nor a file without a name
+    # whose descriptor is on its way through a socket.
     "hidden memory": "memfd_create memfd_secret shmget shmat shmctl shmdt semget semop semtimedop semctl msgget "
-    "msgsnd msgrcv msgctl mq_open mq_unlink mq_notify vmsplice",
+    "msgsnd msgrcv msgctl mq_open mq_unlink mq_notify vmsplice sendmsg sendmmsg",
 }
 """Mechanism -> calls that no program of a job may make."""
 _ATTRIBUTES = (
@@ -115,19 +119,23 @@ _FOR_SOME: tuple[_Row, ...] = (
         "socketpair",
         (_Test(0, _AF_UNIX, negated=True), _Test(1, _SOCK_STREAM, mask=_SOCKET_TYPES, negated=True)),
     ),
-    # Pages of a mapping without a file stay while one page of it is mapped, in nobody's memory once they are dropped.
-    ("hidden memory", "mmap", (_Test(3, _MAP_SHARED | _MAP_ANONYMOUS, mask=_MAP_TYPE | _MAP_ANONYMOUS),)),
-    # What a socket holds is in nobody's memory either: no more than the default.
-    ("hidden memory", "setsockopt", (_Test(2, _SO_SNDBUF),)),
     # The kernel signals the owner of a descriptor when it becomes ready, with any signal asked for.
     ("signals", "fcntl", (_Test(1, _F_SETOWN), _Test(1, _F_SETSIG), _Test(1, _F_SETOWN_EX))),
     ("signals", "ioctl", (_Test(1, _FIOSETOWN), _Test(1, _SIOCSPGRP))),
     ("other processes", "prlimit64", (_MUST_BE_SELF,)),
-    ("other processes", "sched_setaffinity", (_MUST_BE_SELF,)),
-    ("other processes", "sched_setscheduler", (_MUST_BE_SELF,)),
-    ("other processes", "sched_setparam", (_MUST_BE_SELF,)),
-    ("other processes", "sched_setattr", (_MUST_BE_SELF,)),
     ("other processes", "setpriority", (_MUST_BE_SELF, _Test(1, 0, negated=True))),
+    # What is mapped so stays whole as long as one page of it is mapped, and only that page is seen.
+    (
+        "hidden memory",
+        "mmap",
+        (
+            _Test(3, _MAP_SHARED_ANONYMOUS, mask=_MAP_SHARED_ANONYMOUS),
+            _Test(3, 0, mask=_MAP_HUGETLB, negated=True),
+        ),
+    ),
+    # The watcher counts pipes and sockets as full ones of the usual size.
+    ("hidden memory", "fcntl", (_Test(1, _F_SETPIPE_SZ),)),
+    ("hidden memory", "setsockopt", (_Test(2, _SO_SNDBUF), _Test(2, _SO_SNDBUFFORCE))),
 )
 """(mechanism, call, the arguments for which it is denied), in every tier."""
 
@@ -140,9 +148,9 @@ def build_filter(rules: Rules, *, architecture: str = kernel.ARCHITECTURE) -> by
         _instruction(_JUMP_EQUAL, _AUDIT_ARCHITECTURES[architecture], 1, 0),
         _instruction(_RETURN, _KILL),
         _instruction(_LOAD, _NUMBER_OFFSET),
+        _instruction(_JUMP_GREATER_EQUAL, _FIRST_UNKNOWN, 0, 1),
+        _instruction(_RETURN, _UNKNOWN),
     ]
-    if architecture == "x86_64":
-        program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _instruction(_RETURN, _UNKNOWN)]
     blocks = {name: [_instruction(_RETURN, _DENY)] for name in _denied(rules)}
     blocks |= {name: [_instruction(_RETURN, _UNKNOWN)] for name in _hidden(rules)}
     for name, tests in _conditional(rules).items():

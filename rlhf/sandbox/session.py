@@ -1,6 +1,6 @@
 """A sandbox that stays: an agent's shell or Python interpreter, step by step, each step within its own limits."""
 
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -131,7 +131,7 @@ class Session:
         try:
             channel.sendall(_HEAD.pack(len(text), limits.output_kb << 10) + text)
             deadline = time.monotonic() + limits.net_s + _NET_S
-            while channel.fileno() not in self._readable(channel, deadline):
+            while not self._has_answer(channel, deadline):
                 message = self._cell.receive()
                 if "status" in message.header:
                     return self._interpreter_gone(self._cell.execution(message))
@@ -144,12 +144,15 @@ class Session:
             return self._interpreter_gone(self._cell.broken(error))
         return self._step_verdict(notice, output, code, bool(is_cut))
 
-    def _readable(self, channel: socket.socket, deadline: float) -> list[int]:
-        wanted = [channel.fileno(), self._cell.fileno()]
-        readable = select.select(wanted, [], [], max(0.0, deadline - time.monotonic()))[0]
-        if not readable:
+    def _has_answer(self, channel: socket.socket, deadline: float) -> bool:
+        """Wait for the interpreter or the monitor; whether the interpreter has something to say."""
+        with selectors.DefaultSelector() as selector:
+            for source in (channel, self._cell):
+                selector.register(source, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
+        if not ready:
             raise TimeoutError
-        return readable
+        return channel in ready
 
     def _interpreter_gone(self, execution: Execution) -> Execution:
         self._interpreter = None

@@ -35,7 +35,8 @@ MBPP = {
 
 
 def reference(mapped):
-    return extract(f"<think>x</think><answer>{mapped['reference']}</answer>", ("python",)).source
+    assert extract(mapped["gold_completion"], ("python",)).source.strip() == mapped["reference"].strip()
+    return mapped["reference"]
 
 
 def test_humaneval_helpers_of_the_prompt_are_setup_and_the_stub_is_not():
@@ -88,7 +89,7 @@ def apps(cases, **columns):
 def test_apps_reads_standard_input_and_calls():
     mapped = code_readers.apps_row(apps({"inputs": ["1\n", ["2", "3"]], "outputs": ["1\n", ["4", "5"]]}))
     assert parse_record(mapped["tests"]).tests == StdioTests(inputs=("1\n", "2\n3"), outputs=("1\n", "4\n5"))
-    assert (mapped["id"], reference(mapped)) == ("apps/7", "print(1)\n")
+    assert (mapped["id"], reference(mapped)) == ("apps/7", "print(1)")
     calls = {"fn_name": "twice", "inputs": [[1], [{"1": 2}]], "outputs": [[2], [4]]}
     tests = parse_record(code_readers.apps_row(apps(calls, starter_code="def twice(x):"))["tests"]).tests
     assert isinstance(tests, FunctionTests)

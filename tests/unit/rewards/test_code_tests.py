@@ -1,5 +1,4 @@
 import asyncio
-import json
 import os
 import re
 import threading
@@ -18,11 +17,10 @@ from rewards.code_tests import CodeTests, chosen_tests
 from rlhf.config.schema import RewardConfig, TaskConfig
 from rlhf.errors import DataError, LoadError, RewardError
 from rlhf.importing import load_function
-from rlhf.rollout.gold import check_gold
 from rlhf.rollout.reward_shapes import bind
 from rlhf.rollout.scoring import RewardPool
 from rlhf.sandbox.execution import Execution
-from rlhf.types import Message, Prompt
+from tests.unit.rewards.attempts import group_of, prompt_of
 from tests.unit.rewards.code_cases import (
     ASSERTS,
     FUNCTION,
@@ -185,34 +183,25 @@ def test_record_with_limits_of_its_own_is_graded_within_them(sandbox):
     )
 
 
-@pytest.mark.slow
-def test_recipe_grades_programs_in_reward_workers(sandbox):
-    prompts = [
-        Prompt(
-            id=kind,
-            messages=(Message(role="user", content=f"Add two numbers ({kind})."),),
-            reference=fenced(RIGHT[kind]),
-            columns={"tests": json.loads(json.dumps(record))},
-        )
-        for kind, record in RECORDS.items()
-    ]
+def test_recipe_grades_programs_in_a_reward_worker(sandbox):
+    texts = [fenced(ADD), fenced(HALF), f"<think>{fenced(ADD)}", fenced("while True: pass")]
 
     async def run():
-        pool = RewardPool(
-            [RewardConfig(use="rewards.code_tests:grade", limit_s=30)], num_workers=1, max_ungradable=1.0
-        )
+        rewards = [RewardConfig(use="rewards.code_tests:grade", limit_s=30, kwargs={"cpu_s": 0.5})]
+        pool = RewardPool(rewards, num_workers=1)
         try:
             await pool.start()
-            return pool.required_columns, await check_gold(prompts, pool)
+            return pool.required_columns, await pool.score(group_of(prompt_of(tests=ASSERTS), *texts))
         finally:
             await pool.close()
 
-    columns, report = asyncio.run(run())
+    columns, results = asyncio.run(run())
     assert columns == {"code_tests.grade": ("tests",)}
-    assert report.is_sound, report
+    assert [result.value for result in results] == [1.0, 0.0, 0.0, 0.0]
+    assert [result.outcome for result in results] == ["ok", "wrong", "unparsable", "limit"]
+    assert results[3].detail["code_tests.grade/kind"] == "cpu_limit"
 
 
-@pytest.mark.slow
 def test_unknown_kwarg_of_a_recipe_is_named(sandbox):
     async def run():
         pool = RewardPool(
