@@ -177,7 +177,6 @@ class Sandbox:
         self, policy: Policy | None = None, *, max_jobs: int = MAX_JOBS, without: Sequence[str] = ()
     ) -> None:
         self._policy = policy or Policy()
-        self._remote = RemoteSandbox(policy.remote, max_jobs=max_jobs) if policy and policy.remote else None
         self._without = tuple(without)
         self._max_jobs = max_jobs
         self._tier: Tier | None = None
@@ -192,6 +191,8 @@ class Sandbox:
         self._places = threading.BoundedSemaphore(self._max_jobs)
         self._launcher: LauncherProcess | None = None
         self._retired: list[LauncherProcess] = []
+        remote = self._policy.remote
+        self._remote = RemoteSandbox(remote, max_jobs=self._max_jobs) if remote else None
 
     @property
     def tier(self) -> Holder:
