@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import psutil
@@ -22,6 +23,11 @@ from rlhf.cluster.launch import device_for, usable_cores
 from rlhf.config.schema import PlacementConfig, Recipe
 from rlhf.engines.choice import choose_engine
 from rlhf.errors import DependencyError, PlacementError
+from rlhf.sandbox import landlock
+from rlhf.sandbox.client import Sandbox
+from rlhf.sandbox.execution import Limits, Program
+from rlhf.sandbox.policy import ISOLATED, UNSAFE, WAYS, Policy
+from rlhf.sandbox.self_test import ATTACKS, TierReport, examine_tiers
 from rlhf.telemetry.logs import TERMINAL
 
 Status = Literal["ok", "note", "missing"]
@@ -50,10 +56,12 @@ class Finding:
 
 
 def examine(recipe: Recipe | None) -> list[Finding]:
-    """Look at Python, machine, packages, engine and Ray, with the needs of `recipe` if one is given."""
+    """Look at Python, machine, packages, engine, Ray and sandbox, with the needs of `recipe` if one is given."""
     findings = [_python(), *_machine(), _processor_of_torch(), *_packages(), _torchvision(), *_content()]
     findings.append(_engine(recipe))
     findings.append(_ray())
+    policy = Policy() if recipe is None else Policy(**recipe.sandbox.model_dump())
+    findings.extend(sandbox(policy, is_needed=recipe is not None and needs_sandbox(recipe)))
     if recipe is not None:
         findings.extend(recipe_needs(recipe))
     return findings
@@ -200,6 +208,76 @@ def _ray() -> Finding:
         "a local Ray does not start: check free memory, /dev/shm and that localhost ports are not blocked"
     )
     return Finding(subject="Ray", status="missing", found=cause, advice=advice)
+
+
+def sandbox(policy: Policy, *, is_needed: bool) -> list[Finding]:
+    """The tier that programs get under this policy, and what every tier stops here."""
+    if policy.remote:
+        return [_server(policy, is_needed=is_needed)]
+    began = time.monotonic()
+    reports = {report.tier: report for report in examine_tiers(python=policy.python)}
+    taken = next((tier for tier in policy.candidates if not reports[tier].unavailable), None)
+    findings = [_tier(report) for tier, report in reports.items() if tier != taken]
+    if taken is None:
+        first = Finding(
+            subject="sandbox",
+            status="missing" if is_needed else "note",
+            found=f"neither {' nor '.join(policy.candidates)} can be had here"
+            if len(policy.candidates) > 1
+            else f"{policy.candidates[0]} cannot be had here",
+            advice=f"see below, or set sandbox.minimum: read-only and sandbox.unsafe: {UNSAFE}",
+        )
+    else:
+        first = _tier(reports[taken])
+        # What gets out of a tier that isolates would get out of the run.
+        status = "missing" if reports[taken].escaped and taken in ISOLATED else first.status
+        first = replace(first, subject="sandbox", found=f"{taken} ({first.found})", status=status)
+    seconds = time.monotonic() - began
+    return [replace(first, found=f"{first.found}; all tiers tried in {seconds:.1f} s"), *findings]
+
+
+def _server(policy: Policy, *, is_needed: bool) -> Finding:
+    with Sandbox(policy) as server:
+        execution = server.run(Program(code="print(6 * 7)"), limits=Limits(cpu_s=1, wall_s=4))
+    if execution.stdout.split() == [b"42"]:
+        found = (
+            f"{policy.remote} answers in {execution.wall_s:.1f} s; how it holds programs, it does not tell"
+        )
+        return Finding(subject="sandbox", status="ok", found=found)
+    said = execution.detail or execution.stderr.decode(errors="replace") or execution.status
+    advice = "start the server, correct sandbox.remote, or leave it out to run programs on this machine"
+    return Finding(
+        subject="sandbox", status="missing" if is_needed else "note", found=said[-300:], advice=advice
+    )
+
+
+def _tier(report: TierReport) -> Finding:
+    subject, advice = f"sandbox: {report.tier}", []
+    if report.unavailable:
+        found = f"not here: {report.unavailable}"
+        return Finding(subject=subject, status="note", found=found, advice=WAYS.get(report.tier, ""))
+    found = f"{len(report.stopped)} of {len(ATTACKS)} attacks stopped"
+    if report.tier == "landlock":
+        found = f"ABI {landlock.abi()}, {found}"
+        lacking = ", ".join(landlock.lacking(landlock.abi()))
+        advice += [f"held by the system-call filter instead: {lacking}"] if lacking else []
+    advice += [f"not stopped: {', '.join(report.escaped)}"] if report.escaped else []
+    advice += [f"no verdict on: {', '.join(report.broken)}"] if report.broken else []
+    is_sound = len(report.stopped) == len(ATTACKS)
+    return Finding(
+        subject=subject, status="ok" if is_sound else "note", found=found, advice="; ".join(advice)
+    )
+
+
+def needs_sandbox(recipe: Recipe) -> bool:
+    """Whether a reward of the recipe imports the sandbox; seen in a process of its own."""
+    names = sorted({reward.use for reward in recipe.task.rewards})
+    code = (
+        "import sys\nfrom rlhf.importing import load_object\n"
+        f"for name in {names!r}: load_object(name, key='rewards')\n"
+        "sys.exit('rlhf.sandbox.client' in sys.modules)"
+    )
+    return probe(code, limit_s=PROBE_S) == "exit code 1"
 
 
 def recipe_needs(recipe: Recipe) -> list[Finding]:

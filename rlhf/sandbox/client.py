@@ -13,9 +13,10 @@ from typing import Any
 
 from rlhf.errors import SandboxError
 from rlhf.sandbox import wire
-from rlhf.sandbox.execution import Execution, Limits, Program, Tier
+from rlhf.sandbox.execution import Execution, Holder, Limits, Program, Tier
 from rlhf.sandbox.launching import LauncherProcess
 from rlhf.sandbox.policy import Policy, strongest
+from rlhf.sandbox.remote import RemoteSandbox
 
 _NET_S = 30.0
 """How much longer than a program's own net its verdict may take, before the sandbox counts as broken."""
@@ -138,6 +139,10 @@ class Job:
             self._cell.send({"do": "kill"})
         return self.wait()
 
+    def renew(self, limits: Limits) -> None:
+        """Count its CPU and wall time anew, within these limits: for programs that answer question after question."""
+        self._cell.send({"do": "budget", "limits": asdict(limits)})
+
     def __enter__(self) -> "Job":
         return self
 
@@ -148,7 +153,7 @@ class Job:
 class _Place:
     """One of the jobs that may run at once."""
 
-    def __init__(self, places: threading.BoundedSemaphore, tier: Tier) -> None:
+    def __init__(self, places: threading.BoundedSemaphore, tier: Holder) -> None:
         began = time.monotonic()
         places.acquire()
         self.queue_s = time.monotonic() - began
@@ -175,6 +180,8 @@ class Sandbox:
         self._without = tuple(without)
         self._max_jobs = max_jobs
         self._tier: Tier | None = None
+        self.unavailable: dict[Tier, str] = {}
+        """Why the tiers that were tried before the present one, or in vain, cannot be had here."""
         self._begin()
         _sandboxes.add(self)
 
@@ -184,10 +191,14 @@ class Sandbox:
         self._places = threading.BoundedSemaphore(self._max_jobs)
         self._launcher: LauncherProcess | None = None
         self._retired: list[LauncherProcess] = []
+        remote = self._policy.remote
+        self._remote = RemoteSandbox(remote, max_jobs=self._max_jobs) if remote else None
 
     @property
-    def tier(self) -> Tier:
+    def tier(self) -> Holder:
         """The tier that programs run in. SandboxError, with reasons and ways out, when none is strong enough."""
+        if self._remote is not None:
+            return self._remote.tier
         with self._lock:
             self._running()
             assert self._tier is not None
@@ -195,6 +206,8 @@ class Sandbox:
 
     def run(self, program: Program, *, limits: Limits | None = None) -> Execution:
         """Run a program to its end."""
+        if self._remote is not None:
+            return self._remote.run(program, limits=limits)
         return self.start(program, limits=limits).wait()
 
     def start(self, program: Program, *, limits: Limits | None = None, channel: bool = False) -> Job:
@@ -206,7 +219,9 @@ class Sandbox:
         return self.open_cell(limits).start(program, limits, channel=channel, lingers=False)
 
     def open_cell(self, limits: Limits) -> Cell:
-        """An empty cell; waits for a free place and raises as `start` does."""
+        """An empty cell; waits for a free place and raises as `start` does, and where a server runs the programs."""
+        if self._remote is not None:
+            self._remote.open_cell(limits)
         tier = self.tier
         place = _Place(self._places, tier)
         connection, theirs = socket.socketpair()
@@ -249,13 +264,17 @@ class Sandbox:
 
     def _attempt(self, tier: Tier, started: dict[Tier, LauncherProcess]) -> str:
         """Start a launcher of the tier and run one program in it; why that failed, or nothing."""
-        launcher = LauncherProcess(
-            tier, without=self._without, python=self._policy.python, max_jobs=self._max_jobs
-        )
-        reason = launcher.refusal or _first_program(launcher, tier)
-        if reason:
-            launcher.close(wait=True)
-        started[tier] = launcher
+        python, max_jobs = self._policy.python, self._max_jobs
+        try:
+            launcher = LauncherProcess(tier, without=self._without, python=python, max_jobs=max_jobs)
+        except OSError as error:
+            reason = f"its launcher cannot be started ({error})"
+        else:
+            started[tier] = launcher
+            reason = launcher.refusal or _first_program(launcher, tier)
+            if reason:
+                launcher.close(wait=True)
+        self.unavailable |= {tier: reason} if reason else {}
         return reason
 
     def close(self) -> None:

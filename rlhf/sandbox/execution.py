@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 Tier = Literal["namespaces", "landlock", "uid", "read-only"]
 """How a program is held, strongest first. The first two isolate network and files."""
 TIERS: tuple[Tier, ...] = get_args(Tier)
+Holder = Tier | Literal["remote"]
+"""`remote`: a server (`sandbox.remote`), which holds programs in its own way."""
 
 Status = Literal[
     "exited",
@@ -90,7 +92,7 @@ class Execution:
     """How a program ended and what it left."""
 
     status: Status
-    tier: Tier
+    tier: Holder
     exit_code: int | None = None
     signal: int | None = None
     stdout: bytes = b""
@@ -98,6 +100,8 @@ class Execution:
     files: Mapping[str, bytes] = field(default_factory=dict)
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    waited_s: float = 0.0
+    """Seconds that its processes were ready to run and had no core, as far as they were seen."""
     queue_s: float = 0.0
     """Waiting for a free place before it started; in no other figure."""
     peak_mb: float = 0.0

@@ -176,10 +176,11 @@ class Monitor:
         header, (stdin, *files) = request.header, request.blobs
         limits = Limits(**header["limits"])
         pipes = _Pipes(stdin, room=limits.output_kb << 10)
+        before = self._held.tree.usage() if self._num_steps else _NOTHING
         watch = _Watch(
             limits=limits,
             pipes=pipes,
-            before=self._held.tree.usage() if self._num_steps else _NOTHING,
+            before=before,
             is_interruptible=header["is_interruptible"],
             lingers=header["lingers"],
         )
@@ -198,6 +199,7 @@ class Monitor:
         finally:
             pipes.close()
         result = _result(watch, answer)
+        result["waited_s"] = max(0.0, watch.usage.waited_s - before.waited_s)
         result |= {"last": not header["lingers"], "files": answer.header.get("files", [])}
         return result, [bytes(pipes.output["stdout"]), bytes(pipes.output["stderr"]), *answer.blobs]
 

@@ -12,6 +12,14 @@ TIER_VARIABLE = "RLHF_SANDBOX_TIER"
 """Environment variable that pins the tier, so that one machine can prove all of them."""
 ISOLATED: tuple[Tier, ...] = ("namespaces", "landlock")
 UNSAFE: Literal["i-know"] = "i-know"
+REMOTE_SCHEMES = ("http://", "https://", "openenv+http://", "openenv+https://")
+"""Of servers: Sandbox Fusion's without a prefix."""
+WAYS: Mapping[Tier, str] = {
+    "namespaces": "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
+    "kernel.apparmor_restrict_unprivileged_userns=0, or a container seccomp profile that permits unshare)",
+    "landlock": "use a kernel with Landlock (5.13 or later)",
+}
+"""How to get the tiers that isolate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +34,7 @@ class Policy:
     python: str = ""
     """Interpreter (3.11 or later) that programs run in; none: the one that runs this."""
     remote: str = ""
-    """URL of a sandbox server that runs everything instead of this machine."""
+    """URL of a sandbox server that runs everything instead of this machine: Sandbox Fusion's, or `openenv+http://...`."""
 
     def __post_init__(self) -> None:
         for key, tier in (("minimum", self.minimum), ("tier", self.tier)):
@@ -37,6 +45,17 @@ class Policy:
                     f"sandbox.{key} is {tier!r}, a tier in which programs can read this machine's files. "
                     f"Set sandbox.unsafe: {UNSAFE} if they may, or ask for one of {', '.join(ISOLATED)}."
                 )
+
+        if self.remote and not self.remote.startswith(REMOTE_SCHEMES):
+            raise ConfigError(
+                f"sandbox.remote is {self.remote!r}, expected a URL that starts with {', '.join(REMOTE_SCHEMES)}."
+            )
+        if self.remote and (self.tier or self.python):
+            key = "tier" if self.tier else "python"
+            raise ConfigError(
+                f"sandbox.{key} and sandbox.remote are both set: a server holds programs in its own way and in its "
+                f"own interpreter. Leave out one of the two."
+            )
 
     @property
     def candidates(self) -> tuple[Tier, ...]:
@@ -61,8 +80,7 @@ def refusal(reasons: Mapping[Tier, str]) -> str:
     """Why nothing runs, and the ways out."""
     found = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items())
     return (
-        f"No sandbox of the asked strength can be had here ({found}). Ways out: allow unprivileged user namespaces "
-        "(sysctl kernel.unprivileged_userns_clone=1, or a container seccomp profile that permits unshare) or use a "
-        "kernel with Landlock (5.13 or later); name a sandbox server in sandbox.remote; or accept a weaker tier with "
+        f"No sandbox of the asked strength can be had here ({found}). Ways out: {WAYS['namespaces']} or "
+        f"{WAYS['landlock']}; name a sandbox server in sandbox.remote; or accept a weaker tier with "
         f"sandbox.minimum: read-only and sandbox.unsafe: {UNSAFE}."
     )

@@ -7,7 +7,7 @@ import pytest
 from rlhf.config.loading import load_recipe
 from rlhf.run_folder import RunFolder
 from rlhf.telemetry.sinks import JsonlSink
-from tests.cli.command import rlhf, rlhf_from_cold, write_recipe
+from tests.cli.command import rlhf, rlhf_from_cold, write_recipe, write_rows
 from tests.unit.telemetry.synthetic import eval_metrics, write_run
 
 
@@ -107,6 +107,20 @@ def test_doctor_says_that_a_recipe_can_run_here():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Ready: a run can start here." in done.stderr
     assert "Hugging Face" in done.stderr  # the model is not a folder here
+    assert "12 of 12" in done.stderr
+
+
+@pytest.mark.slow
+def test_doctor_says_that_a_sandbox_is_missing(tmp_path):
+    (tmp_path / "programs.py").write_text(
+        "from rlhf.sandbox.client import default_sandbox\ndef grade(completion): return 1.0\n"
+    )
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1+1=", "answer": "2"}])
+    task = {"train": {"file": str(rows)}, "rewards": [{"use": f"{tmp_path / 'programs.py'}:grade"}]}
+    recipe = write_recipe(tmp_path, task=task, sandbox={"python": "/no/such/python"})
+    done = rlhf_from_cold("doctor", recipe, limit_s=250)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "A run cannot start: see sandbox." in done.stderr
 
 
 def test_without_a_command_the_usage_is_shown():

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import Recipe
-from rlhf.doctor import TESTED, Finding, examine, probe, recipe_needs, render
+from rlhf.doctor import TESTED, Finding, examine, needs_sandbox, probe, recipe_needs, render, sandbox
+from rlhf.sandbox.execution import TIERS
+from rlhf.sandbox.policy import UNSAFE, Policy
+from tests.unit.sandbox.servers import fusion, server
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +19,17 @@ def test_doctor_finds_that_the_test_environment_can_run():
     blocking = [finding for finding in findings if finding.status == "missing"]
     assert not blocking
     subjects = {finding.subject for finding in findings}
-    assert {"python", "cores", "memory", "torch", "transformers", "engine", "Ray", "GPU"} <= subjects
+    assert {
+        "python",
+        "cores",
+        "memory",
+        "torch",
+        "transformers",
+        "engine",
+        "Ray",
+        "GPU",
+        "sandbox",
+    } <= subjects
     assert render(findings) == 0
 
 
@@ -52,14 +65,63 @@ def test_tested_versions_are_those_of_the_lock():
     assert sys.version_info[:2] >= (3, 11)
 
 
+def recipe(use: str = "a:b", **sections: object) -> Recipe:
+    task = {"train": {"file": "a.jsonl"}, "rewards": [{"use": use}]}
+    return Recipe.model_validate({"name": "a", "model": {"path": "some/hub-model"}, "task": task, **sections})
+
+
+def test_sandbox_is_examined_tier_by_tier():
+    findings = {finding.subject: finding for finding in sandbox(Policy(), is_needed=True)}
+    taken = findings.pop("sandbox")
+    assert len(findings) == len(TIERS) - 1
+    if taken.status == "ok":
+        assert re.fullmatch(
+            r"(namespaces|landlock) \((ABI \d+, )?12 of 12 attacks stopped\); all tiers.*", taken.found
+        )
+    for finding in findings.values():
+        assert finding.status in ("ok", "note")
+        assert finding.found.startswith("not here: ") or "attacks stopped" in finding.found
+
+
+@pytest.mark.parametrize(("is_needed", "status"), [(True, "missing"), (False, "note")])
+def test_sandbox_that_cannot_be_had_is_missing_if_a_reward_needs_it(is_needed, status):
+    first, *others = sandbox(Policy(python="/no/such/python"), is_needed=is_needed)
+    assert (first.subject, first.status) == ("sandbox", status)
+    assert first.found.startswith("neither namespaces nor landlock can be had here")
+    assert "sandbox.unsafe: i-know" in first.advice
+    assert [other.subject for other in others] == [f"sandbox: {tier}" for tier in TIERS]
+    assert all("launcher cannot be started" in other.found for other in others)
+    assert "user namespaces" in others[0].advice
+
+
+def test_weak_tier_says_what_it_lets_through():
+    policy = Policy(tier="read-only", unsafe=UNSAFE, python="/usr/bin/python3")
+    first = sandbox(policy, is_needed=True)[0]
+    if first.status == "missing":
+        pytest.skip(first.found)
+    assert first.status == "note"
+    assert first.found.startswith("read-only (")
+    assert "not stopped: read a host file" in first.advice
+
+
+def test_sandbox_server_is_asked():
+    with server(fusion(stdout="42\n")) as url:
+        assert sandbox(Policy(remote=url), is_needed=True)[0].status == "ok"
+    with server(lambda *_: (503, b"starting")) as url:
+        found = sandbox(Policy(remote=url), is_needed=True)[0]
+    assert found.status == "missing"
+    assert "HTTP 503" in found.found
+
+
+def test_reward_that_imports_the_sandbox_needs_one(tmp_path):
+    running, plain = tmp_path / "running.py", tmp_path / "plain.py"
+    running.write_text("from rlhf.sandbox.client import default_sandbox\ndef grade(completion): return 1.0\n")
+    plain.write_text("def grade(completion): return 1.0\n")
+    assert needs_sandbox(recipe(f"{running}:grade"))
+    assert not needs_sandbox(recipe(f"{plain}:grade"))
+
+
 def test_model_that_is_no_folder_is_noted():
-    recipe = Recipe.model_validate(
-        {
-            "name": "a",
-            "model": {"path": "some/hub-model"},
-            "task": {"train": {"file": "a.jsonl"}, "rewards": [{"use": "a:b"}]},
-        }
-    )
-    findings = {finding.subject: finding for finding in recipe_needs(recipe)}
+    findings = {finding.subject: finding for finding in recipe_needs(recipe())}
     assert findings["model"].status == "note"
     assert "some/hub-model" in findings["model"].found

@@ -28,15 +28,18 @@ SNIPPETS = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def public_rewards() -> list[str]:
-    """`module:attribute` of all that is defined in rewards/, has a reward's signature and returns a number."""
-    found = []
+    """`module:attribute` of all that is defined in rewards/, has a reward's signature and returns a number.
+
+    Of several names of one thing, the last: the one that recipes use.
+    """
+    found: dict[int, str] = {}
     for path in sorted((ROOT / "rewards").glob("[!_]*.py")):
         module = importlib.import_module(f"rewards.{path.stem}")
         for name, item in vars(module).items():
             is_own = getattr(item, "__module__", None) == module.__name__ and not name.startswith("_")
             if is_own and callable(item) and returns_reward(item):
-                found.append(f"{module.__name__}:{name}")
-    return found
+                found[id(item)] = f"{module.__name__}:{name}"
+    return list(found.values())
 
 
 def returns_reward(item: Any) -> bool:

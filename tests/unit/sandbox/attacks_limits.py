@@ -60,12 +60,12 @@ for _ in range(6):
 time.sleep(5)""",
         {"memory_limit"},
     ),
-    "shared memory of one's own": (
+    "mapped memory in children": (
         """
 import mmap, os, time
 for _ in range(6):
     if os.fork() == 0:
-        x = mmap.mmap(-1, 60 << 20)
+        x = mmap.mmap(-1, 60 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for i in range(0, len(x), 4096): x[i] = 1
         time.sleep(5)
         os._exit(0)

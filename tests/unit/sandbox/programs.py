@@ -58,7 +58,10 @@ shutil.rmtree("c")
 assert os.listdir(".") == []
 print("works")""",
     "memory map": """
-import mmap
+import mmap, os
+open("map", "wb").truncate(1 << 20)
+m = mmap.mmap(os.open("map", os.O_RDWR), 1 << 20)
+m[:5] = open("map", "rb").read(5)
 m = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 m[:5] = b"works"
 print(m[:5].decode())""",

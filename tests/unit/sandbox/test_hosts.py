@@ -13,7 +13,17 @@ from rlhf.sandbox import landlock
 from rlhf.sandbox.policy import UNSAFE
 from rlhf.sandbox.self_test import ATTACKS
 from tests.unit.sandbox import programs
-from tests.unit.sandbox.hosts import DOCKER, LANDLOCK, POD, PYTHON, UID, Host, on, why_not_here
+from tests.unit.sandbox.hosts import (
+    DOCKER,
+    DOCKER_CAPABILITIES,
+    LANDLOCK,
+    POD,
+    PYTHON,
+    UID,
+    Host,
+    on,
+    why_not_here,
+)
 
 USER = Host(uid=UID)
 WHICH = "with Sandbox() as sandbox: answer = sandbox.tier"
@@ -140,6 +150,10 @@ def _can_play() -> None:
 HOSTS = {
     "ordinary user": (USER, "namespaces"),
     "user, masked /proc": (replace(USER, before=MASKED), "namespaces"),
+    "root in a pod without a profile": (
+        Host(capabilities=DOCKER_CAPABILITIES, before=MASKED, is_pid_namespace=True),
+        "namespaces",
+    ),
     "root in Docker's profile": (DOCKER, "landlock"),
     "restricted pod": (POD, "landlock"),
     "restricted pod, kernel 5.13": (replace(POD, landlock_abi=1), "landlock"),

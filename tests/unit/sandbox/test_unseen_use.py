@@ -118,3 +118,17 @@ def test_zeros_cannot_be_mapped_for_writing(sandbox: Sandbox) -> None:
     assert execution.stderr.splitlines()[-1].startswith((b"OSError: [Errno 30]", b"PermissionError")), (
         execution
     )
+
+
+_UNSEEN_START = "import ctypes, mmap, socket\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+_UNSEEN = {
+    "mapping without a file": "mmap.mmap(-1, 1 << 20)",
+    "pages lent to a pipe": "libc.vmsplice(1, None, 0, 0)\nif ctypes.get_errno() == 1: raise PermissionError",
+    "large socket": "socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)",
+}
+
+
+@pytest.mark.parametrize("way", _UNSEEN)
+def test_memory_that_no_process_shows_cannot_be_had(sandbox: Sandbox, way: str) -> None:
+    execution = sandbox.run(Program(code=f"{_UNSEEN_START}{_UNSEEN[way]}"))
+    assert execution.stderr.splitlines()[-1].startswith(b"PermissionError"), execution
