@@ -102,7 +102,9 @@ os.kill(pid, 9)"""
     "shared memory of the host": Door(
         "landlock",
         ("hidden memory",),
-        LIBC + "if system(29, 194, 0, 4096, 0o1600) < 0: raise OSError\nsystem(31, 195, 0, 0, 0)" + WORKED,
+        LIBC
+        + "segment = system(29, 194, 0, 4096, 0o1600)\nif segment < 0: raise OSError\nsystem(31, 195, segment, 0, 0)"
+        + WORKED,
     ),
     "descriptors on their way": Door(
         "landlock",
