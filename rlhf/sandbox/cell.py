@@ -20,6 +20,7 @@ from rlhf.sandbox.storage import MAX_FILES
 INNER_ID = 1000
 """User and group id of programs in the `namespaces` tier, as they see it."""
 CHANNEL = 3
+_START_S = 5.0
 _INTERPRETER_MB = 96
 """Addresses that an interpreter maps before its program has asked for anything."""
 
@@ -78,6 +79,9 @@ def spawn(cell: Cell, step: Step) -> tuple[int, str]:
             _enter_program(cell, step, write_end)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as report:
+        if not select.select([report], [], [], _START_S)[0]:
+            # Somebody has stopped it: what an earlier step left behind, in a tier that lets it.
+            os.kill(pid, signal.SIGKILL)
         problem = report.read()
     if problem:
         os.waitpid(pid, 0)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Literal
 
+from rlhf.errors import SandboxError
 from rlhf.sandbox import wire
 from rlhf.sandbox.client import Job, Sandbox
 from rlhf.sandbox.execution import Execution, Limits, Program, check_names
@@ -163,12 +164,14 @@ class Session:
     def _step_verdict(self, notice: dict[str, Any], output: bytes, code: int, is_cut: bool) -> Execution:
         """The verdict on a step that the interpreter survived."""
         self._cell.send({"do": "rest"})
-        header = self._cell.receive().header
-        while "rests" not in header:
-            if "status" in header:
-                self._interpreter, self.lost_state = None, True
-                break
-            notice, header = header, self._cell.receive().header
+        try:
+            header = self._cell.receive().header
+            while "rests" not in header and "status" not in header:
+                notice, header = header, self._cell.receive().header
+        except (EOFError, OSError) as error:
+            return self._interpreter_gone(self._cell.broken(error))
+        if "status" in header:
+            self._interpreter, self.lost_state = None, True
         return replace(
             self._cell.broken(EOFError()),
             status=notice.get("notice", "exited"),
@@ -180,7 +183,10 @@ class Session:
         )
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Put files into the working directory. OSError when a link or a full disk is in the way."""
+        """Put files into the working directory. OSError when a link or a full disk is in the way.
+
+        SandboxError when the session is over.
+        """
         check_names(files)
         with self._lock:
             self._cell.send({"do": "put", "files": list(files)}, blobs=list(files.values()))
@@ -189,7 +195,10 @@ class Session:
             raise OSError(problem)
 
     def read(self, name: str) -> bytes:
-        """A file's content. FileNotFoundError when there is none, when it is a link, or when it is too large."""
+        """A file's content. FileNotFoundError when there is none, when it is a link, or when it is too large.
+
+        SandboxError when the session is over.
+        """
         check_names([name])
         with self._lock:
             self._cell.send({"do": "collect", "collect": [name]})
@@ -201,13 +210,16 @@ class Session:
         return answer.blobs[0]
 
     def _files_answer(self) -> wire.Message:
-        message = self._cell.receive()
-        while "notice" in message.header:
+        try:
             message = self._cell.receive()
-        if "status" in message.header:
-            # The interpreter ended by itself between two steps.
-            self._interpreter = None
-            message = self._cell.receive()
+            while "notice" in message.header:
+                message = self._cell.receive()
+            if "status" in message.header:
+                # The interpreter ended by itself between two steps.
+                self._interpreter = None
+                message = self._cell.receive()
+        except (EOFError, OSError) as error:
+            raise SandboxError("the session is over: it was closed, or its sandbox has failed") from error
         return message
 
     def close(self) -> None:

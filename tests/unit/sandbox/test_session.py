@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.errors import SandboxError
 from rlhf.sandbox import session as session_module
 from rlhf.sandbox.client import Sandbox
 from rlhf.sandbox.execution import Execution, Limits
@@ -213,6 +214,9 @@ def test_session_that_is_closed_says_so(sandbox: Sandbox) -> None:
     session.close()
     session.close()
     assert session.exec("echo 1").status == "broken"
+    for attempt in (lambda: session.read("x"), lambda: session.write({"x": b""})):
+        with pytest.raises(SandboxError, match="over"):
+            attempt()
 
 
 @pytest.mark.slow
