@@ -28,6 +28,11 @@ SPELLINGS = pairs(
         ("-3", "–3", "an en dash"),
         ("3", "３", "a full-width digit"),
         ("3", "𝟑", "a mathematical bold digit"),
+        ("50%", "５０％", "a full-width percentage"),
+        ("(1,2)", "（１，２）", "full-width brackets"),
+        ("x+1", "ｘ＋１", "full-width letters"),
+        ("1 4/5", "2-1/5", "a mixed number and arithmetic"),
+        ("2 million", "2*10^6", "words and arithmetic"),
         ("37", "٣٧", "Arabic-Indic digits are digits"),
         ("12", "1\u200b2", "a zero-width space"),
         ("1/2", "½", "a vulgar fraction"),
@@ -292,6 +297,8 @@ UNDEFINED = pairs(
         (r"\boxed{}", "5", "an empty gold"),
         ("9^{9^{9^{9^{9^9}}}}", "5", "a gold too large to compare"),
         (r"\frac{1}{0}", "5", "an undefined gold"),
+        (r"\frac{1}{2-2}", "5", "a gold that is undefined after arithmetic"),
+        (r"\tan(\pi/2)", "5", "a gold that is undefined after arithmetic"),
     ],
 )  # fmt: skip
 CASES: list[Case] = [*SPELLINGS, *OTHER_NUMBERS, *PERCENT_AND_MONEY, *UNITS, *UNDEFINED]
