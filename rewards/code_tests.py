@@ -22,6 +22,8 @@ from rlhf.sandbox.client import Sandbox, default_sandbox
 from rlhf.types import Outcome, Prompt, RewardResult
 
 Credit = Literal["all", "share", "staged"]
+_GRADER_S = 16.0
+"""What a grading takes beside the program: starts, restarts, a machine that is busy."""
 STAGES = {"compiled": 0.1, "ran": 0.2, "passed": 0.7}
 """What `staged` credit pays: for a program that compiles, for the share of tests that run to their end, that pass."""
 
@@ -102,6 +104,11 @@ class CodeTests:
         self.languages = tuple(self.languages)
         require(self.languages, self.sandbox)
         self._latest: tuple[Any, Record] | None = None
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which a verdict is there whatever the program does, unless its record asks for more."""
+        return 5 * self.total_cpu_s + _GRADER_S
 
     def __call__(self, completion: str, tests: Any, prompt: Prompt) -> RewardResult:
         """The reward of one completion, 0 to 1; its parts are the stages, its detail the first failure.
@@ -211,6 +218,7 @@ class CompilerFeedback:
             )
         self._tests = CodeTests(**{"credit": "staged", **kwargs})
         self._scorer = None if scorer is None else load_scorer(scorer)
+        self.longest_s = self._tests.longest_s
 
     def __call__(self, completion: str, tests: Any, prompt: Prompt) -> RewardResult:
         """The raw signal or the scorer's number. RewardError when the scorer fails: never 0 for that."""

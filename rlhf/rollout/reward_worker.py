@@ -247,6 +247,7 @@ def _load_reward(spec: RewardSpec) -> _Grader:
         raise LoadError(
             f"{spec.key}: loading {spec.use!r} raised {type(error).__name__}: {error}\n{tail}"
         ) from error
+    _refuse_short_limit(spec, function)
     if spec.concurrency is not None:
         _refuse_idle_concurrency(spec, function.shape)
     return _Grader(
@@ -254,6 +255,16 @@ def _load_reward(spec: RewardSpec) -> _Grader:
         function=function,
         retries=bind_retries(spec.retry_on, spec.retry_times, key=spec.key),
     )
+
+
+def _refuse_short_limit(spec: RewardSpec, function: RewardFunction) -> None:
+    """A reward that knows how long it may take says so: what it would have judged must not become a timeout."""
+    longest_s = getattr(function.function, "longest_s", None)
+    if longest_s is not None and spec.limit_s < longest_s:
+        raise LoadError(
+            f"{spec.key}.limit_s is {spec.limit_s:g}, but with its kwargs the reward may take {longest_s:g} s for one "
+            f"sample, which then has no score. Set limit_s: {longest_s:g} or more, or lower the limits in kwargs."
+        )
 
 
 def _refuse_idle_concurrency(spec: RewardSpec, shape: Shape) -> None:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf.sandbox import files, interpreter, kernel, landlock, root, seccomp, tasks, wire
@@ -109,14 +110,17 @@ def _confine(cell: Cell, step: Step) -> None:
     _limit(cell, step)
     kernel.drop_capabilities(keep=cell.searches_by)
     kernel.set_no_new_privileges()
-    if cell.tier == "landlock" and cell.has("landlock"):
-        own = f"/proc/{os.getpid()}"
-        devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
-        landlock.restrict(readable=[*cell.readable, own, *devices], writable=[cell.scratch, "/dev/null"])
     if cell.tier != "read-only" or cell.uid is not None:
         # It may look at itself in /proc, and a monitor of the same user sees its memory and open files only so. Where
         # files are not isolated, other jobs of that user could read them, too.
         kernel.set_dumpable(True)
+    with contextlib.suppress(OSError):
+        # Whatever else runs here shall outlive it when memory runs out.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if cell.tier == "landlock" and cell.has("landlock"):
+        own = f"/proc/{os.getpid()}"
+        devices = ["/dev/urandom", "/dev/random", "/dev/zero", "/dev/full"]
+        landlock.restrict(readable=[*cell.readable, own, *devices], writable=[cell.scratch, "/dev/null"])
     if cell.has("seccomp"):
         kernel.install_filter(seccomp.build_filter(_rules(cell)))
 

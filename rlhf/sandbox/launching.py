@@ -16,7 +16,7 @@ from typing import IO
 from rlhf.sandbox import wire
 from rlhf.sandbox.execution import Tier
 
-_MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher import main; main()"
+_MAIN = "import sys; sys.path.insert(0, {source!r}); from rlhf.sandbox.launcher import main; del sys.path[0]; main()"
 _START_S = 30.0
 _CLOSE_S = 5.0
 """Longest wait for a launcher to end; with jobs still running it ends by itself after them."""

@@ -159,6 +159,7 @@ class Monitor:
         """Wait for the client; what earlier steps left running stays within the job's limits."""
         before: Usage | None = None
         while self._num_steps and (before is None or before.tasks):
+            self._held.reap()
             usage = self._held.tree.usage()
             before = before or usage
             if self._excess(usage, before, self._limits, looks_at_files=True):
@@ -253,6 +254,7 @@ class Monitor:
             self._press(watch)
             return
         watch.ticks += 1
+        self._held.reap()
         usage = watch.usage = self._held.tree.usage()
         watch.peak_mb = max(watch.peak_mb, usage.rss_mb)
         if not self._has_watcher:

@@ -46,8 +46,9 @@ def disk_use(
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         device = os.fstat(here).st_dev
-        blocks = {(s.st_dev, s.st_ino): s.st_blocks for _, s in open_files if s.st_dev == device}
+        blocks: dict[tuple[int, int], int] = {}
         _add_below(here, blocks, 0)
+        blocks |= {(s.st_dev, s.st_ino): s.st_blocks for _, s in open_files if s.st_dev == device}
     except (PermissionError, OverflowError):
         return math.inf
     finally:

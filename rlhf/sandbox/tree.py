@@ -1,6 +1,7 @@
 """What a tree of processes uses, read from /proc: CPU seconds, memory, tasks, time spent waiting for a core."""
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -159,7 +160,7 @@ class ProcessTree:
                 for name in os.listdir(f"{self._proc}/{task}/fd"):
                     path = f"{self._proc}/{task}/fd/{name}"
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((os.readlink(path), os.stat(path)))
+                        found.append((_target(path), os.stat(path)))
         return found
 
     def maps(self) -> Iterator[tuple[int, str]]:
@@ -219,6 +220,16 @@ class ProcessTree:
                 return file.read()
         except OSError:
             return ""
+
+
+def _target(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Folders can be nested deeper than a path can say: a file or a folder, at any rate.
+        return ""
 
 
 def buffers_mb(open_files: Sequence[tuple[str, os.stat_result]]) -> float:

@@ -187,7 +187,7 @@ def test_recipe_grades_programs_in_a_reward_worker(sandbox):
     texts = [fenced(ADD), fenced(HALF), f"<think>{fenced(ADD)}", fenced("while True: pass")]
 
     async def run():
-        rewards = [RewardConfig(use="rewards.code_tests:grade", limit_s=30, kwargs={"cpu_s": 0.5})]
+        rewards = [RewardConfig(use="rewards.code_tests:grade", limit_s=80, kwargs={"cpu_s": 0.5})]
         pool = RewardPool(rewards, num_workers=1)
         try:
             await pool.start()
