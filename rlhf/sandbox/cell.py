@@ -63,6 +63,7 @@ class Step:
     code: str
     limits: Limits
     address_space: bool
+    is_interruptible: bool
     descriptors: Sequence[int]
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -164,6 +165,9 @@ def _limit(cell: Cell, step: Step) -> None:
     }
     if step.address_space:
         wanted[resource.RLIMIT_AS] = (limits.memory_mb + _INTERPRETER_MB) << 20
+    if step.is_interruptible:
+        # It may have as much time again for each question: the watcher counts.
+        del wanted[resource.RLIMIT_CPU]
     for what, value in wanted.items():
         soft, hard = value if isinstance(value, tuple) else (value, value)
         if cell.has(f"rlimit_{what}"):
@@ -373,6 +377,7 @@ def step_of(header: Mapping[str, Any], descriptors: Sequence[int], scratch: str)
         code=header["code"],
         limits=Limits(**header["limits"]),
         address_space=header["address_space"],
+        is_interruptible=header["is_interruptible"],
         descriptors=descriptors,
         environment=environment(scratch),
     )

@@ -55,7 +55,8 @@ class Cell:
         }
         ours, theirs = socket.socketpair() if channel else (None, None)
         with theirs or contextlib.nullcontext():
-            self._connection.settimeout(limits.net_s + _NET_S)
+            with contextlib.suppress(OSError):
+                self._connection.settimeout(limits.net_s + _NET_S)
             given = [] if theirs is None else [theirs.fileno()]
             self.send(header, blobs=[program.stdin, *program.files.values()], descriptors=given)
         return Job(self, ours, closes=not lingers)
@@ -92,12 +93,16 @@ class Cell:
         """Readable when the monitor has something to say."""
         return self._connection.fileno()
 
-    def close(self) -> None:
-        """End everything in the cell and free its place."""
+    def hang_up(self) -> None:
+        """End everything in the cell; also from another thread than the one that waits for it."""
         if self._owner == os.getpid():
             # A fork of this process may still hold the socket open.
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End everything in the cell and free its place."""
+        self.hang_up()
         self._connection.close()
         self._place.free()
 

@@ -123,7 +123,7 @@ class Session:
         if self._interpreter is None:
             program = Program(code=_INTERPRETER)
             self._interpreter = self._cell.start(program, limits, channel=True, is_interruptible=True)
-        channel = self._interpreter.channel
+        interpreter, channel = self._interpreter, self._interpreter.channel
         assert channel is not None
         self._cell.send({"do": "budget", "limits": asdict(limits)})
         text = source.encode()
@@ -139,9 +139,10 @@ class Session:
             length, code, is_cut = _REPLY.unpack(_exactly(channel, _REPLY.size))
             output = _exactly(channel, min(length, limits.output_kb << 10))
         except (EOFError, ConnectionError):
-            return self._interpreter_gone(self._interpreter.wait())
-        except OSError as error:
-            return self._interpreter_gone(self._cell.broken(error))
+            return self._interpreter_gone(interpreter.wait())
+        except (OSError, ValueError):
+            # Half an answer, which only the step itself can have written; or the session was closed meanwhile.
+            return self._interpreter_gone(interpreter.kill())
         return self._step_verdict(notice, output, code, bool(is_cut))
 
     def _has_answer(self, channel: socket.socket, deadline: float) -> bool:
@@ -210,11 +211,13 @@ class Session:
         return message
 
     def close(self) -> None:
-        """End every process of the session and its files."""
-        if self._interpreter is not None and self._interpreter.channel is not None:
-            self._interpreter.channel.close()
-        self._interpreter = None
-        self._cell.close()
+        """End every process of the session and its files, also while a step runs."""
+        self._cell.hang_up()
+        with self._lock:
+            if self._interpreter is not None and self._interpreter.channel is not None:
+                self._interpreter.channel.close()
+            self._interpreter = None
+            self._cell.close()
 
     def __enter__(self) -> "Session":
         return self
