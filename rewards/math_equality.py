@@ -1,267 +1,328 @@
 """Whether two written answers are the same mathematics: exact numbers first, then structure, then symbols.
 
-Nothing is evaluated as code: numbers become Fractions here, and what is left goes to Math-Verify's LaTeX
-grammar behind a size gate and a limit on CPU time.
+Nothing is evaluated as code: numbers become Fractions here, shapes are taken apart as text, and what is left goes to
+the `symbolic` function of the caller, behind a size gate.
 """
 
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import Enum, auto
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
 
 from rewards.math_notation import MAX_CHARACTERS, Quantity, normalise, quantity
+from rewards.math_shapes import bracketed, equation, interval, is_set, matrix, members, named_values, split
+from rewards.math_units import Unit, contradict, split_unit
 
-SYMBOLIC_CPU_S = 1.0
-MAX_ANSWER_CHARACTERS = 4000
-MAX_DIGITS = 40
+MAX_ANSWER_CHARACTERS = 2000
+MAX_STRUCTURE = 1000
+"""Longest text that is taken apart; a longer gold equals its own text only."""
+MAX_DIGITS = 100
 MAX_DEPTH = 12
 MAX_MEMBERS = 64
-MAX_POWER = 200
+MAX_POWER = 10_000
+MAX_FACTORIAL = 200
+MAX_TOWER = 3
 
 
 class Verdict(Enum):
     """What a comparison found. TOO_LARGE: an expression beyond the size or time limit."""
 
-    EQUAL = auto()
-    DIFFERENT = auto()
-    TOO_LARGE = auto()
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    TOO_LARGE = "too large"
 
 
-_CHOICE = re.compile(r"(?:option|choice)?\s*[(\[]?\s*([A-Ja-j])\s*[)\].:]?", re.IGNORECASE)
-_ASSIGNMENT = re.compile(r"([A-Za-z](?:\([a-z]\)|_\{?\w+\}?)?)\s*(?:=|\\in(?![a-zA-Z]))\s*([^=<>]+)")
-_INEQUALITY = re.compile(
-    r"(?:([^<>]+?)(<|\\le(?![a-z])))?\s*([a-zA-Z])\s*(?:(<|>|\\le(?![a-z])|\\ge(?![a-z]))([^<>]+))?"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a record asks for beyond the policy."""
+
+    tolerance: Fraction = Fraction(0)
+    """Largest absolute difference between numbers that are equal."""
+    relative_tolerance: Fraction = Fraction(0)
+    """The same as a share of the gold number."""
+    simplified: bool = False
+    """Accept no arithmetic that is still to be done: `17*23` for 391, `2/4` for 1/2."""
+
+    def close(self, gold: Fraction, answer: Fraction) -> bool:
+        """Whether two numbers are equal within the tolerances."""
+        return abs(gold - answer) <= max(self.tolerance, self.relative_tolerance * abs(gold))
+
+
+EXACT = Rules()
+Symbolic = Callable[[str, str, Rules], Verdict]
+"""Compares two LaTeX expressions; may raise to say that it cannot in this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    rules: Rules
+    symbolic: Symbolic
+    by_text: bool
+    depth: int = 0
+
+    def deeper(self) -> "_How":
+        return _How(rules=self.rules, symbolic=self.symbolic, by_text=self.by_text, depth=self.depth + 1)
+
+
+_CHOICE = re.compile(
+    r"(?:(?:option|choice)\s+)?[(\[{]?\s*([A-Ja-j])\s*(?:[)\]}.:]+(?:\s+(?P<rest>(?:[\w$]|\\(?:frac|sqrt|pi)).*))?)?",
+    re.I,
 )
-_MATRIX = re.compile(r"\\begin\{([pbvB]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
-_BASE = re.compile(r"[0-9A-F.]+_\{?\d+\}?")
+_ANY_CHOICE = re.compile(r"(?<![a-zA-Z\\])[A-J](?![a-zA-Z])")
 _UNDEFINED = re.compile(r"/\s*0+(?![\d.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}|\bnan\b", re.IGNORECASE)
-_CONJUNCTION = re.compile(r",? (?:and|or) ")
-_WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*")
+_WORDS = re.compile(r"(?:[^\W\d_]{3,}|no|on|up)(?:[\s'-]+[^\W\d_]+)*", re.IGNORECASE)
+_TEXT = re.compile(r"(?:[A-Z]?[a-z]+|[A-Z]+)(?:[\s'.,:;/&-]+(?:[A-Z]?[a-z]+|[A-Z]+|\d+))*")
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:begin|end)\b)[a-zA-Z]{5,}+(?!\})")
+_RATIO = re.compile(r":(?!=)")
+_SET_NOTATION = re.compile(r"\\(?:cup|cap|setminus|mathbb|ne|emptyset)(?![a-zA-Z])")
+_PROBLEMS = re.compile(
+    r"\\(?:i?int|oint|sum|prod|lim|gcd|lcm|max|min|det|[bp]?mod|partial)(?![a-zA-Z])|\b(?:gcd|lcm|mod|det)\b"
+    r"|\b(?:max|min)\s*[({]|\\frac\s*\{\s*(?:d|\\partial)\b"
+)
+"""Operations that a problem asks to carry out: an answer that still contains them restates it."""
+_MISREAD = re.compile(r"\d_|(?<![\d.,])0\d")
+"""What the grammar reads as something else: a number's base is dropped, a date's `05` is 5."""
+_MARKS = re.compile(r"'|\^\s*\{?\s*(?:T|\\top|\\prime)(?![a-zA-Z])")
+"""Derivatives and transposes, which the grammar drops."""
 
 
-def compare(gold: str, answer: str) -> Verdict:
-    """Whether `answer` is `gold`, as the module says."""
+def compare(
+    gold: str, answer: str, rules: Rules = EXACT, *, symbolic: Symbolic, by_text: bool = True
+) -> Verdict:
+    """Whether `answer` is `gold`. Without `by_text`, equal text is no shortcut around the symbolic step."""
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return Verdict.TOO_LARGE
-    return _compare(normalise(gold), normalise(answer), depth=0)
+    how = _How(rules=rules, symbolic=symbolic, by_text=by_text)
+    return _compare(normalise(gold), normalise(answer), how)
 
 
-def is_list(gold: str) -> bool:
+def has_members(gold: str) -> bool:
     """Whether the gold answer is several values (a set, a bare list, a plus-minus)."""
-    return len(_members(normalise(gold)) or ()) > 1
+    return len(members(normalise(gold)) or ()) > 1
 
 
-def _compare(gold: str, answer: str, *, depth: int) -> Verdict:
+def _compare(gold: str, answer: str, how: _How) -> Verdict:
     if not answer or not gold or _UNDEFINED.search(gold) or _UNDEFINED.search(answer):
         return Verdict.DIFFERENT
-    left = quantity(gold)
-    right = quantity(answer)
+    left, right = quantity(gold), quantity(answer)
     if left is not None and right is not None:
-        return _verdict(_same_quantity(left, right))
-    if gold.casefold() == answer.casefold():
+        return _verdict(_same_quantity(left, right, how.rules))
+    if how.by_text and _same_text(gold, answer):
         return Verdict.EQUAL
-    if _BASE.fullmatch(gold) or _BASE.fullmatch(answer):
-        return _verdict(re.sub("[{}]", "", gold) == re.sub("[{}]", "", answer))
     choice = _CHOICE.fullmatch(gold)
-    if choice:
-        chosen = _CHOICE.fullmatch(answer)
-        return _verdict(chosen is not None and chosen[1].upper() == choice[1].upper())
-    if depth > MAX_DEPTH or len(answer) > MAX_CHARACTERS:
+    if choice and not choice["rest"] and (gold.isupper() or len(gold) > 1):
+        return _verdict(_chosen(answer) == choice[1].upper())
+    if len(gold) > MAX_STRUCTURE:
+        return _verdict(gold == answer)
+    if how.depth > MAX_DEPTH or len(answer) > MAX_STRUCTURE:
         return Verdict.TOO_LARGE
-    structural = _structural(gold, answer, depth)
+    structural = _structural(gold, answer, how)
     if structural is not None:
         return structural
     if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
-        return Verdict.DIFFERENT
-    return _symbolic(gold, answer)
+        return _verdict(gold == answer)
+    return _symbolic(gold, answer, how)
 
 
 def _verdict(is_equal: bool) -> Verdict:
     return Verdict.EQUAL if is_equal else Verdict.DIFFERENT
 
 
-def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    if gold.unit and answer.unit and gold.unit.isdisjoint(answer.unit):
+def _same_text(gold: str, answer: str) -> bool:
+    """Equal up to spaces around signs and brackets; up to case where both are words."""
+    left, right = (re.sub(r"\s*([^\w\s\\])\s*", r"\1", text) for text in (gold, answer))
+    left, right = (re.sub(r"_\{(\w+)\}", r"_\1", text) for text in (left, right))
+    is_text = _WORDS.search(gold) is not None and _TEXT.fullmatch(gold) is not None
+    return left == right or (is_text and left.casefold() == right.casefold())
+
+
+def _chosen(answer: str) -> str:
+    """The letter of a multiple-choice answer; text behind it may follow, but no other letter."""
+    found = _CHOICE.fullmatch(answer)
+    return found[1].upper() if found and not _ANY_CHOICE.search(found["rest"] or "") else ""
+
+
+def _same_quantity(gold: Quantity, answer: Quantity, rules: Rules) -> bool:
+    if contradict(gold.unit, answer.unit) or (rules.simplified and not answer.is_reduced):
         return False
-    if gold.value == answer.value:
+    if rules.close(gold.value, answer.value):
         return True
     if gold.is_percent and not answer.is_percent:
-        return gold.value / 100 == answer.value
+        return rules.close(gold.value / 100, answer.value)
     # Of what is more than a whole, 50 is 50% and 1000% is a slip: only up to 1 is the gold a share.
     if answer.is_percent and not gold.is_percent and abs(gold.value) <= 1:
-        return answer.value / 100 == gold.value
+        return rules.close(gold.value, answer.value / 100)
     return False
 
 
-def _structural(gold: str, answer: str, depth: int) -> Verdict | None:
+def _structural(gold: str, answer: str, how: _How) -> Verdict | None:
     """The verdict of comparing shapes and their members; None when neither side has a known shape."""
-    gold, answer = _interval_of(gold), _interval_of(answer)
-    left, right = _ASSIGNMENT.fullmatch(gold), _ASSIGNMENT.fullmatch(answer)
+    left, right = interval(gold), interval(answer)
+    if left and right and left[0] != right[0]:
+        return Verdict.DIFFERENT
     if left or right:
-        if left and right and left[1] != right[1]:
+        return _compare(left[1] if left else gold, right[1] if right else answer, how.deeper())
+    for verdict in (_assignments, _lists, _equations, _matrices, _tuples, _ratios):
+        if (found := verdict(gold, answer, how)) is not None:
+            return found
+    return None
+
+
+def _assignments(gold: str, answer: str, how: _How) -> Verdict | None:
+    """`x=1, y=2` where the other side gives no names: a point, or a list in the order of the names."""
+    named, claimed = named_values(gold), named_values(answer)
+    if bool(named) == bool(claimed):
+        return None
+    values, claims = named or _point(gold), claimed or _point(answer) or members(answer)
+    return _same_rows([values], [claims], how) if values and claims else None
+
+
+def _lists(gold: str, answer: str, how: _How) -> Verdict | None:
+    left, right = members(gold), members(answer)
+    if left is None or right is None:
+        return None
+    is_union = r"\cup" in gold or r"\cup" in answer
+    same = _same_set(left, right, how, once=is_set(gold) or is_set(answer))
+    return same if same is Verdict.EQUAL or not is_union else _symbolic(_spans(left), _spans(right), how)
+
+
+def _point(text: str) -> list[str] | None:
+    """Coordinates of `(1, 2)`."""
+    found = bracketed(text)
+    return found[1] if found is not None and found[0] == "()" else None
+
+
+def _spans(parts: Sequence[str]) -> str:
+    spans = [interval(part) for part in parts]
+    return r"\cup ".join(span[1] if span else part for span, part in zip(spans, parts, strict=True))
+
+
+def _same_set(gold: Sequence[str], answer: Sequence[str], how: _How, *, once: bool) -> Verdict:
+    """Members in any order; `once`: a repeated member counts once, as in a set, else it is a double root."""
+    if len(gold) > MAX_MEMBERS or len(answer) > MAX_MEMBERS or (len(gold) != len(answer) and not once):
+        return Verdict.DIFFERENT
+    unmatched = list(answer)
+    for member in gold:
+        match = next((a for a in unmatched if _same_text(member, a)), None)
+        pool = list(answer) if once else unmatched
+        match = match or next((a for a in pool if _compare(member, a, how.deeper()) is Verdict.EQUAL), None)
+        if match is None:
             return Verdict.DIFFERENT
-        gold_side, answer_side = (left[2] if left else gold), (right[2] if right else answer)
-        if "=" not in gold_side + answer_side:
-            return _compare(gold_side.strip(), answer_side.strip(), depth=depth + 1)
-    gold_matrix, answer_matrix = _MATRIX.fullmatch(gold), _MATRIX.fullmatch(answer)
-    if gold_matrix and answer_matrix:
-        return _same_rows(_rows(gold_matrix[2]), _rows(answer_matrix[2]), depth)
-    gold_members = _members(gold)
-    if gold_members is not None and len(gold_members) > 1:
-        return _same_set(gold_members, _members(answer) or _split(answer, ","), depth)
-    gold_tuple, answer_tuple = _bracketed(gold), _bracketed(answer)
-    if gold_tuple and answer_tuple:
-        if gold_tuple[0] != answer_tuple[0]:
-            return Verdict.DIFFERENT
-        return _same_rows([gold_tuple[1]], [answer_tuple[1]], depth)
-    return (
-        Verdict.DIFFERENT
-        if gold_tuple or answer_tuple or gold_matrix or answer_matrix or _members(answer)
-        else None
-    )
+        if match in unmatched:
+            unmatched.remove(match)
+    extra = [a for a in unmatched if all(_compare(g, a, how.deeper()) is not Verdict.EQUAL for g in gold)]
+    return _verdict(not extra)
 
 
-def _interval_of(text: str) -> str:
-    r"""`2<x<=3` as `(2,3]`, `x>5` as `(5,\\infty)`; other text as it is."""
-    match = _INEQUALITY.fullmatch(text)
-    if match is None or not (match[2] or match[4]) or (match[2] and match[4] and match[4] in (">", r"\ge")):
-        return text
-    low, low_sign, _, sign, bound = match.groups()
-    if low is None and sign in (">", r"\ge"):
-        return f"{'(' if sign == '>' else '['}{bound.strip()},\\infty)"
-    opening = "(" if low_sign in (None, "<") else "["
-    closing = ")" if sign in (None, "<") else "]"
-    return (
-        f"{opening}{(low or '-' + chr(92) + 'infty').strip()},{(bound or chr(92) + 'infty').strip()}{closing}"
-    )
+def _equations(gold: str, answer: str, how: _How) -> Verdict | None:
+    """Compare what is said to be equal to what; a number is not answered by an equation still to be solved."""
+    name, values = equation(gold) if members(gold) is None else ("", [gold])
+    claimed, claims = equation(answer) if members(answer) is None else ("", [answer])
+    if not name and not claimed and len(values) == len(claims) == 1:
+        return (
+            None if (values[0], claims[0]) == (gold, answer) else _compare(values[0], claims[0], how.deeper())
+        )
+    is_formula = len(values) > 1 or re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", values[0])) is not None
+    if "=" in gold and "=" in answer and is_formula and (claimed != name or not name):
+        return _symbolic(gold, answer, how)
+    if (len(values) > 1 and not name) or (name and claimed and name != claimed):
+        return Verdict.DIFFERENT
+    return _worst(_compare(values[-1], claim, how.deeper()) for claim in claims)
 
 
-def _rows(body: str) -> list[list[str]]:
-    return [
-        [cell.strip() for cell in row.split("&")] for row in body.strip().removesuffix("\\\\").split("\\\\")
-    ]
+def _matrices(gold: str, answer: str, how: _How) -> Verdict | None:
+    left, right = matrix(gold), matrix(answer)
+    if left is None or right is None:
+        return None
+    return _same_rows(left[1], right[1], how) if left[0] == right[0] else Verdict.DIFFERENT
 
 
-def _same_rows(gold: list[list[str]], answer: list[list[str]], depth: int) -> Verdict:
+def _tuples(gold: str, answer: str, how: _How) -> Verdict | None:
+    left, right = bracketed(gold), bracketed(answer)
+    if left and right:
+        return _same_rows([left[1]], [right[1]], how) if left[0] == right[0] else Verdict.DIFFERENT
+    if _SET_NOTATION.search(gold) or _SET_NOTATION.search(answer):
+        return None
+    only, other = _only_member(gold), _only_member(answer)
+    if only or other:
+        return _compare(only or gold, other or answer, how.deeper())
+    return Verdict.DIFFERENT if left or right or members(gold) or members(answer) else None
+
+
+def _only_member(text: str) -> str:
+    found = members(text) if is_set(text) else None
+    return found[0] if found is not None and len(found) == 1 else ""
+
+
+def _ratios(gold: str, answer: str, how: _How) -> Verdict | None:
+    """`3:4` member by member, so that a time of day is no fraction; one side alone may write `3/4` for it."""
+    left, right = split(gold, _RATIO), split(answer, _RATIO)
+    if len(left) == len(right) == 1:
+        return None
+    if len(left) > 1 and len(right) > 1:
+        return _same_rows([left], [right], how)
+    ratio, other = (left, answer) if len(left) > 1 else (right, gold)
+    fractions = ("/".join(ratio), rf"\frac{{{ratio[0]}}}{{{ratio[1]}}}")
+    return _verdict(len(ratio) == 2 and other.replace(" ", "") in fractions)
+
+
+def _same_rows(gold: Sequence[Sequence[str]], answer: Sequence[Sequence[str]], how: _How) -> Verdict:
     if [len(row) for row in gold] != [len(row) for row in answer]:
         return Verdict.DIFFERENT
     pairs = [
         (g, a) for left, right in zip(gold, answer, strict=True) for g, a in zip(left, right, strict=True)
     ]
-    return _worst(_compare(g, a, depth=depth + 1) for g, a in pairs)
+    return _worst(_compare(g, a, how.deeper()) for g, a in pairs)
 
 
-def _same_set(gold: list[str], answer: list[str], depth: int) -> Verdict:
-    if len(gold) != len(answer) or len(gold) > MAX_MEMBERS:
-        return Verdict.DIFFERENT
-    left = list(answer)
-    for member in gold:
-        match = next((a for a in left if _compare(member, a, depth=depth + 1) is Verdict.EQUAL), None)
-        if match is None:
-            return Verdict.DIFFERENT
-        left.remove(match)
-    return Verdict.EQUAL
-
-
-def _worst(verdicts: Iterator[Verdict]) -> Verdict:
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
     return next((verdict for verdict in verdicts if verdict is not Verdict.EQUAL), Verdict.EQUAL)
 
 
-def _members(text: str) -> list[str] | None:
-    """Members of a set, a union, a plus-minus or a bare list; None when the text is none of these."""
-    if text.startswith("\\{") and text.endswith("\\}"):
-        return [part for member in _split(text[2:-2], ",") for part in _signs(member)]
-    if len(parts := _split(text, r"\cup")) > 1:
-        return parts
-    if quantity(text) is None and len(parts := _split(_CONJUNCTION.sub(",", text), ",")) > 1:
-        return [part for member in parts for part in _signs(member)]
-    signs = _signs(text)
-    return signs if len(signs) > 1 else None
+def _symbolic(gold: str, answer: str, how: _How) -> Verdict:
+    if not set(_PROBLEMS.findall(answer)) <= set(_PROBLEMS.findall(gold)):
+        return Verdict.DIFFERENT
+    if sorted(_MARKS.findall(gold)) != sorted(_MARKS.findall(answer)):
+        return Verdict.DIFFERENT
+    (gold, gold_unit), (answer, answer_unit) = _measured(gold), _measured(answer)
+    if contradict(gold_unit, answer_unit):
+        return Verdict.DIFFERENT
+    if any(form.search(text) for form in (_MISREAD, _LONG_WORD) for text in (gold, answer)):
+        return _verdict(gold == answer)
+    if not (is_small(gold) and is_small(answer)):
+        return Verdict.TOO_LARGE
+    return how.symbolic(gold, answer, how.rules)
 
 
-def _signs(text: str) -> list[str]:
-    before, sign, after = text.partition(r"\pm")
-    return [f"{before.strip()}+{after.strip()}", f"{before.strip()}-{after.strip()}"] if sign else [text]
+def _measured(text: str) -> tuple[str, Unit]:
+    """An expression and its unit; a number as one fraction, so that no grammar reads `1 4/5` its own way."""
+    found = quantity(text)
+    if found is None:
+        return split_unit(text)
+    value = found.value / 100 if found.is_percent else found.value
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}", found.unit
 
 
-def _bracketed(text: str) -> tuple[str, list[str]] | None:
-    """Brackets and members of a tuple or interval of at least two."""
-    if len(text) < 2 or text[0] not in "([" or text[-1] not in ")]":
-        return None
-    parts = _split(text[1:-1], ",")
-    return (text[0] + text[-1], parts) if len(parts) > 1 else None
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at separators outside every bracket."""
-    parts, depth, start, position = [], 0, 0, 0
-    while position < len(text):
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        if depth == 0 and text.startswith(separator, position):
-            parts.append(text[start:position].strip())
-            start = position + len(separator)
-        position += 1
-    return [*parts, text[start:].strip()]
-
-
-def _is_small(text: str) -> bool:
+def is_small(text: str) -> bool:
     """Whether sympy can be trusted with it: no long numbers, towers, large powers, factorials or nesting."""
-    numbers = [len(digits) for digits in re.findall(r"\d+", text)]
-    powers = [int(digits) for digits in re.findall(r"[\^!]\s*\{?\s*-?(\d{1,9})", text)]
-    factorials = [int(digits[:9]) for digits in re.findall(r"(\d+)\s*\)?\s*!", text)]
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    is_tower = (re.search(r"\^\s*\{?[^{}]*\^", text) is not None and text.count("^") > 4) or "!!" in text
+    digits = [len(number) for number in re.findall(r"\d+", text)]
+    powers = [int(number) for number in re.findall(r"\^\s*\{?\s*-?(\d{1,9})", text)]
+    factorials = [int(number[:9]) for number in re.findall(r"(\d+)\s*[)}]*\s*!", text)]
+    opened: list[bool] = []
+    deepest = raised = 0
+    for place, character in enumerate(text):
+        if character in "([{":
+            opened.append(text[:place].endswith("^"))
+            deepest, raised = max(deepest, len(opened)), max(raised, sum(opened))
+        elif character in ")]}" and opened:
+            opened.pop()
+    is_tower = raised >= MAX_TOWER or "!!" in text or re.search(r"\^\s*\w+\s*\^", text) is not None
     return (
         len(text) <= MAX_CHARACTERS
-        and max(numbers, default=0) <= MAX_DIGITS
-        and max([*powers, *factorials], default=0) <= MAX_POWER
+        and max(digits, default=0) <= MAX_DIGITS
+        and max(powers, default=0) <= MAX_POWER
+        and max(factorials, default=0) <= MAX_FACTORIAL
         and deepest <= MAX_DEPTH
         and not is_tower
     )
-
-
-class _OutOfTimeError(BaseException):
-    """Raised by the CPU timer; a BaseException, so that no library takes it for a failed parse."""
-
-
-@contextmanager
-def _cpu_limit(seconds: float) -> Iterator[None]:
-    # Off the main thread no signal arrives; the worker's own deadline still holds.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: Any) -> None:
-        raise _OutOfTimeError
-
-    previous = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, previous)
-
-
-def warm_up() -> None:
-    """Import and initialise the symbolic back end."""
-    _symbolic("x+1", "1+x")
-
-
-def _symbolic(gold: str, answer: str) -> Verdict:
-    if not (_is_small(gold) and _is_small(answer)):
-        return Verdict.TOO_LARGE
-    # Half a second to import, so only where symbols must be compared.
-    from rewards.math_symbols import equal_expressions
-
-    try:
-        with _cpu_limit(SYMBOLIC_CPU_S):
-            return _verdict(equal_expressions(gold, answer))
-    except _OutOfTimeError:
-        return Verdict.TOO_LARGE

@@ -1,188 +1,23 @@
-# ruff: noqa: RUF001 (minus and union signs are what is tested)
-"""The grading policy of docs/rewards.md, a line each."""
+"""Extraction, options, caches and GSM8K rows; what equals what is in test_math_cases.py."""
 
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewards import math_answer, math_process
 from rewards.math_answer import extract, grade, gsm8k_row
-from rlhf.errors import DataError
+from rlhf.errors import DataError, LoadError
+from rlhf.rollout.reward_shapes import bind
+from rlhf.types import Message, Prompt, Trajectory, Turn
 
-PMATRIX = r"\begin{pmatrix}%s\end{pmatrix}"
-EQUAL = [
-    # numbers
-    ("72", "72"),
-    ("1,000", "1000"),
-    ("1000", "1,000"),
-    ("0.5", "1/2"),
-    (r"\frac{1}{2}", "0.50"),
-    ("-3", "−3"),
-    ("10,\\!080", "10080"),
-    (r"\frac43", "4/3"),
-    (r"1\frac{4}{5}", "9/5"),
-    (r"137 \frac{1}{2}", "137.5"),
-    (".5", "0.5"),
-    ("5", "5."),
-    ("5", "+5"),
-    ("5", "05"),
-    ("1200", r"1.2 \times 10^3"),
-    ("3", "**3**"),
-    ("½", "0.5"),
-    (r"\dfrac{17}{50}", "17/50"),
-    ("391", "17*23"),
-    ("391", r"17 \times 23"),
-    ("2000000", "2 million"),
-    ("6000000000000", "6 trillion"),
-    ("100000", "100 000"),
-    ("100000.5", r"100\,000.5"),
-    ("1/3", r"0.\overline{3}"),
-    (r"-1.1\overline{6}", "-7/6"),
-    (r"\infty", "infinity"),
-    (r"(-\infty, 2)", "(-infinity, 2)"),
-    # percent, money, units
-    ("50%", "0.5"),
-    ("50\\%", "1/2"),
-    ("0.5", "50%"),
-    ("50", "50%"),
-    ("50%", "50"),
-    ("1", "100%"),
-    ("18", "$18"),
-    (r"\$18.90", "18.90"),
-    ("18", "18 dollars"),
-    ("18", "$18 dollars"),
-    (r"90^\circ", "90"),
-    ("90", r"90^\circ"),
-    ("90°", "90 degrees"),
-    ("5.4 \\text{ cents}", "5.4"),
-    ("15\\mbox{ cm}^2", "15"),
-    ("12", "12 apples per day"),
-    ("864", r"864 \mbox{ inches}^2"),
-    # structure
-    ("3", "x=3"),
-    ("x=5", "5"),
-    ("x=5", "5 = x"),
-    ("(1,2)", "( 1 , 2.0 )"),
-    ("1,-2", "-2, 1"),
-    ("100, 200", "100,200"),
-    (r"\{1,-2\}", "-2, 1"),
-    (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
-    ("(2,3)", "2<x<3"),
-    (r"x \in [-2,7]", r"[-2,7]"),
-    (r"(2,\infty)", "x>2"),
-    (r"[2,\infty)", "x≥2"),
-    (r"(-\infty,0]", r"x\le 0"),
-    (r"(3,4]", r"3 < x \leq 4"),
-    (r"(0,9) \cup (9,36)", r"(9,36) ∪ (0,9)"),
-    (r"y = 2x+3", "2x + 3"),
-    ("3, 5, 7", "7, 3 and 5"),
-    ("3, 5, 7", "3, 5, and 7"),
-    (r"x = 1 \text{ or } x = -2", r"x = 1 \text{ or } x = -2"),
-    (r"x = 1 \text{ or } x = -2", "-2, 1"),
-    (r"6\text{ or }7", "7, 6"),
-    ("6, 7", "7 or 6"),
-    (r"(-\infty,1) \cup (3,\infty)", "x<1 or x>3"),
-    (", ".join(map(str, range(40))), ", ".join(map(str, reversed(range(40))))),
-    (PMATRIX % r"1\\2", PMATRIX % r" 1 \\ 2 "),
-    (PMATRIX % r"1\\-2", PMATRIX % r"1 \\[4pt] -2 \\"),
-    (PMATRIX % r"\frac12 \\ 2", PMATRIX % r"1/2 \\ 2"),
-    (PMATRIX % r"(1+2)\\(3)", PMATRIX % r"3 \\ 3"),
-    (PMATRIX % r"0 & 1 \\ -1 & 0", PMATRIX % r"0&1\\-1&0"),
-    (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\begin{bmatrix} 0.2 \\ -3.6 \end{bmatrix}"),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
-    ("52_8", "52_{8}"),
-    # symbols
-    (r"3\sqrt{13}", r"\sqrt{117}"),
-    (r"3\sqrt{13}", "3*sqrt(13)"),
-    ("11\\sqrt2", r"11\sqrt{2}"),
-    (r"2k+2", "2(k+1)"),
-    (r"6 - 5i", "-5i+6"),
-    (r"(a+5)(b+2)", "ab+2a+5b+10"),
-    ("x^2", "x**2"),
-    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
-    (r"\pi", "π"),
-    ("12\\pi", "12pi"),
-    (r"-\frac{\pi}{6}", r"-\pi/6"),
-    # text and choices
-    (r"\text{Evelyn}", "evelyn."),
-    (r"\text{(C)}", "C"),
-    ("C", "(c)"),
-    ("B", r"\textbf{B}"),
-    ("A", "A."),
-    ("B", "Option B"),
-    (r"\text{even}", "Even"),
-]
-DIFFERENT = [
-    ("72", "73"),
-    ("50", "0.5"),
-    ("1/3", "0.333333"),
-    (r"\pi", "3.141592653589793"),
-    (r"\pi", "22/7"),
-    ("1000000007", "1000000009"),
-    ("18", "18 or 19"),
-    ("18", "18, 19"),
-    ("18", "not 18"),
-    ("5", "5x"),
-    ("5", r"5\pi"),
-    ("5", "5 pi"),
-    ("5", r"\pm 5"),
-    ("5", "(4,6)"),
-    ("5", "5 to 6"),
-    ("5", "5-6"),
-    ("(1,2)", "(2,1)"),
-    ("(2,3)", "[2,3]"),
-    ("[2,3]", "(2,3)"),
-    (r"\$5", "5 cents"),
-    ("5 cm", "5 kg"),
-    ("52_8", "52_9"),
-    ("52_8", "52"),
-    ("C", "A or C"),
-    ("C", "(A)(C)"),
-    ("yes", "not yes"),
-    ("east", "east or west"),
-    ("0", "1/0"),
-    ("0", r"\frac{0}{0}"),
-    ("3", "x<3"),
-    ("x=3", "y=3"),
-    ("1,-2", "1,-2,3"),
-    ("1,-2", "1"),
-    (r"\sqrt{2}", "1.41421356"),
-    ("391", "__import__('os').getpid()"),
-    ("12", "1 2"),
-    ("121234", "12 1234"),
-    *[
-        ("2", f"2 {word}")
-        for word in ("squared", "cubed", "root", "thirds", "tenths", "quarters", "trillion")
-    ],
-    *[
-        ("4", f"4 {word}")
-        for word in ("factorial", "negative", "below zero", "modulo", "millions", "hundreds")
-    ],
-    ("10", r"1000\%"),
-    ("1/3", r"0.\overline{4}"),
-    ("6", r"6\text{ or }7"),
-    (r"6\text{ or }7", "6"),
-    (PMATRIX % r"2 \\ 3", PMATRIX % r"3 \\ 2"),
-    (PMATRIX % r"1 \\ -2", PMATRIX % r"2 \\ -3"),
-    (PMATRIX % r"x \\ y", PMATRIX % r"y \\ x"),
-    (PMATRIX % r"0 & 1 \\ -1 & 0", PMATRIX % r"0 & 0 \\ 0 & 0"),
-    (PMATRIX % r"1 \\ 2", PMATRIX % "1 & 2"),
-    ("2", "2 dozen"),
-    ("0.1", "0.10000001"),
-    ("x+1", "x-1"),
-    (r"\frac{1}{2}", r"\frac{2}{1}"),
-]
-
-
-@pytest.mark.parametrize(("reference", "answer"), EQUAL)
-def test_equal_answer_gets_full_marks(reference: str, answer: str) -> None:
-    assert grade(f"<answer>{answer}</answer>", reference).value == 1.0
-
-
-@pytest.mark.parametrize(("reference", "answer"), DIFFERENT)
-def test_different_answer_gets_nothing(reference: str, answer: str) -> None:
-    assert grade(f"<answer>{answer}</answer>", reference).value == 0.0
+MATH_500 = Path(__file__).parents[4] / "shared" / "data" / "math500" / "answers.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +49,7 @@ def test_different_answer_gets_nothing(reference: str, answer: str) -> None:
         ("the answer is 7\n#### $8", "$8"),
         ("the answer is 7\n####\n-\\frac12", "-\\frac12"),
         ("so\n#### yes", "yes"),
+        ("The answer is 8.\nAnswer:", "8"),
     ],
 )
 def test_extract_finds_the_final_answer(completion: str, answer: str) -> None:
@@ -321,6 +157,78 @@ def test_grade_accepts_every_spelling_of_a_fraction(top: int, bottom: int) -> No
 @given(st.text(max_size=200))
 def test_grade_never_raises(text: str) -> None:
     assert grade(f"<answer>{text}</answer>", "7").value in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "completion", "reference", "value"),
+    [
+        ({}, "\\boxed{3.15}", "3.14", 0.0),
+        ({"tolerance": 0.01}, "\\boxed{3.15}", "3.14", 1.0),
+        ({"tolerance": "1%"}, "\\boxed{3.15}", "3.14", 1.0),
+        ({"tolerance": None}, "\\boxed{3.15}", "3.14", 0.0),
+        ({"tolerance": ""}, "\\boxed{3.14}", "3.14", 1.0),
+        ({"tolerance": -1}, "\\boxed{3.14}", "3.14", None),
+        ({"simplified": True}, "\\boxed{17*23}", "391", 0.0),
+        ({"simplified": False}, "\\boxed{17*23}", "391", 1.0),
+        ({"simplified": None}, "\\boxed{17*23}", "391", 1.0),
+        ({"simplified": "yes"}, "\\boxed{391}", "391", None),
+        ({"lenient": True}, "it is 391", "391", 1.0),
+        ({"source": "other", "id": 7}, "\\boxed{391}", "391", 1.0),
+    ],
+)
+def test_grade_takes_its_options_from_the_columns_of_a_record(
+    columns: dict[str, Any], completion: str, reference: str, value: float | None
+) -> None:
+    message = Message(role="assistant", content=completion)
+    turn = Turn(message=message, segment=0, start=0, stop=0)
+    trajectory = Trajectory(segments=(), turns=(turn,), stop="stop", sample_index=0, seed=0)
+    question = Message(role="user", content="?")
+    prompt = Prompt(id="a", messages=(question,), reference=reference, columns=columns)
+    assert bind(grade, {}, key="rewards[0]").call(prompt, trajectory).value == value
+
+
+def test_option_of_the_recipe_holds_for_every_record() -> None:
+    function = bind(grade, {"tolerance": 0.1}, key="rewards[0]")
+    assert function.kwargs == {"tolerance": 0.1}
+    assert function.shape.columns == ()
+    with pytest.raises(LoadError, match="tolerence"):
+        bind(grade, {"tolerence": 0.1}, key="rewards[0]")
+
+
+def test_same_question_is_compared_once() -> None:
+    assert grade("\\boxed{(q+7)^2}", "q^2+14q+49").value == 1.0
+    math_process.stop()
+    assert grade("once more \\boxed{(q+7)^2}", "q^2+14q+49").value == 1.0
+    assert grade("\\boxed{(q+7)^2}", "q^2+14q+49", tolerance=0.0).value == 1.0
+    assert not [p for p in psutil.Process().children() if "math_process" in " ".join(p.cmdline())]
+
+
+def test_same_question_of_many_threads_has_one_verdict() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = ["\\boxed{(w+7)^2}", "\\boxed{(w+8)^2}"] * 40
+        values = list(pool.map(lambda answer: grade(answer, "w^2+14w+49").value, answers))
+    assert values == [1.0, 0.0] * 40
+
+
+def test_long_texts_are_not_kept() -> None:
+    before = math_answer._cached.cache_info().currsize, math_answer._checked.cache_info().currsize
+    words = "many words " * 300
+    assert grade(f"<answer>{words}</answer>", words[:1900]).value == 0.0
+    assert grade("<answer>5</answer>", "#### 5" + " " * 5000).value == 1.0
+    after = math_answer._cached.cache_info().currsize, math_answer._checked.cache_info().currsize
+    assert after[0] <= before[0] + 1
+    assert math_answer.MAX_CACHED * 8192 * 4 < 70e6
+
+
+@pytest.mark.skipif(
+    not MATH_500.is_file(), reason="MATH answers are not beside this checkout (../shared/data)"
+)
+def test_every_math_500_gold_equals_itself_and_not_one_more() -> None:
+    golds = [json.loads(line)["answer"] for line in MATH_500.read_text().splitlines()]
+    assert len(golds) == 500
+    for gold in golds:
+        assert grade(rf"so $\boxed{{{gold}}}$.", gold).outcome == "ok"
+        assert grade(rf"so $\boxed{{{gold}+1}}$.", gold).value == 0.0
 
 
 def test_gsm8k_row_maps_question_and_gold() -> None:
