@@ -54,7 +54,7 @@ def main() -> None:
 
 def _state() -> str:
     me = psutil.Process()
-    launchers = [p for p in me.children() if "rlhf.sandbox.launcher" in " ".join(p.cmdline())]
+    launchers = [p for p in me.children() if p.status() != psutil.STATUS_ZOMBIE]
     mounts = Path("/proc/self/mountinfo").read_text().count("\n")
     files = len(list(Path(tempfile.gettempdir()).glob("rlhf-sandbox-*")))
     memory = [sum(p.memory_info().rss for p in group) / 2**20 for group in ([me], launchers)]
