@@ -101,7 +101,8 @@ def _confine(cell: Cell, step: Step) -> None:
     """Give up everything the step must not have. The order matters: each call still needs the later ones' rights."""
     inside = cell.tier == "namespaces"
     os.setsid()
-    kernel.drop_bounding_set(keep=cell.searches_by)
+    if cell.has("capabilities"):
+        kernel.drop_bounding_set(keep=cell.searches_by)
     if not inside and cell.uid is not None:
         if cell.searches_by is not None:
             kernel.keep_capabilities()
@@ -109,7 +110,8 @@ def _confine(cell: Cell, step: Step) -> None:
     os.chdir(root.SCRATCH if inside else cell.scratch)
     os.umask(0o077 if cell.shares_user else 0o022)
     _limit(cell, step)
-    kernel.drop_capabilities(keep=cell.searches_by)
+    if cell.has("capabilities"):
+        kernel.drop_capabilities(keep=cell.searches_by)
     kernel.set_no_new_privileges()
     if cell.tier != "read-only" or cell.uid is not None:
         # It may look at itself in /proc, and a monitor of the same user sees its memory and open files only so. Where
@@ -265,7 +267,7 @@ def _write(table: int, name: str, text: str) -> None:
 
 def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
     try:
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNET)
+        kernel.leave_host(cell.without)
         owner = os.getuid() if cell.uid is None else cell.uid
         # The job's root may show no process table at all.
         outer_table = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
@@ -279,8 +281,9 @@ def _be_init(cell: Cell, connection: socket.socket) -> NoReturn:
         kernel.unshare(kernel.CLONE_NEWUSER)
         map_ids(outer_uid, outer_gid, inside=INNER_ID, proc=outer_table)
         os.close(outer_table)
-        kernel.drop_bounding_set()
-        kernel.drop_capabilities()
+        if cell.has("capabilities"):
+            kernel.drop_bounding_set()
+            kernel.drop_capabilities()
         # The job has the same user id: its init must not be readable or writable through /proc/1.
         kernel.set_dumpable(False)
         os.chdir(root.SCRATCH)

@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -72,6 +72,13 @@ def check(name: str, result: int) -> int:
 def unshare(flags: int) -> None:
     """Leave the namespaces named by `flags` for new ones."""
     check("unshare", _libc.unshare(ctypes.c_int(flags)))
+
+
+def leave_host(without: Container[str]) -> None:
+    """Take mounts, names, IPC and network of our own; `without` names those that stay the host's."""
+    unshare(CLONE_NEWNS | CLONE_NEWUTS)
+    unshare(0 if "IPC namespace" in without else CLONE_NEWIPC)
+    unshare(0 if "network namespace" in without else CLONE_NEWNET)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:

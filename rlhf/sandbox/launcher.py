@@ -76,7 +76,7 @@ class Launcher:
         if self._tier != "namespaces" and self._slots:
             self._check_interpreter()
         if self._tier == "namespaces":
-            self._slots = _enter_own_namespaces(self._slots)
+            self._slots = _enter_own_namespaces(self._slots, self._settings["without"])
             self._has_slots = bool(self._slots)
             root.build(self._readable)
         elif not self._slots:
@@ -249,12 +249,11 @@ def _as_user(uid: int, action: Callable[[], object]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _enter_own_namespaces(slots: list[int]) -> list[int]:
+def _enter_own_namespaces(slots: list[int], without: list[str]) -> list[int]:
     """Take mounts, IPC, names and network of our own; the user ids that can still be given to jobs."""
-    flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNET
     if os.getuid() == 0:
         try:
-            kernel.unshare(flags)
+            kernel.leave_host(without)
         except PermissionError:
             # Root of a container, without the right to mount: go on as a user without any right.
             if slots:
@@ -264,7 +263,7 @@ def _enter_own_namespaces(slots: list[int]) -> list[int]:
     uid, gid = os.getuid(), os.getgid()
     kernel.unshare(kernel.CLONE_NEWUSER)
     cell.map_ids(uid, gid)
-    kernel.unshare(flags)
+    kernel.leave_host(without)
     return []
 
 
