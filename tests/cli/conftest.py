@@ -1,4 +1,4 @@
-"""Ends the warm process after the last command."""
+"""Ends the warm process with the session."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.cli.command import end_warm
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _warm_ends() -> Iterator[None]:
     yield
     end_warm()
