@@ -121,9 +121,7 @@ def _checked(gold: str) -> tuple[str, bool]:
     """What is wrong with a gold, if anything, and whether it is a list."""
     if not gold:
         return "marks an empty answer", False
-    verdict = math_process.compare(gold, gold)
-    if verdict is Verdict.EQUAL and math_process.compare(gold, gold, by_text=False) is Verdict.TOO_LARGE:
-        verdict = Verdict.TOO_LARGE
+    verdict = math_process.compare(gold, gold, by_text=False)
     problems = {Verdict.DIFFERENT: "does not equal itself", Verdict.TOO_LARGE: "is too large to compare"}
     return problems.get(verdict, ""), has_members(gold)
 

@@ -70,7 +70,6 @@ _CHOICE = re.compile(
     re.I,
 )
 _ANY_CHOICE = re.compile(r"(?<![a-zA-Z\\])[A-J](?![a-zA-Z])")
-_BASE = re.compile(r"([0-9A-F]+(?:\.[0-9A-F]+)?)_\{?(\d+)\}?")
 _UNDEFINED = re.compile(r"/\s*0+(?![\d.])|\\frac\s*\{[^{}]*\}\s*\{\s*0+\s*\}|\bnan\b", re.IGNORECASE)
 _WORDS = re.compile(r"(?:[^\W\d_]{3,}|no|on|up)(?:[\s'-]+[^\W\d_]+)*", re.IGNORECASE)
 _TEXT = re.compile(r"(?:[A-Z]?[a-z]+|[A-Z]+)(?:[\s'.,:;/&-]+(?:[A-Z]?[a-z]+|[A-Z]+|\d+))*")
@@ -115,14 +114,14 @@ def _compare(gold: str, answer: str, how: _How) -> Verdict:
     if choice and not choice["rest"] and (gold.isupper() or len(gold) > 1):
         return _verdict(_chosen(answer) == choice[1].upper())
     if len(gold) > MAX_STRUCTURE:
-        return Verdict.DIFFERENT
+        return _verdict(gold == answer)
     if how.depth > MAX_DEPTH or len(answer) > MAX_STRUCTURE:
         return Verdict.TOO_LARGE
     structural = _structural(gold, answer, how)
     if structural is not None:
         return structural
-    if any(form.fullmatch(text) for form in (_WORDS, _BASE) for text in (gold, answer)):
-        return Verdict.DIFFERENT
+    if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
+        return _verdict(gold == answer)
     return _symbolic(gold, answer, how)
 
 
@@ -282,17 +281,15 @@ def _worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _symbolic(gold: str, answer: str, how: _How) -> Verdict:
-    if not set(_PROBLEMS.findall(answer)) <= set(_PROBLEMS.findall(gold)) or _MISREAD.search(
-        f"{gold} {answer}"
-    ):
+    if not set(_PROBLEMS.findall(answer)) <= set(_PROBLEMS.findall(gold)):
         return Verdict.DIFFERENT
     if sorted(_MARKS.findall(gold)) != sorted(_MARKS.findall(answer)):
         return Verdict.DIFFERENT
     (gold, gold_unit), (answer, answer_unit) = _measured(gold), _measured(answer)
     if contradict(gold_unit, answer_unit):
         return Verdict.DIFFERENT
-    if _LONG_WORD.search(gold) or _LONG_WORD.search(answer):
-        return Verdict.DIFFERENT
+    if any(form.search(text) for form in (_MISREAD, _LONG_WORD) for text in (gold, answer)):
+        return _verdict(gold == answer)
     if not (is_small(gold) and is_small(answer)):
         return Verdict.TOO_LARGE
     return how.symbolic(gold, answer, how.rules)

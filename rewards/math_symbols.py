@@ -68,11 +68,11 @@ class _Grammar(_Latex2Sympy):  # type: ignore[misc]
 
 
 def equal(gold: str, answer: str, rules: Rules) -> Verdict:
-    """Whether two LaTeX expressions are equal for all values of their symbols; DIFFERENT if one is not parsed."""
+    """Whether two LaTeX expressions are equal for all values of their symbols; as text if one is not parsed."""
     sympy.core.random.seed(0)
     left, right = _parse(gold), _parse(answer)
     if left is None or right is None:
-        return Verdict.DIFFERENT
+        return Verdict.EQUAL if gold == answer else Verdict.DIFFERENT
     if rules.simplified and _operations(right) > _operations(left):
         return Verdict.DIFFERENT
     return Verdict.EQUAL if _same(left, right, rules) else Verdict.DIFFERENT
@@ -130,7 +130,7 @@ def _vanishes(difference: Any) -> bool:
 def _same_relation(left: Relational, right: Relational) -> bool:
     """Whether one is the other times a constant: of an equation any but 0, of an inequality a positive one."""
     (kind, gold), (other, answer) = _against_zero(left), _against_zero(right)
-    if kind is not other or answer.is_zero or gold.is_zero:
+    if kind is not other:
         return False
     factor = sympy.simplify(gold / answer)
     is_constant = bool(factor.is_number and factor.is_real and factor.is_nonzero)

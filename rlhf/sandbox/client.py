@@ -257,6 +257,9 @@ class Sandbox:
 
     def _running(self) -> LauncherProcess:
         """The launcher of this process, started or replaced as needed."""
+        for launcher in [launcher for launcher in self._retired if launcher.has_ended()]:
+            self._retired.remove(launcher)
+            launcher.close(wait=True)
         if self._launcher is not None and self._launcher.num_jobs >= JOBS_PER_LAUNCHER:
             self._launcher.close(wait=False)
             self._retired.append(self._launcher)

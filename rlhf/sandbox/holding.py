@@ -183,10 +183,12 @@ class Children:
     def _sweep(self) -> int:
         """Kill until no child is left, ours or one that came to us; how many are left after END_S."""
         deadline = time.monotonic() + END_S
-        while not _reap() and time.monotonic() < deadline:
+        while not _reap():
+            if time.monotonic() > deadline:
+                return len(self.tree.pids())
             self._kill_round()
             time.sleep(0.001)
-        return len(self.tree.pids())
+        return 0
 
     def _kill_round(self) -> None:
         """Kill what is there now: stopped first, so that none forks while others are killed."""

@@ -80,6 +80,10 @@ class LauncherProcess:
         self._log.seek(0)
         return self._log.read()[-2000:].decode(errors="replace")
 
+    def has_ended(self) -> bool:
+        """Whether it is gone; it is reaped then."""
+        return self._process.poll() is not None
+
     def close(self, *, wait: bool) -> None:
         """Have it end when its last job has ended."""
         with contextlib.suppress(OSError):

@@ -60,10 +60,18 @@ class Policy:
     @property
     def candidates(self) -> tuple[Tier, ...]:
         """The tiers that would do, strongest first."""
-        pinned = self.tier or os.environ.get(TIER_VARIABLE)
-        if pinned and pinned not in TIERS:
+        enough = TIERS[: TIERS.index(self.minimum) + 1]
+        pinned = os.environ.get(TIER_VARIABLE)
+        if self.tier or not pinned:
+            return (self.tier,) if self.tier else enough
+        if pinned not in TIERS:
             raise ConfigError(f"{TIER_VARIABLE} is {pinned!r}, expected one of {', '.join(TIERS)}.")
-        return tuple(tier for tier in TIERS if tier == pinned) or TIERS[: TIERS.index(self.minimum) + 1]
+        if pinned not in enough:
+            raise ConfigError(
+                f"{TIER_VARIABLE} is {pinned!r}, which is below sandbox.minimum, {self.minimum!r}. Unset the variable, "
+                f"or set sandbox.minimum: {pinned}."
+            )
+        return tuple(tier for tier in TIERS if tier == pinned)
 
 
 def strongest(policy: Policy, attempt: Callable[[Tier], str]) -> Tier:

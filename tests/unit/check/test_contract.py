@@ -29,12 +29,14 @@ def test_contract_names_a_reward_that_remembers_the_sample_before(tmp_path):
 
 def test_contract_warns_of_files_processes_and_threads_that_grading_leaves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    before = set(psutil.Process().children(recursive=True))
     found = checked(tmp_path, use("leaves_things"), num_rows=4)
     said = " | ".join(found.reasons("contract"))
     assert "files of the working directory changed while rewards were graded: left-" in said
     assert "processes" in said
     assert "contract" in found.warned
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("grader", ["right", "ranked", "shorter"])

@@ -93,6 +93,15 @@ def test_members_of_an_answer_share_one_deadline(fresh: None) -> None:
     assert time.monotonic() - start < HUNG_S
 
 
+def test_many_threads_may_replace_workers_at_once(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(math_process, "JOBS_OF_A_WORKER", 1)
+    math_process.start()
+    with ThreadPoolExecutor(8) as pool:
+        verdicts = list(pool.map(lambda i: compare("x+1", f"1+x+{i}-{i}"), range(80)))
+    assert set(verdicts) == {Verdict.EQUAL}
+    assert len(processes()) == 1
+
+
 @pytest.mark.parametrize("victims", ["workers", "parent", "all"])
 def test_killed_process_is_replaced_without_a_wrong_verdict(victims: str, fresh: None) -> None:
     math_process.start()
@@ -171,6 +180,7 @@ def test_worker_runs_no_code_starts_no_program_and_writes_no_file(fresh: None, t
 
 def test_fork_of_the_owner_uses_processes_of_its_own(fresh: None) -> None:
     math_process.start()
+    before = {p.pid for p in processes()}
     read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
@@ -184,7 +194,8 @@ def test_fork_of_the_owner_uses_processes_of_its_own(fresh: None) -> None:
     os.close(read_end)
     os.close(write_end)
     assert verdict == "EQUAL"
-    assert {p.pid for p in processes()}.isdisjoint(map(int, pids))
+    assert len(pids) == 2
+    assert {p.pid for p in processes()} == before
     assert compare("2(k+2)", "2k+4") is Verdict.EQUAL
     assert len([p for p in processes() if p.ppid() == os.getpid()]) == 1
 
@@ -227,6 +238,21 @@ def test_processes_end_with_their_owner_and_not_with_a_thread(end: str, fresh: N
             owner.kill()
         owner.wait(timeout=20)
     assert gone(pids)
+
+
+def test_worker_that_does_not_run_ends_with_its_owner(fresh: None) -> None:
+    script = (
+        "import time, psutil\n"
+        "from rewards.math_process import start\n"
+        "start()\n"
+        "pids = [p.pid for p in psutil.Process().children(recursive=True)]\n"
+        "psutil.Process(pids[1]).suspend()\n"
+        "print(*pids, flush=True)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=60)
+    assert gone([int(pid) for pid in done.stdout.split()])
 
 
 def test_stop_during_a_comparison_leaves_nothing(fresh: None) -> None:

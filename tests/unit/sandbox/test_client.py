@@ -3,6 +3,7 @@
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -105,7 +106,7 @@ for _ in range(6):
         os._exit(0)
 time.sleep(5)
 """
-    execution = sandbox.run(Program(code=code), limits=SHORT)
+    execution = sandbox.run(Program(code=code), limits=replace(SHORT, cpu_s=5))
     assert execution.status == "memory_limit", execution
 
 

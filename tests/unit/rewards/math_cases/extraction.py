@@ -216,6 +216,13 @@ ONE_ANSWER = pairs(
     3,
     "1",
     [(r"\boxed{1} and \boxed{-2}", "wrong", "the last box: a single gold joins nothing")],
+) + texts(
+    3,
+    "100,200",
+    [
+        (r"\boxed{100} and \boxed{200}", "wrong", "two boxes are no thousand"),
+        (r"<answer>\boxed{100} and \boxed{200}</answer>", "wrong", "two boxes are no thousand, in tags"),
+    ],
 )  # fmt: skip
 
 CASES: list[Case] = [*THINKING, *TEMPLATE, *TAGS, *BOXES, *MARKS, *PHRASES, *LENIENT, *ONE_ANSWER]

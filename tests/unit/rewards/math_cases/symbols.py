@@ -102,7 +102,7 @@ EXPRESSIONS = pairs(
         (r"\frac{\pi}{4}", r"45^\circ", "no conversion of angles"),
         ("1+2i", "(1,2)", "a point is no complex number"),
         ("i", "-i", "the conjugate"),
-        (r"\tan(\pi/2)", "0", "undefined"),
+        ("0", r"\tan(\pi/2)", "undefined"),
     ],
 )
 WORDS = pairs(
