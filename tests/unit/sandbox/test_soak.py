@@ -1,0 +1,22 @@
+"""Hundreds of mixed jobs: nothing grows. `benchmarks/sandbox_soak.py` runs ten thousand."""
+
+import pytest
+
+from benchmarks.sandbox_soak import soak
+from rlhf.sandbox.client import Sandbox
+from rlhf.sandbox.policy import ISOLATED
+from tests.unit.sandbox.conftest import policy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sandbox", ISOLATED, indirect=True)
+def test_mixed_jobs_leave_memory_descriptors_mounts_and_files_flat(sandbox: Sandbox) -> None:
+    with Sandbox(policy(sandbox.tier)) as own:
+        _, first, *_, last = soak(own, jobs=300, parts=3)
+    assert last.client_descriptors == first.client_descriptors
+    assert last.launcher_descriptors == first.launcher_descriptors
+    assert (last.processes, last.mounts, last.files) == (first.processes, first.mounts, 0)
+    assert last.launcher_mb - first.launcher_mb < 1
+    assert last.client_mb - first.client_mb < 4
+    assert last.broken == 0
+    assert last.unexpected < 10
