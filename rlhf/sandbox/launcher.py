@@ -205,7 +205,11 @@ class Launcher:
 
 def _is_stopped(pid: int) -> bool:
     """Whether a child was stopped since this was asked last: then it watches nothing any more."""
-    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
+    except ChildProcessError:
+        # It has just ended.
+        return False
 
 
 def _claim_slots(count: int) -> tuple[list[socket.socket], list[int]]:

@@ -18,7 +18,9 @@ from rlhf.sandbox.holding import END_S, Children, Namespaces
 from rlhf.sandbox.tree import Usage, buffers_mb
 
 _TICK_S = 0.02
-_TICKS_PER_LOOK = 3
+_LOOK_S = 0.06
+_LOOK_SHARE = 0.1
+"""Of the time, at most, goes into looking at files: a program can have very many."""
 _CHUNK = 1 << 16
 _REST_TICK_S = 1.0
 _GRACE_S = 1.0
@@ -100,7 +102,6 @@ class _Watch:
     began: float = field(default_factory=time.monotonic)
     usage: Usage = _NOTHING
     peak_mb: float = 0.0
-    ticks: int = 0
     verdict: str = ""
     detail: str = ""
     killed_at: float = 0.0
@@ -130,6 +131,7 @@ class Monitor:
         self._has_watcher = cell.has("watcher")
         self._num_steps = 0
         self._buffers_mb = 0.0
+        self._next_look = 0.0
         self._times_over = 0
 
     def serve(self) -> bool:
@@ -162,7 +164,7 @@ class Monitor:
             self._held.reap()
             usage = self._held.tree.usage()
             before = before or usage
-            if self._excess(usage, before, self._limits, looks_at_files=True):
+            if self._excess(usage, before, self._limits):
                 self._held.kill_step()
             if select.select([self._job], [], [], _REST_TICK_S)[0]:
                 return
@@ -224,9 +226,11 @@ class Monitor:
                     self._obey(watch)
                 if "ended" in ready.values() or self._held.has_ended():
                     return self._held.answer()
-                if time.monotonic() >= next_tick:
+                if (now := time.monotonic()) >= next_tick:
                     self._tick(watch)
-                    next_tick = time.monotonic() + (_REST_TICK_S if watch.rests else _TICK_S)
+                    # Never more than half of the time, however many processes there are to look at.
+                    took_s = time.monotonic() - now
+                    next_tick = now + took_s + max(took_s, _REST_TICK_S if watch.rests else _TICK_S)
 
     def _obey(self, watch: _Watch) -> None:
         message = wire.receive(self._job)
@@ -253,14 +257,12 @@ class Monitor:
         if watch.killed_at:
             self._press(watch)
             return
-        watch.ticks += 1
         self._held.reap()
         usage = watch.usage = self._held.tree.usage()
         watch.peak_mb = max(watch.peak_mb, usage.rss_mb)
         if not self._has_watcher:
             return
-        looks_at_files = watch.ticks % _TICKS_PER_LOOK == 0
-        if excess := self._excess(usage, watch.before, watch.limits, looks_at_files=looks_at_files):
+        if excess := self._excess(usage, watch.before, watch.limits):
             self._kill(watch, *excess)
         elif watch.wall_s > watch.limits.net_s and not watch.rests:
             self._judge_wall(watch)
@@ -275,16 +277,14 @@ class Monitor:
         else:
             self._held.kill_step()
 
-    def _excess(
-        self, usage: Usage, before: Usage, limits: Limits, *, looks_at_files: bool
-    ) -> tuple[str, str] | None:
+    def _excess(self, usage: Usage, before: Usage, limits: Limits) -> tuple[str, str] | None:
         """The limit that is exceeded, if any, and by how much."""
         cpu_s = usage.cpu_s - before.cpu_s
         if cpu_s > limits.cpu_s:
             return "cpu_limit", f"{cpu_s:.2f} s of CPU, limit {limits.cpu_s:g} s"
         if usage.tasks > limits.processes:
             return "process_limit", f"{usage.tasks} processes, limit {limits.processes}"
-        if looks_at_files and (used := self._disk_mb()) > limits.disk_mb:
+        if (used := self._disk_mb()) > limits.disk_mb:
             return "disk_limit", f"{used:.0f} MB on disk, limit {limits.disk_mb} MB"
         if used := self._excess_memory(usage, limits):
             return "memory_limit", f"{used:.0f} MB, limit {limits.memory_mb} MB"
@@ -292,12 +292,18 @@ class Monitor:
 
     def _disk_mb(self) -> float:
         """MB on disk; sees to it that what the kernel holds for open pipes and sockets is known, too."""
+        began = time.monotonic()
+        if began < self._next_look:
+            return 0.0
         try:
             open_files = self._held.tree.open_files()
         except PermissionError:
             return math.inf
         self._buffers_mb = buffers_mb(open_files)
-        return self._held.disk_mb(open_files)
+        used = self._held.disk_mb(open_files)
+        now = time.monotonic()
+        self._next_look = now + max(_LOOK_S, (now - began) / _LOOK_SHARE)
+        return used
 
     def _excess_memory(self, usage: Usage, limits: Limits) -> float:
         """MB in use when they are too many, with what is shared counted once; else 0."""

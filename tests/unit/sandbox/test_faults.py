@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.sandbox import launcher
 from rlhf.sandbox.client import Job, Sandbox
 from rlhf.sandbox.execution import Limits, Program, Tier
 from rlhf.sandbox.policy import ISOLATED
@@ -143,6 +144,19 @@ def test_killed_launcher_takes_no_job_with_it(own: Sandbox) -> None:
     eventually(lambda: not [p for p in os.listdir("/proc") if p.isdigit() and "86395" in command(int(p))])
 
 
+def test_monitor_that_has_just_ended_is_not_a_stopped_one(sandbox: Sandbox) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    eventually(lambda: launcher._is_stopped(pid))
+    assert not launcher._is_stopped(pid)
+    os.kill(pid, signal.SIGCONT)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not launcher._is_stopped(pid)
+    os.waitpid(pid, 0)
+
+
 def test_stopped_launcher_does_not_stay(own: Sandbox) -> None:
     pid = launcher_pid(own)
     os.kill(pid, signal.SIGSTOP)
@@ -156,16 +170,16 @@ def test_killed_client_leaves_nothing(sandbox: Sandbox, forks: int) -> None:
     client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert client.stdout is not None
-        launcher = int(client.stdout.readline())
-        below = set(ProcessTree(launcher).pids())
+        started_by_it = int(client.stdout.readline())
+        below = set(ProcessTree(started_by_it).pids())
         assert len(below) > 8
         folders = [folder for pid in below for folder in scratch_folders(pid)]
         assert bool(folders) == (sandbox.tier != "namespaces")
     finally:
-        forked = children(client.pid) - {launcher}
+        forked = children(client.pid) - {started_by_it}
         client.kill()
         client.wait()
-    eventually(lambda: not alive({launcher, *below}))
+    eventually(lambda: not alive({started_by_it, *below}))
     eventually(lambda: not [folder for folder in folders if os.path.exists(folder)])
     assert bool(alive(forked)) == bool(forks)
     for pid in forked:
