@@ -4,7 +4,9 @@ Index convention: element t of a per-token field speaks about token t itself
 (its log-probability was computed from tokens before t). The shift happens once, in `learner/forward.py`.
 """
 
-from collections.abc import Mapping, Sized
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,17 +16,72 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
+CallError = Literal["invalid_json", "not_an_object", "unknown_tool", "invalid_arguments"]
+Status = Literal["ok", "truncated", "error"]
+StopReason = Literal[
+    "stop",
+    "env_done",
+    "length",
+    "max_turns",
+    "max_tokens",
+    "max_tool_calls",
+    "parse_error",
+    "tool_timeout",
+    "episode_timeout",
+    "env_error",
+    "policy_error",
+    "cancelled",
+]
+STATUS_OF: Mapping[StopReason, Status] = {
+    "stop": "ok",
+    "env_done": "ok",
+    "length": "truncated",
+    "max_turns": "truncated",
+    "max_tokens": "truncated",
+    "max_tool_calls": "truncated",
+    "parse_error": "truncated",
+    "tool_timeout": "truncated",
+    "episode_timeout": "truncated",
+    "env_error": "error",
+    "policy_error": "error",
+    "cancelled": "error",
+}
+"""Every ending of an episode. What is truncated is graded as it stands; an error has no reward and is not trained."""
+SegmentReason = Literal["start", "template", "rewrite", "compaction", "fork"]
 Outcome = Literal["ok", "wrong", "unparsable", "limit", "not_applicable", "timeout", "error"]
 NOT_SAMPLED = -1
 """Weight version of a token that no engine sampled (prompt, tool output)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model wrote. Each is answered by exactly one tool message with its id."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any] | None
+    """None where they could not be read."""
+    raw: str = ""
+    """The text that was sampled."""
+    error: CallError | None = None
+    """Why it is not executed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One chat message."""
+    """One chat message. What the model wrote is parsed into the assistant's fields, never tokenised again."""
 
     role: Role
     content: str
+    reasoning: str | None = None
+    """The assistant's thinking."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """Of a tool message: the call that it answers."""
+    name: str | None = None
+    """Of a tool message: the tool."""
+    is_error: bool = False
+    """Of a tool message: the call failed, and the content says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +161,8 @@ class Segment:
     rollout_logprobs: tuple[float, ...]
     versions: tuple[int, ...]
     images: tuple[str, ...] = ()
+    reason: SegmentReason = "start"
+    """Why it is not the last one's continuation."""
     routing: "NDArray[np.int16] | None" = field(default=None, compare=False, repr=False)
     """[T, L, k]: as Completion.routing; -1 also for tokens after the last sampled one."""
     kept: "tuple[NDArray[np.int32], ...] | None" = field(default=None, compare=False, repr=False)
@@ -142,6 +201,22 @@ class Turn:
     segment: int
     start: int
     stop: int
+    finish: FinishReason | None = None
+    """How sampling ended; None for a message that nobody sampled."""
+    context_digest: str = ""
+    """Of the ids that the engine was asked with, `token_digest(token_ids[:start])`; empty if nobody sampled it."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """What the environment gave for a sampled turn, beside its final score."""
+    seconds: float = 0.0
+    """What it took to sample it, or the tool or environment to answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """Sampled tokens that are not trained on, and why."""
+
+    num_tokens: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +238,24 @@ class Trajectory:
 
     segments: tuple[Segment, ...]
     turns: tuple[Turn, ...]
-    stop: FinishReason
+    stop: StopReason
     sample_index: int
     seed: int
     temperature: float = 1.0
     """That it was sampled with: the one of the weight version at which its group was admitted."""
     reward: RewardResult | None = None
+    dropped: tuple[Dropped, ...] = ()
+    attempt: int = 0
+    """Episodes of this sample that ended in an error before."""
+    error: str = ""
+    """What went wrong, for people; the status says whether it counts."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """What the environment logged, and what the episode cost."""
+
+    @property
+    def status(self) -> Status:
+        """ok, truncated or error: a function of how it stopped."""
+        return STATUS_OF[self.stop]
 
     @property
     def completion(self) -> str:
@@ -199,6 +286,11 @@ class TrajectoryGroup:
         """The oldest weight version that sampled any token of the group."""
         versions = [t.oldest_version for t in self.trajectories if t.oldest_version != NOT_SAMPLED]
         return min(versions, default=NOT_SAMPLED)
+
+
+def token_digest(ids: Sequence[int]) -> str:
+    """32 hexadecimal digits that stand for these ids in this order."""
+    return hashlib.blake2b(array("q", ids).tobytes(), digest_size=16).hexdigest()
 
 
 def _same_length(**fields: Sized | None) -> None:

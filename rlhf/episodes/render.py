@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ConfigError, DataError, ModelError
-from rlhf.types import Prompt
+from rlhf.types import Message, Prompt
 
 CHAT = "chat"
 SLOT = "{prompt}"
@@ -88,6 +88,18 @@ class Renderer:
             ids = self.tokenizer.encode(self.template.replace(SLOT, self._only_text(prompt)))
         return self._known(ids, where=f"prompt {prompt.id}")
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids that spell `text` without any special or added token, even if it reads like one."""
+        halves = [text[:1], text[1:]]
+        for parts in (halves, list(text)):
+            ids = [
+                token for part in parts for token in self.tokenizer.encode(part, add_special_tokens=False)
+            ]
+            if self._added_ids.isdisjoint(ids):
+                return ids
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return found
+
     def encode_completion(self, text: str, *, where: str) -> tuple[int, ...]:
         """Token ids of a given completion, ended by the eos token, as the engine would have sampled it."""
         ids = self.tokenizer.encode(text, add_special_tokens=False)
@@ -155,12 +167,28 @@ class Renderer:
     def _tokenizer_source(self) -> str:
         return self.tokenizer_path or self.model_folder
 
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_added_vocab().values())
+
+    def with_system_prompt(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages, after the recipe's system prompt where they have none of their own."""
+        if self.system_prompt is None or (messages and messages[0].role == "system"):
+            return list(messages)
+        return [Message(role="system", content=self.system_prompt), *messages]
+
+    @cached_property
+    def chat_template_text(self) -> str | None:
+        """The Jinja text of model.chat_template; None: the tokenizer's own. ModelError when there is none at all."""
+        return self._chat_template()
+
     def _encode_chat(self, prompt: Prompt) -> list[int]:
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        if self.system_prompt is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        messages = self.with_system_prompt(prompt.messages)
         ids: list[int] = self.tokenizer.apply_chat_template(
-            messages, chat_template=self._chat_template(), add_generation_prompt=True, return_dict=False
+            [{"role": message.role, "content": message.content} for message in messages],
+            chat_template=self.chat_template_text,
+            add_generation_prompt=True,
+            return_dict=False,
         )
         return ids
 

@@ -1,0 +1,173 @@
+"""From a sampled turn's text to thinking, content and tool calls. Nothing that a model can write raises here."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+from rlhf.errors import ConfigError
+from rlhf.types import CallError, Message, ToolCall
+
+Syntax = Literal["hermes", "qwen_xml", "llama3", "deepseek_v3", "none"]
+SYNTAXES: tuple[str, ...] = get_args(Syntax)
+THINK, END_THINK = "<think>", "</think>"
+_MAX_CALLS = 1000
+_LLAMA_TAG = "<|python_tag|>"
+_HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
+_XML_NAME = re.compile(r"\s*<function=([^>\n]*)>?(.*)", re.DOTALL)
+_XML_ARGUMENT = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
+_DEEPSEEK = re.compile(
+    r"<｜tool▁call▁begin｜>(.*?)(?:<｜tool▁call▁end｜>|(?=<｜tool▁call▁begin｜>)|<｜tool▁calls▁end｜>|\Z)", re.DOTALL
+)
+_FENCE = re.compile(r"\A\s*```(?:json)?\n?(.*?)\n?(?:```)?\s*\Z", re.DOTALL)
+
+Found = tuple[str, Any, CallError | None, str]
+"""(name, arguments, what is wrong, the text)."""
+
+
+def parse(text: str, *, syntax: Syntax, is_thinking: bool = False) -> Message:
+    """The message that a model meant. `is_thinking`: the prompt ended inside its thoughts.
+
+    A turn that stops within its thoughts has no content. A text that looks like a call and is none becomes a call
+    with an error, so that the model is told; the ids of calls are their places, to be made unique by the episode.
+    """
+    reasoning, rest = _thoughts(text, is_thinking=is_thinking)
+    content, found = _READERS[syntax](rest)
+    calls = tuple(
+        ToolCall(id=str(index), name=name, arguments=arguments, error=error, raw=raw)
+        for index, (name, arguments, error, raw) in enumerate(found)
+    )
+    return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)
+
+
+def syntax_of(written: str) -> Syntax:
+    """The syntax of a call as a chat template writes it. ConfigError for one that is not known here."""
+    match written:
+        case _ if "<function=" in written and "<parameter=" in written:
+            return "qwen_xml"
+        case _ if "<tool_call>" in written and '"arguments":' in written:
+            return "hermes"
+        case _ if "<｜tool▁call▁begin｜>" in written:
+            return "deepseek_v3"
+        case _ if '"parameters":' in written and '"name":' in written:
+            return "llama3"
+    raise ConfigError(
+        f"task.environment.tool_syntax is auto, but the chat template writes calls in a way not known here: "
+        f"{written[:200]!r}. Expected one of {', '.join(SYNTAXES)}; or name the model's parser in vLLM as "
+        "`vllm:NAME`."
+    )
+
+
+def _thoughts(text: str, *, is_thinking: bool) -> tuple[str | None, str]:
+    opened = text.lstrip().startswith(THINK)
+    if not (is_thinking or opened):
+        return None, text
+    inside = text.lstrip().removeprefix(THINK) if opened else text
+    thoughts, _, rest = inside.partition(END_THINK)
+    return thoughts.strip(), rest
+
+
+def _nothing(text: str) -> tuple[str, list[Found]]:
+    return text, []
+
+
+def _hermes(text: str) -> tuple[str, list[Found]]:
+    bodies = list(_HERMES.finditer(text))[:_MAX_CALLS]
+    return _HERMES.sub("", text), [_from_json(m[1], ("arguments", "parameters"), m[0]) for m in bodies]
+
+
+def _qwen_xml(text: str) -> tuple[str, list[Found]]:
+    found: list[Found] = []
+    for match in list(_HERMES.finditer(text))[:_MAX_CALLS]:
+        inside = _XML_NAME.match(match[1])
+        if inside is None:
+            found.append(_from_json(match[1], ("arguments", "parameters"), match[0]))
+            continue
+        arguments = {m[1].strip(): _value(m[2]) for m in _XML_ARGUMENT.finditer(inside[2])}
+        found.append((inside[1].strip(), arguments, None, match[0]))
+    return _HERMES.sub("", text), found
+
+
+def _value(text: str) -> Any:
+    """What is written between tags has no type: JSON where it is some, else text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _llama3(text: str) -> tuple[str, list[Found]]:
+    before, tag, after = text.partition(_LLAMA_TAG)
+    body = (after if tag else text).strip()
+    if not tag and not re.match(r'\{\s*"(name|function|type)"', body):
+        return text, []
+    return (before if tag else ""), [
+        _from_json(part, ("parameters", "arguments"), part) for part in _objects(body)
+    ]
+
+
+def _objects(text: str) -> Iterator[str]:
+    """JSON objects one after another, with semicolons between; what cannot be read is the last."""
+    decoder = json.JSONDecoder()
+    for _ in range(_MAX_CALLS):
+        text = text.lstrip("; \n\t")
+        if not text:
+            return
+        try:
+            _, end = decoder.raw_decode(text)
+        except (ValueError, RecursionError):
+            yield text
+            return
+        yield text[:end]
+        text = text[end:]
+
+
+def _deepseek_v3(text: str) -> tuple[str, list[Found]]:
+    content = text.partition("<｜tool▁calls▁begin｜>")[0].partition("<｜tool▁call▁begin｜>")[0]
+    found: list[Found] = []
+    for match in list(_DEEPSEEK.finditer(text))[:_MAX_CALLS]:
+        head, _, tail = match[1].partition("<｜tool▁sep｜>")
+        # V3 writes `function<sep>name`, a line, a fence; V3.1 writes `name<sep>` and the object.
+        name, body = (tail.partition("\n")[::2]) if head.strip() == "function" else (head, tail)
+        fenced = _FENCE.match(body)
+        arguments, error = _load_object(fenced[1] if fenced else body)
+        found.append((name.strip(), arguments, error, match[0]))
+    return content, found
+
+
+def _from_json(body: str, keys: tuple[str, ...], raw: str) -> Found:
+    """A call written as one object with a name and its arguments under one of `keys`."""
+    call, error = _load_object(body)
+    if call is None:
+        return "", None, error, raw
+    inner = call.get("function")
+    if isinstance(inner, dict):
+        call = inner
+    name = call.get("name", inner)
+    arguments = next((call[key] for key in keys if key in call), {})
+    if isinstance(arguments, str):
+        arguments, error = _load_object(arguments)
+    elif not isinstance(arguments, dict):
+        arguments, error = None, "not_an_object"
+    return name if isinstance(name, str) else "", arguments, error, raw
+
+
+def _load_object(text: str) -> tuple[dict[str, Any] | None, CallError | None]:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None, "invalid_json"
+    return (value, None) if isinstance(value, dict) else (None, "not_an_object")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_READERS: dict[str, Callable[[str], tuple[str, list[Found]]]] = {
+    "hermes": _hermes,
+    "qwen_xml": _qwen_xml,
+    "llama3": _llama3,
+    "deepseek_v3": _deepseek_v3,
+    "none": _nothing,
+}
