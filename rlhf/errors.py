@@ -56,5 +56,9 @@ class DependencyError(RlhfError, ImportError):
     """An optional package that the recipe needs is not installed; says which extra brings it."""
 
 
+class EpisodeError(RlhfError, RuntimeError):
+    """An environment that failed, or failed too often; says which, in what, and how."""
+
+
 class SandboxError(RlhfError, RuntimeError):
     """No sandbox of the asked strength can be had here, or it broke; says which tier failed, why, and the ways out."""

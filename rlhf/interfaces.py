@@ -1,16 +1,28 @@
 """What the parts promise each other. Protocols, not base classes; the contract suites enforce them."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlhf.types import Completion, Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
+from rlhf.types import (
+    Completion,
+    Message,
+    Prompt,
+    RewardResult,
+    Sampling,
+    Step,
+    Trajectory,
+    TrajectoryGroup,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rlhf.batch import Batch
+    from rlhf.config.environment import EpisodeLimits
+    from rlhf.sandbox.client import Sandbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +165,59 @@ class Reward(Protocol):
 
     async def close(self) -> None:
         """End every worker."""
+
+
+class Context(Protocol):
+    """What an environment may know of its episode. One object per episode, in the episode's own process."""
+
+    episode_id: str
+    prompt: Prompt
+    rng: random.Random
+    """Seeded by the episode: the same in every retry."""
+    limits: "EpisodeLimits"
+    messages: Sequence[Message]
+    """The conversation so far, read-only."""
+    state: Any
+    """Whatever the environment keeps here; tools find it by annotating a parameter `Context`."""
+    folder: str
+    """An empty folder of the episode's own, removed with it."""
+
+    @property
+    def sandbox(self) -> "Sandbox":
+        """Where programs of the model run, as `sandbox` of the recipe has it. SandboxError when there is none."""
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until the episode ends by `limits.episode_s`."""
+
+    def log(self, **scalars: float) -> None:
+        """Numbers about the episode, averaged over episodes as `env/<name>`."""
+
+
+class Environment(Protocol):
+    """One object per episode, made in the episode's own process; methods may be plain or async.
+
+    `close()`, where there is one, is always called; `score(context)`, where there is one, once, also after a limit.
+    """
+
+    def reset(self, prompt: Prompt, context: Context) -> Sequence[Message] | str | None:
+        """The messages that begin the episode; a text: as the user's; None: the prompt's own."""
+
+    def step(self, action: Message, context: Context) -> Step:
+        """What follows the model's turn."""
+
+
+class Model(Protocol):
+    """The policy, as an environment that is a function sees it."""
+
+    async def __call__(self, *new: Message, max_tokens: int | None = None) -> Message:
+        """Show the model messages and have it answer."""
+
+    async def rewrite(self, messages: Sequence[Message]) -> None:
+        """Go on from these messages instead: what was sampled before stays a training row."""
+
+    async def fork(self) -> "Model":
+        """Another conversation that begins with what this one has said."""
 
 
 class Scorer(Protocol):

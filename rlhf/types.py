@@ -212,6 +212,22 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What an environment answers a turn with."""
+
+    messages: tuple[Message, ...] = ()
+    """Roles tool, user, system; one tool message for each call of the turn."""
+    reward: float | Mapping[str, float] = 0.0
+    """Of the turn just taken, in parts or as one number."""
+    terminated: bool = False
+    """The task is over, well or badly."""
+    truncated: bool = False
+    """The environment cut it short."""
+    seconds: tuple[float, ...] = ()
+    """What each message took; none: not told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
     """Sampled tokens that are not trained on, and why."""
 

@@ -47,7 +47,11 @@ FAMILIES = {
     "qwen2.5": Family("qwen2_5", "<|im_end|>", _IM, _TAGS[:2]),
     "llama3.2": Family("llama3_2", "<|eot_id|>", _LLAMA, bos="<|begin_of_text|>"),
     "deepseek_v3": Family(
-        "deepseekv3", "<｜end▁of▁sentence｜>", _DEEPSEEK, ("<think>", "</think>"), bos="<｜begin▁of▁sentence｜>"
+        "deepseekv3",
+        "<｜end▁of▁sentence｜>",
+        _DEEPSEEK,
+        ("<think>", "</think>"),
+        bos="<｜begin▁of▁sentence｜>",
     ),
 }
 
@@ -61,7 +65,9 @@ def template_text(name: str) -> str:
 def _pieces() -> Tokenizer:
     """Byte-level pieces learned from this repository's own prose."""
     root = Path(__file__).parents[1]
-    texts = [path.read_text(encoding="utf-8") for path in sorted([*root.glob("docs/*.md"), *root.glob("*.md")])]
+    texts = [
+        path.read_text(encoding="utf-8") for path in sorted([*root.glob("docs/*.md"), *root.glob("*.md")])
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
+from rlhf.episodes.parsing import END_THINK, THINK
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ModelError
 from rlhf.types import Message, ToolCall
@@ -19,6 +19,14 @@ Schema = Mapping[str, Any]
 _SENTINEL = "sentinel0of0the0assistant"
 _QUESTION = Message(role="user", content="question")
 _ANSWER = Message(role="assistant", content=_SENTINEL, reasoning="thought")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extension:
+    """Ids of messages after a sampled turn, and whether they have the model think at once."""
+
+    token_ids: tuple[int, ...]
+    is_thinking: bool
 
 
 class ChatRenderer:
@@ -48,8 +56,8 @@ class ChatRenderer:
 
     def extend(
         self, new: Sequence[Message], tools: Sequence[Schema] = (), *, is_closed: bool = True
-    ) -> tuple[int, ...]:
-        """Ids that follow a sampled turn, up to the model's next one.
+    ) -> "Extension":
+        """What follows a sampled turn, up to the model's next one.
 
         `is_closed`: the turn ended with a stop token; otherwise the end marker comes first.
         """
@@ -59,7 +67,16 @@ class ChatRenderer:
         # Encoded with the marker in front: some tokenizers put a space before the first word of a text.
         if ids[: len(self._end_ids)] != self._end_ids:
             raise ModelError(f"the tokenizer joins {self.end_of_turn!r} with what follows it: {delta[:40]!r}")
-        return tuple(ids[len(self._end_ids) :] if is_closed else ids)
+        rest = ids[len(self._end_ids) :] if is_closed else ids
+        return Extension(token_ids=tuple(rest), is_thinking=opens_thoughts(delta))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of a sampled turn, its end and all other special tokens by name."""
+        stops = set(self.stop_token_ids)
+        while ids and ids[-1] in stops:
+            ids = ids[:-1]
+        text: str = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return text
 
     def delta(
         self, new: Sequence[Message], tools: Sequence[Schema] = (), *, before: Sequence[Message] = ()
@@ -107,6 +124,12 @@ class ChatRenderer:
                 "from others. Give another template in model.chat_template."
             )
         return text[len(closed) :]
+
+    @cached_property
+    def drops_thoughts(self) -> bool:
+        """Whether the template leaves out what was thought before the last user's message."""
+        dialogue = [_QUESTION, _ANSWER, _QUESTION]
+        return (_ANSWER.reasoning or "") not in self._render(dialogue, (), is_open=False)
 
     def written_call(self, schema: Schema) -> str:
         """How the template writes a call of one argument, up to the end of the turn: shows its syntax."""
@@ -207,6 +230,6 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def ends_alike(deltas: Sequence[str]) -> bool:
-    """Whether all are equal."""
-    return all(one == other for one, other in pairwise(deltas))
+def opens_thoughts(text: str) -> bool:
+    """Whether a prompt that ends so has the model think at once."""
+    return text.rfind(THINK) > text.rfind(END_THINK)

@@ -1,11 +1,22 @@
 """The token ledger: one episode's tokens, written down as they are made and never re-tokenised."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.types import NOT_SAMPLED, Completion, Message, Segment, Turn
+from rlhf.types import (
+    NOT_SAMPLED,
+    Completion,
+    Dropped,
+    Message,
+    Segment,
+    SegmentReason,
+    Trajectory,
+    Turn,
+    token_digest,
+)
 
 _NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -13,7 +24,8 @@ _NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
 class _OpenSegment:
     """A segment that still grows; five lists of one length, and the routing of its first tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, reason: SegmentReason) -> None:
+        self.reason = reason
         self.token_ids: list[int] = []
         self.loss_mask: list[bool] = []
         self.logprobs: list[float] = []
@@ -66,6 +78,7 @@ class _OpenSegment:
             loss_mask=tuple(self.loss_mask),
             rollout_logprobs=tuple(self.logprobs),
             versions=tuple(self.versions),
+            reason=self.reason,
             routing=self._all_routing() if has_routing else None,
             kept=tuple(self.kept) if has_kept else None,
         )
@@ -75,62 +88,122 @@ class TokenLedger:
     """Builds an episode's segments append-only, and checks the two laws.
 
     1. The engine was asked with exactly the ids written here, and what it returned is written unchanged.
-    2. Every sampled token stands in exactly one segment once, or is counted in `num_dropped`.
+    2. Every sampled token stands in exactly one segment once, or is listed as dropped.
 
-    A context that is rewritten (not extended) starts a new segment with `extend_prompt(ids, rewrite=True)`.
+    A context that is rewritten or goes on twice (not extended) is a new segment: what was sampled is given there,
+    and trained where it was sampled. Several may grow at a time.
     """
 
     def __init__(self) -> None:
-        self._segments = [_OpenSegment()]
+        self._segments: list[_OpenSegment] = []
         self._turns: list[Turn] = []
-        self._num_sampled = 0
-        self.num_dropped = 0
+        self._dropped: list[Dropped] = []
+        self.num_sampled = 0
+        """Tokens that the engine returned."""
 
-    @property
-    def context(self) -> tuple[int, ...]:
+    def open(self, ids: Sequence[int], reason: SegmentReason = "start") -> int:
+        """Begin a segment with ids that nobody samples now; its place."""
+        self._segments.append(_OpenSegment(reason))
+        self._segments[-1].given(ids)
+        return len(self._segments) - 1
+
+    def context(self, segment: int) -> tuple[int, ...]:
         """The ids to ask the engine with."""
-        return tuple(self._segments[-1].token_ids)
+        return tuple(self._segments[segment].token_ids)
 
-    def extend_prompt(self, ids: Sequence[int], *, rewrite: bool = False) -> None:
-        """Add ids that nobody sampled; `rewrite` makes them the start of a new segment."""
-        if rewrite and self._segments[-1].token_ids:
-            self._segments.append(_OpenSegment())
-        self._segments[-1].given(ids)
-
-    def append(self, completion: Completion, *, seen: Sequence[int], text: str) -> None:
-        """Add what the engine returned for a request whose ids were `seen`; `text` is its readable form."""
-        if tuple(seen) != self.context:
+    def append(
+        self,
+        segment: int,
+        completion: Completion,
+        *,
+        seen: Sequence[int],
+        message: Message,
+        seconds: float = 0.0,
+    ) -> None:
+        """Add what the engine returned for a request whose ids were `seen`; `message` is its readable form."""
+        if tuple(seen) != self.context(segment):
             raise ValueError(
-                f"ledger: the engine saw {len(seen)} ids that are not the {len(self.context)} written down; "
-                "a context must be extended here before it is sampled from"
+                f"ledger: the engine saw {len(seen)} ids that are not the {len(self.context(segment))} written "
+                "down; a context must be extended here before it is sampled from"
             )
-        start = len(self.context)
-        self._segments[-1].sampled(completion)
-        self._num_sampled += len(completion.token_ids)
-        self._add_turn(Message(role="assistant", content=text), start)
+        self._segments[segment].sampled(completion)
+        self.num_sampled += len(completion.token_ids)
+        turn = self._turn(segment, message, start=len(seen), seconds=seconds)
+        self._turns.append(replace(turn, finish=completion.finish_reason, context_digest=token_digest(seen)))
 
-    def observe(self, ids: Sequence[int], *, message: Message) -> None:
-        """Add the ids of a tool's or user's message, template tokens around it included."""
-        start = len(self.context)
-        self._segments[-1].given(ids)
-        self._add_turn(message, start)
+    def observe(
+        self, segment: int, ids: Sequence[int], *, messages: Sequence[Message], seconds: Sequence[float] = ()
+    ) -> None:
+        """Add the ids of messages that nobody sampled, template tokens around them included.
 
-    def drop(self, completion: Completion) -> None:
-        """Count a completion that will not be trained on (its episode went on from an earlier context)."""
-        self._num_sampled += len(completion.token_ids)
-        self.num_dropped += len(completion.token_ids)
+        They stand at the first of them: where one ends and the next begins is the template's affair.
+        """
+        start = len(self.context(segment))
+        self._segments[segment].given(ids)
+        for message, taken in zip(messages, seconds or [0.0] * len(messages), strict=True):
+            self._turns.append(self._turn(segment, message, start=start, seconds=taken))
+            start = len(self.context(segment))
 
-    def finish(self) -> tuple[tuple[Segment, ...], tuple[Turn, ...]]:
-        """The segments and the turns in them. Raises ValueError when a sampled token is lost or doubled."""
-        segments = tuple(segment.close() for segment in self._segments)
-        num_kept = sum(segment.num_sampled for segment in segments)
-        if num_kept + self.num_dropped != self._num_sampled:
+    def reward(self, rewards: Mapping[str, float]) -> None:
+        """Add to the rewards of the turn that was sampled last."""
+        place = next(i for i in reversed(range(len(self._turns))) if self._turns[i].finish is not None)
+        known = self._turns[place].rewards
+        added = {name: known.get(name, 0.0) + value for name, value in rewards.items()}
+        self._turns[place] = replace(self._turns[place], rewards={**known, **added})
+
+    def drop(self, completion: Completion, reason: str) -> None:
+        """List a completion that will not be trained on (its episode went on from an earlier context)."""
+        self.num_sampled += len(completion.token_ids)
+        self._dropped.append(Dropped(num_tokens=len(completion.token_ids), reason=reason))
+
+    def finish(self) -> tuple[tuple[Segment, ...], tuple[Turn, ...], tuple[Dropped, ...]]:
+        """The segments, the turns in them, and what was dropped. Raises ValueError when a law is broken.
+
+        Segments without a sampled token are left out, save the only one: there is nothing to train in them.
+        """
+        segments = [segment.close() for segment in self._segments]
+        kept = [i for i, segment in enumerate(segments) if segment.num_sampled or len(segments) == 1]
+        place = {old: new for new, old in enumerate(kept)}
+        turns = [replace(t, segment=place[t.segment]) for t in self._turns if t.segment in place]
+        found = tuple(segments[i] for i in kept), tuple(turns), tuple(self._dropped)
+        check_laws(*found, num_sampled=self.num_sampled)
+        return found
+
+    def _turn(self, segment: int, message: Message, *, start: int, seconds: float) -> Turn:
+        stop = len(self._segments[segment].token_ids)
+        return Turn(message=message, segment=segment, start=start, stop=stop, seconds=seconds)
+
+
+def check_laws(
+    segments: Sequence[Segment], turns: Sequence[Turn], dropped: Sequence[Dropped], *, num_sampled: int
+) -> None:
+    """Raise ValueError when a record is not what the engine saw and returned.
+
+    `num_sampled` is the count of tokens that the engine returned, kept apart from the record.
+    """
+    num_kept = sum(segment.num_sampled for segment in segments)
+    num_dropped = sum(part.num_tokens for part in dropped)
+    if num_kept + num_dropped != num_sampled:
+        raise ValueError(
+            f"ledger: {num_sampled} tokens were sampled, but {num_kept} written and {num_dropped} dropped"
+        )
+    masks = [[False] * len(segment.token_ids) for segment in segments]
+    for turn in turns:
+        ids = segments[turn.segment].token_ids
+        if turn.finish is None:
+            continue
+        if token_digest(ids[: turn.start]) != turn.context_digest:
             raise ValueError(
-                f"ledger: {self._num_sampled} tokens were sampled, "
-                f"but {num_kept} written and {self.num_dropped} dropped"
+                f"ledger: the {turn.start} ids before a turn are not those that the engine was asked with"
             )
-        return segments, tuple(self._turns)
+        masks[turn.segment][turn.start : turn.stop] = [True] * (turn.stop - turn.start)
+    if any(tuple(mask) != s.loss_mask for mask, s in zip(masks, segments, strict=True)):
+        raise ValueError(
+            "ledger: the loss mask and the sampled turns disagree about which tokens were sampled"
+        )
 
-    def _add_turn(self, message: Message, start: int) -> None:
-        segment = len(self._segments) - 1
-        self._turns.append(Turn(message=message, segment=segment, start=start, stop=len(self.context)))
+
+def check_record(trajectory: Trajectory) -> None:
+    """The laws on a whole record, however it was made or loaded. Raises ValueError."""
+    num_sampled = trajectory.num_sampled + sum(part.num_tokens for part in trajectory.dropped)
+    check_laws(trajectory.segments, trajectory.turns, trajectory.dropped, num_sampled=num_sampled)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from rlhf.errors import ConfigError
 from rlhf.types import CallError, Message, ToolCall
@@ -13,16 +13,25 @@ SYNTAXES: tuple[str, ...] = get_args(Syntax)
 THINK, END_THINK = "<think>", "</think>"
 _MAX_CALLS = 1000
 _LLAMA_TAG = "<|python_tag|>"
-_HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
+_OPEN = "<tool_call>"
+_AFTER = re.compile(r"</tool_call>|(?=<tool_call>)")
 _XML_NAME = re.compile(r"\s*<function=([^>\n]*)>?(.*)", re.DOTALL)
 _XML_ARGUMENT = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
 _DEEPSEEK = re.compile(
-    r"<｜tool▁call▁begin｜>(.*?)(?:<｜tool▁call▁end｜>|(?=<｜tool▁call▁begin｜>)|<｜tool▁calls▁end｜>|\Z)", re.DOTALL
+    r"<｜tool▁call▁begin｜>(.*?)(?:<｜tool▁call▁end｜>|(?=<｜tool▁call▁begin｜>)|<｜tool▁calls▁end｜>|\Z)",
+    re.DOTALL,
 )
 _FENCE = re.compile(r"\A\s*```(?:json)?\n?(.*?)\n?(?:```)?\s*\Z", re.DOTALL)
 
 Found = tuple[str, Any, CallError | None, str]
 """(name, arguments, what is wrong, the text)."""
+
+
+class Parse(Protocol):
+    """Reads a sampled turn's text."""
+
+    def __call__(self, text: str, *, is_thinking: bool = False) -> Message:
+        """The message that a model meant."""
 
 
 def parse(text: str, *, syntax: Syntax, is_thinking: bool = False) -> Message:
@@ -72,20 +81,44 @@ def _nothing(text: str) -> tuple[str, list[Found]]:
 
 
 def _hermes(text: str) -> tuple[str, list[Found]]:
-    bodies = list(_HERMES.finditer(text))[:_MAX_CALLS]
-    return _HERMES.sub("", text), [_from_json(m[1], ("arguments", "parameters"), m[0]) for m in bodies]
+    content, bodies = _tagged(text)
+    return content, [_from_json(body, ("arguments", "parameters"), raw) for body, raw in bodies]
 
 
 def _qwen_xml(text: str) -> tuple[str, list[Found]]:
     found: list[Found] = []
-    for match in list(_HERMES.finditer(text))[:_MAX_CALLS]:
-        inside = _XML_NAME.match(match[1])
+    content, bodies = _tagged(text)
+    for body, raw in bodies:
+        inside = _XML_NAME.match(body)
         if inside is None:
-            found.append(_from_json(match[1], ("arguments", "parameters"), match[0]))
-            continue
-        arguments = {m[1].strip(): _value(m[2]) for m in _XML_ARGUMENT.finditer(inside[2])}
-        found.append((inside[1].strip(), arguments, None, match[0]))
-    return _HERMES.sub("", text), found
+            found.append(_from_json(body, ("arguments", "parameters"), raw))
+        else:
+            arguments = {m[1].strip(): _value(m[2]) for m in _XML_ARGUMENT.finditer(inside[2])}
+            found.append((inside[1].strip(), arguments, None, raw))
+    return content, found
+
+
+def _tagged(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """What stands outside <tool_call> tags; (body, whole text) of each. A tag in a JSON string is none."""
+    outside: list[str] = []
+    found: list[tuple[str, str]] = []
+    place = 0
+    while len(found) < _MAX_CALLS and (start := text.find(_OPEN, place)) >= 0:
+        outside.append(text[place:start])
+        body = start + len(_OPEN)
+        end = _AFTER.search(text, _json_end(text, body))
+        stop, place = (end.start(), end.end()) if end else (len(text), len(text))
+        found.append((text[body:stop], text[start:place]))
+    return "".join([*outside, text[place:]]), found
+
+
+def _json_end(text: str, start: int) -> int:
+    """Where an object that begins here ends; `start` if there is none."""
+    begin = start + len(text[start:]) - len(text[start:].lstrip())
+    try:
+        return json.JSONDecoder().raw_decode(text, begin)[1]
+    except (ValueError, RecursionError):
+        return start
 
 
 def _value(text: str) -> Any:

@@ -92,9 +92,7 @@ class Renderer:
         """Ids that spell `text` without any special or added token, even if it reads like one."""
         halves = [text[:1], text[1:]]
         for parts in (halves, list(text)):
-            ids = [
-                token for part in parts for token in self.tokenizer.encode(part, add_special_tokens=False)
-            ]
+            ids = [token for part in parts for token in self.tokenizer.encode(part, add_special_tokens=False)]
             if self._added_ids.isdisjoint(ids):
                 return ids
         found: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

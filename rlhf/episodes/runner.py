@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.render import Renderer
 from rlhf.interfaces import GenerateRequest, RolloutEngine
-from rlhf.types import Completion, Prompt, Sampling, Trajectory
+from rlhf.types import Completion, Message, Prompt, Sampling, Trajectory
 
 
 class SingleTurn:
@@ -25,9 +25,10 @@ class SingleTurn:
 
     def _record(self, ids: tuple[int, ...], completion: Completion, *, index: int, seed: int) -> Trajectory:
         ledger = TokenLedger()
-        ledger.extend_prompt(ids)
-        ledger.append(completion, seen=ids, text=self._renderer.decode(completion.token_ids))
-        segments, turns = ledger.finish()
+        segment = ledger.open(ids)
+        message = Message(role="assistant", content=self._renderer.decode(completion.token_ids))
+        ledger.append(segment, completion, seen=ids, message=message)
+        segments, turns, _ = ledger.finish()
         return Trajectory(
             segments=segments, turns=turns, stop=completion.finish_reason, sample_index=index, seed=seed
         )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.episodes.ledger import TokenLedger
-from rlhf.types import NOT_SAMPLED, Completion, Message
+from rlhf.types import NOT_SAMPLED, Completion, Dropped, Message
 
 
 def completion(ids, version=3):
@@ -20,9 +20,11 @@ def completion(ids, version=3):
 
 def test_single_turn_masks_exactly_what_was_sampled():
     ledger = TokenLedger()
-    ledger.extend_prompt([10, 11])
-    ledger.append(completion([20, 1]), seen=[10, 11], text="hi")
-    (segment,), (turn,) = ledger.finish()
+    segment = ledger.open([10, 11])
+    ledger.append(
+        segment, completion([20, 1]), seen=[10, 11], message=Message(role="assistant", content="hi")
+    )
+    (segment,), (turn,), _ = ledger.finish()
     assert segment.token_ids == (10, 11, 20, 1)
     assert segment.loss_mask == (False, False, True, True)
     assert segment.rollout_logprobs == (0.0, 0.0, -0.5, -0.5)
@@ -37,22 +39,24 @@ def test_single_turn_masks_exactly_what_was_sampled():
 
 def test_sampling_from_an_unwritten_context_is_refused():
     ledger = TokenLedger()
-    ledger.extend_prompt([10, 11])
+    segment = ledger.open([10, 11])
     with pytest.raises(ValueError, match="the engine saw 3 ids that are not the 2 written down"):
-        ledger.append(completion([20]), seen=[10, 11, 12], text="")
+        ledger.append(
+            segment, completion([20]), seen=[10, 11, 12], message=Message(role="assistant", content="")
+        )
 
 
 def test_rewritten_context_starts_a_segment_and_dropped_tokens_are_counted():
     ledger = TokenLedger()
-    ledger.extend_prompt([10])
-    ledger.append(completion([20]), seen=[10], text="a")
-    ledger.extend_prompt([12], rewrite=True)
-    ledger.drop(completion([30, 31]))
-    ledger.append(completion([21]), seen=[12], text="b")
-    segments, turns = ledger.finish()
+    segment = ledger.open([10])
+    ledger.append(segment, completion([20]), seen=[10], message=Message(role="assistant", content="a"))
+    segment = ledger.open([12], "rewrite")
+    ledger.drop(completion([30, 31]), "superseded")
+    ledger.append(segment, completion([21]), seen=[12], message=Message(role="assistant", content="b"))
+    segments, turns, dropped = ledger.finish()
     assert [segment.token_ids for segment in segments] == [(10, 20), (12, 21)]
     assert [turn.segment for turn in turns] == [0, 1]
-    assert ledger.num_dropped == 2
+    assert dropped == (Dropped(num_tokens=2, reason="superseded"),)
 
 
 TOKENS = st.lists(st.integers(0, 99), max_size=5)
@@ -61,16 +65,18 @@ TOKENS = st.lists(st.integers(0, 99), max_size=5)
 @given(prompt=TOKENS, steps=st.lists(st.tuples(st.sampled_from(["sample", "observe"]), TOKENS)))
 def test_segment_is_the_concatenation_and_turns_point_at_their_tokens(prompt, steps):
     ledger, written = TokenLedger(), list(prompt)
-    ledger.extend_prompt(prompt)
+    segment = ledger.open(prompt)
     sampled = [False] * len(prompt)
     for kind, ids in steps:
         if kind == "sample":
-            ledger.append(completion(ids), seen=written, text="")
+            ledger.append(
+                segment, completion(ids), seen=written, message=Message(role="assistant", content="")
+            )
         else:
-            ledger.observe(ids, message=Message(role="tool", content=""))
+            ledger.observe(segment, ids, messages=[Message(role="tool", content="")])
         written += ids
         sampled += [kind == "sample"] * len(ids)
-    (segment,), turns = ledger.finish()
+    (segment,), turns, _ = ledger.finish()
     assert segment.token_ids == tuple(written)
     assert segment.loss_mask == tuple(sampled)
     assert [segment.token_ids[turn.start : turn.stop] for turn in turns] == [tuple(ids) for _, ids in steps]
@@ -86,12 +92,22 @@ def recorded(ids, *, context, start, kept=None):
 
 def test_routing_of_later_turns_adds_only_what_was_not_known():
     ledger = TokenLedger()
-    ledger.extend_prompt([10, 11])
-    ledger.append(recorded([20, 21], context=2, start=0), seen=ledger.context, text="a")
-    ledger.observe([30], message=Message(role="tool", content="t"))
-    ledger.append(recorded([22, 23], context=5, start=100), seen=ledger.context, text="b")
-    ledger.observe([31, 32], message=Message(role="tool", content="t"))
-    (segment,), _ = ledger.finish()
+    segment = ledger.open([10, 11])
+    ledger.append(
+        segment,
+        recorded([20, 21], context=2, start=0),
+        seen=ledger.context(segment),
+        message=Message(role="assistant", content="a"),
+    )
+    ledger.observe(segment, [30], messages=[Message(role="tool", content="t")])
+    ledger.append(
+        segment,
+        recorded([22, 23], context=5, start=100),
+        seen=ledger.context(segment),
+        message=Message(role="assistant", content="b"),
+    )
+    ledger.observe(segment, [31, 32], messages=[Message(role="tool", content="t")])
+    (segment,), _, _ = ledger.finish()
     # The last sampled token of the first turn was an input only in the second; the last tokens never were.
     assert segment.routing[:, 0, 0].tolist() == [0, 1, 2, 103, 104, 105, -1, -1, -1]
     assert segment.routing.shape == (9, 2, 3)
@@ -101,10 +117,15 @@ def test_routing_of_later_turns_adds_only_what_was_not_known():
 def test_kept_sets_stand_at_their_tokens():
     kept = (np.array([3, 20], np.int32), np.array([], np.int32))
     ledger = TokenLedger()
-    ledger.extend_prompt([10, 11])
-    ledger.append(replace(completion([20, 21]), kept=kept), seen=ledger.context, text="a")
-    ledger.observe([30], message=Message(role="tool", content="t"))
-    (segment,), _ = ledger.finish()
+    segment = ledger.open([10, 11])
+    ledger.append(
+        segment,
+        replace(completion([20, 21]), kept=kept),
+        seen=ledger.context(segment),
+        message=Message(role="assistant", content="a"),
+    )
+    ledger.observe(segment, [30], messages=[Message(role="tool", content="t")])
+    (segment,), _, _ = ledger.finish()
     assert [ids.tolist() for ids in segment.kept] == [[], [], [3, 20], [], []]
     assert segment.trained_mask == (False, False, True, False, False)
     assert segment.loss_mask == (False, False, True, True, False)
@@ -112,10 +133,17 @@ def test_kept_sets_stand_at_their_tokens():
 
 def test_rewritten_context_starts_its_records_anew():
     ledger = TokenLedger()
-    ledger.extend_prompt([10])
-    ledger.append(recorded([20], context=1, start=0), seen=[10], text="a")
-    ledger.extend_prompt([12, 13], rewrite=True)
-    ledger.append(recorded([21], context=2, start=50), seen=[12, 13], text="b")
+    segment = ledger.open([10])
+    ledger.append(
+        segment, recorded([20], context=1, start=0), seen=[10], message=Message(role="assistant", content="a")
+    )
+    segment = ledger.open([12, 13], "rewrite")
+    ledger.append(
+        segment,
+        recorded([21], context=2, start=50),
+        seen=[12, 13],
+        message=Message(role="assistant", content="b"),
+    )
     first, second = ledger.finish()[0]
     assert first.routing[:, 0, 0].tolist() == [0, -1]
     assert second.routing[:, 0, 0].tolist() == [50, 51, -1]
@@ -123,9 +151,9 @@ def test_rewritten_context_starts_its_records_anew():
 
 def test_episode_without_records_has_none():
     ledger = TokenLedger()
-    ledger.extend_prompt([10])
-    ledger.append(completion([20]), seen=[10], text="")
-    (segment,), _ = ledger.finish()
+    segment = ledger.open([10])
+    ledger.append(segment, completion([20]), seen=[10], message=Message(role="assistant", content=""))
+    (segment,), _, _ = ledger.finish()
     assert segment.routing is None
     assert segment.kept is None
     assert segment.trained_mask is segment.loss_mask
@@ -133,14 +161,29 @@ def test_episode_without_records_has_none():
 
 def test_records_that_come_and_go_are_refused():
     ledger = TokenLedger()
-    ledger.extend_prompt([10])
-    ledger.append(recorded([20], context=1, start=0), seen=ledger.context, text="")
+    segment = ledger.open([10])
+    ledger.append(
+        segment,
+        recorded([20], context=1, start=0),
+        seen=ledger.context(segment),
+        message=Message(role="assistant", content=""),
+    )
     with pytest.raises(ValueError, match=r"were reported \(True, False\), now \(False, False\)"):
-        ledger.append(completion([21]), seen=ledger.context, text="")
+        ledger.append(
+            segment,
+            completion([21]),
+            seen=ledger.context(segment),
+            message=Message(role="assistant", content=""),
+        )
 
 
 def test_routing_of_another_length_is_refused():
     ledger = TokenLedger()
-    ledger.extend_prompt([10, 11])
+    segment = ledger.open([10, 11])
     with pytest.raises(ValueError, match="routing of 2 tokens for 3 written down"):
-        ledger.append(recorded([20], context=1, start=0), seen=[10, 11], text="")
+        ledger.append(
+            segment,
+            recorded([20], context=1, start=0),
+            seen=[10, 11],
+            message=Message(role="assistant", content=""),
+        )

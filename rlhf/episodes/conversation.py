@@ -1,0 +1,181 @@
+"""The model's side of an episode: messages in, a message out, every token in the ledger, every limit kept."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rlhf.config.environment import EpisodeLimits
+from rlhf.episodes.chat import ChatRenderer, Schema, opens_thoughts
+from rlhf.episodes.ledger import TokenLedger
+from rlhf.episodes.parsing import Parse
+from rlhf.errors import EpisodeError
+from rlhf.interfaces import GenerateRequest, RolloutEngine
+from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
+
+
+class EpisodeEnded(Exception):
+    """A limit was reached: nothing more is sampled in this episode."""
+
+    def __init__(self, stop: StopReason) -> None:
+        super().__init__(stop)
+        self.stop: StopReason = stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How messages become tokens and back: one for all episodes of a run."""
+
+    chat: ChatRenderer
+    parse: Parse
+    history: Literal["append", "template"] = "append"
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """Where an episode's turns are sampled, with what, and what of its limits is used up."""
+
+    engine: RolloutEngine
+    sampling: Sampling
+    seed: int
+    limits: EpisodeLimits
+    num_turns: int = 0
+    num_calls: int = 0
+    num_sampled: int = 0
+
+    async def sample(self, context: tuple[int, ...]) -> Completion:
+        """The next turn. EpisodeEnded when there is no room for one."""
+        request = GenerateRequest(
+            prompt_token_ids=context,
+            sampling=replace(self.sampling, max_tokens=self.room(len(context))),
+            seeds=(turn_seed(self.seed, self.num_turns),),
+        )
+        self.num_turns += 1
+        (completion,) = await self.engine.generate(request)
+        self.num_sampled += len(completion.token_ids)
+        return completion
+
+    def room(self, num_context: int) -> int:
+        """Tokens that the next turn may have."""
+        limits = self.limits
+        if self.num_turns >= limits.max_turns:
+            raise EpisodeEnded("max_turns")
+        left = limits.max_tokens - num_context
+        if limits.max_sampled_tokens is not None:
+            left = min(left, limits.max_sampled_tokens - self.num_sampled)
+        if left <= 0:
+            raise EpisodeEnded("max_tokens")
+        return min(left, limits.max_turn_tokens, self.sampling.max_tokens)
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of one turn, in [0, 2**63): the episode's own for the first."""
+    return (seed + turn * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
+
+
+class Conversation:
+    """One thread of messages over one segment at a time. An episode has one, or more where it forks."""
+
+    def __init__(
+        self, dialect: Dialect, policy: Policy, ledger: TokenLedger, *, tools: Sequence[Schema] = ()
+    ) -> None:
+        self._dialect = dialect
+        self._policy = policy
+        self._ledger = ledger
+        self.tools = tuple(tools)
+        """Schemas that the template shows."""
+        self.messages: list[Message] = []
+        """As the model was shown them, and what it answered."""
+        self._segment: int | None = None
+        self._is_closed = True
+        self._is_thinking = False
+        self._lock = asyncio.Lock()
+
+    async def sample(self, *new: Message) -> Message:
+        """Give the model messages and have it answer. EpisodeEnded when a limit does not allow it.
+
+        An answer that was cut by a limit is recorded and ends the episode, too: nothing can be done with half a call.
+        """
+        async with self._lock:
+            self.show(new)
+            assert self._segment is not None
+            context = self._ledger.context(self._segment)
+            began = time.perf_counter()
+            completion = await self._policy.sample(context)
+            message = self._read(completion)
+            self._ledger.append(
+                self._segment,
+                completion,
+                seen=context,
+                message=message,
+                seconds=time.perf_counter() - began,
+            )
+            self._is_closed = completion.finish_reason == "stop"
+            self.messages.append(message)
+            if not self._is_closed:
+                full = len(context) + len(completion.token_ids) >= self._policy.limits.max_tokens
+                raise EpisodeEnded("max_tokens" if full else "length")
+            return message
+
+    def show(self, new: Sequence[Message], seconds: Sequence[float] = ()) -> None:
+        """Write messages down without asking for an answer."""
+        if not new:
+            if self._segment is None:
+                raise EpisodeError("an episode must begin with a message: reset returned none")
+            return
+        if self._segment is None:
+            self._open([*self.messages, *new], "start")
+        elif self._dialect.history == "template" and self._would_drop(new):
+            self._open([*self.messages, *new], "template")
+        else:
+            self._extend(new, seconds)
+        self.messages += new
+
+    def rewrite(self, messages: Sequence[Message], reason: SegmentReason = "rewrite") -> None:
+        """Go on from these messages instead: what was sampled stays a training row."""
+        self._open(messages, reason)
+        self.messages = list(messages)
+
+    def fork(self) -> "Conversation":
+        """Another conversation that begins with what this one has said."""
+        other = Conversation(self._dialect, self._policy, self._ledger, tools=self.tools)
+        if self._segment is not None:
+            other._segment = self._ledger.open(self._ledger.context(self._segment), "fork")
+            other._is_closed, other._is_thinking = self._is_closed, self._is_thinking
+        other.messages = list(self.messages)
+        return other
+
+    @property
+    def num_context(self) -> int:
+        """Tokens that the model sees now."""
+        return 0 if self._segment is None else len(self._ledger.context(self._segment))
+
+    def _open(self, messages: Sequence[Message], reason: SegmentReason) -> None:
+        ids = self._dialect.chat.start(messages, self.tools)
+        self._segment = self._ledger.open(ids, reason)
+        self._is_closed = True
+        self._is_thinking = opens_thoughts(self._dialect.chat.opening)
+
+    def _extend(self, new: Sequence[Message], seconds: Sequence[float]) -> None:
+        assert self._segment is not None
+        added = self._dialect.chat.extend(new, self.tools, is_closed=self._is_closed)
+        self._ledger.observe(self._segment, added.token_ids, messages=new, seconds=seconds)
+        self._is_closed, self._is_thinking = True, added.is_thinking
+
+    def _would_drop(self, new: Sequence[Message]) -> bool:
+        """Whether the template shows less of what was sampled once these messages have come."""
+        if not (self._dialect.chat.drops_thoughts and any(m.role == "user" for m in new)):
+            return False
+        last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=0)
+        return any(m.reasoning for m in self.messages[last:])
+
+    def _read(self, completion: Completion) -> Message:
+        text = self._dialect.chat.text(completion.token_ids)
+        message = self._dialect.parse(text, is_thinking=self._is_thinking)
+        return replace(message, tool_calls=tuple(map(self._numbered, message.tool_calls)))
+
+    def _numbered(self, call: ToolCall) -> ToolCall:
+        # Nine letters and digits: what the strictest templates ask for.
+        self._policy.num_calls += 1
+        return replace(call, id=f"call{self._policy.num_calls:05d}")
