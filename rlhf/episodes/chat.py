@@ -96,8 +96,8 @@ class ChatRenderer:
     @cached_property
     def end_of_turn(self) -> str:
         """The token with which the template ends an assistant's turn."""
+        stops: list[str] = [self._tokenizer.decode([token]) for token in self.stop_token_ids]
         text = self._render([_QUESTION, _ANSWER], (), is_open=False)
-        stops = [self._tokenizer.decode([token]) for token in self.stop_token_ids]
         if text.count(_SENTINEL) != 1:
             raise ModelError(
                 f"the chat template shows an assistant's answer {text.count(_SENTINEL)} times, expected once. "

@@ -177,7 +177,7 @@ def _from_json(body: str, keys: tuple[str, ...], raw: str) -> Found:
     if isinstance(inner, dict):
         call = inner
     name = call.get("name", inner)
-    arguments = next((call[key] for key in keys if key in call), {})
+    arguments: Any = next((call[key] for key in keys if key in call), {})
     if isinstance(arguments, str):
         arguments, error = _load_object(arguments)
     elif not isinstance(arguments, dict):
