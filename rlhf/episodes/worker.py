@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -93,6 +94,7 @@ class Line:
         if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
             return frozenset()
         waits, holds = os.pipe()
+        parent = os.getpid()
         pid = os.fork()
         if pid:
             os.close(waits)
@@ -102,6 +104,9 @@ class Line:
         os.close(holds)
         os.read(waits, 1)
         os.close(waits)
+        # A process closes its files before its children get another parent.
+        while os.getppid() == parent:
+            time.sleep(0.001)
         kernel.die_with_parent()
         # What was being written when the other process died ends here.
         self._connection.sendall(b"\n")
