@@ -59,7 +59,7 @@ def pack(
         versions=per_token((s.versions for s in segments), np.int64),
         rewards=per_row([_reward(t) for t in trajectories], np.float32),
         group_ids=per_row(np.repeat(np.arange(len(groups)), num_samples).tolist(), np.int64),
-        truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
+        truncated=per_row([t.status == "truncated" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
         temperatures=None if set(temperatures) <= {1.0} else per_row(temperatures, np.float32),
         step_rewards=None if decode is None else step_rewards(trajectories, decode),

@@ -21,7 +21,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
         "rollout/accuracy": _mean([float(is_correct(t.reward)) for t in trajectories]),
         "rollout/completion_tokens_mean": _mean(lengths),
         "rollout/completion_tokens_max": float(max(lengths, default=0)),
-        "rollout/truncated_share": _mean([float(t.stop == "length") for t in trajectories]),
+        "rollout/truncated_share": _mean([float(t.status == "truncated") for t in trajectories]),
         "rollout/num_tokens": float(sum(lengths)),
         "rollout/num_trajectories": float(len(trajectories)),
         "rollout/groups": float(len(groups)),
