@@ -28,7 +28,7 @@ class ModelSize:
 
 def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, how much) lines: the arithmetic that batch sizes, slots and memory follow from."""
-    s, learner, sampling = recipe.schedule, recipe.learner, recipe.sampling
+    s, learner = recipe.schedule, recipe.learner
     sequences = s.prompts_per_step * s.samples_per_prompt
     row = recipe.longest_row
     per_minibatch = sequences // s.minibatches
