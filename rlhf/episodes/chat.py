@@ -1,12 +1,12 @@
 """Conversations in tokens: a chat template extended by what is new alone, never applied again to what was sampled."""
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from rlhf.episodes.parsing import END_THINK, THINK
@@ -126,7 +126,8 @@ class ChatRenderer:
         """What the template writes for the model's turn to begin."""
         closed, text = self.rendered([QUESTION]), self.rendered([QUESTION], is_open=True)
         # Some write an end of text where the model is not asked.
-        opening = text[len(os.path.commonprefix([closed, text])) :]
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(closed, text, strict=False))
+        opening = text[len(list(same)) :]
         if not opening:
             raise ModelError(
                 "the chat template does nothing with add_generation_prompt, so that the model could not tell its turn "

@@ -13,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 _USER = Message(role="user", content="word0of0the0user")
 _SYSTEM = Message(role="system", content="word0of0the0system")
 _NEXT = Message(role="assistant", content="word0of0the0next0answer")
-_UNICODE = "naïve – 漢字 🦜 مرحبا e\u0301 a\u200db"
+_UNICODE = "naïve 漢字 🦜 مرحبا e\u0301 a\u200db"
 _ADVICE = "Give another template in model.chat_template."
 
 
@@ -64,7 +64,9 @@ def _check_extension(
     end, text = chat.delta(new, tools, before=(QUESTION, turn))
     places = [text.find(message.content) for message in new]
     if [text.count(message.content) for message in new] != [1] * len(new) or places != sorted(places):
-        raise _refusal(probe, f"after {end!r} the template writes {text!r}, expected every content once, in order")
+        raise _refusal(
+            probe, f"after {end!r} the template writes {text!r}, expected every content once, in order"
+        )
     _check_opening(chat, tools, dialogue=[QUESTION, turn, *new], text=text)
     for name, before in _histories(turn):
         other_end, other = chat.delta(new, tools, before=before)
@@ -106,16 +108,15 @@ def _check_opening(
 def _check_forgery(chat: ChatRenderer, tools: Sequence[Schema]) -> None:
     """No text of a message becomes a token that has a meaning."""
     markers = " ".join(chat.structural_ids.values())
-    roles = ("user", "tool") if tools else ("user",)
-    for role in roles:
+    for message in [_USER, _result("call00000", "tool")] if tools else [_USER]:
         counts = []
         for content in ("word", f"word {markers} word"):
-            message = Message(role=role, content=content, tool_call_id="call00000", name="tool")
-            ids = chat.extend([message], tools, after=-1).token_ids
+            ids = chat.extend([replace(message, content=content)], tools, after=-1).token_ids
             counts.append(Counter(chat.structural_ids[i] for i in ids if i in chat.structural_ids))
         if forged := counts[1] - counts[0]:
             raise _refusal(
-                f"markers in a {role} message", f"{dict(forged)} of the message become tokens of their own"
+                f"markers in a {message.role} message",
+                f"{dict(forged)} of the message become tokens of their own",
             )
 
 
