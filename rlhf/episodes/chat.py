@@ -140,11 +140,14 @@ class ChatRenderer:
         """Whether the template leaves out what was thought before the last user's message."""
         return _THOUGHT not in self.rendered([QUESTION, ANSWER, QUESTION])
 
-    def written_call(self, schema: Schema) -> str:
-        """How the template writes a call of one argument, up to the end of the turn: shows its syntax."""
-        call = replace(_CALL, name=schema["function"]["name"], arguments={"argument": "value"})
-        text = self.rendered([QUESTION, replace(ASKING, tool_calls=(call,))], [schema])
-        return text[text.rfind(QUESTION.content) + len(QUESTION.content) :]
+    def written_call(self, schema: Schema | None = None) -> str:
+        """How the template writes a call (of this tool): shows its syntax. Empty where it writes none."""
+        call = _CALL if schema is None else replace(_CALL, name=schema["function"]["name"])
+        try:
+            text = self.rendered([QUESTION, replace(ASKING, tool_calls=(call,))], [schema] if schema else [])
+        except ModelError:
+            return ""
+        return text[text.rfind(QUESTION.content) :] if _SENTINEL in text else ""
 
     @cached_property
     def _stops(self) -> Mapping[str, int]:

@@ -245,7 +245,7 @@ class Conversation:
 
     def _read(self, completion: Completion) -> Message:
         text = self._dialect.chat.text(completion.token_ids)
-        message = self._dialect.parse(text, is_thinking=self._is_thinking, has_tools=bool(self.tools))
+        message = self._dialect.parse(text, is_thinking=self._is_thinking, tools=self.tools)
         return replace(message, tool_calls=tuple(map(self._numbered, message.tool_calls)))
 
     def _numbered(self, call: ToolCall) -> ToolCall:

@@ -48,6 +48,8 @@ class _RunningSeal:
 
     def add(self, context: str, part: Completion) -> None:
         """What was returned for the ids whose digest is `context`."""
+        if not part.token_ids:
+            return
         self._hash.update(context.encode())
         self._hash.update(array("q", part.token_ids).tobytes())
         self._hash.update(array("q", part.versions).tobytes())
