@@ -55,7 +55,7 @@ class ChatRenderer:
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
-        self._tokenizer = renderer.tokenizer
+        self.tokenizer = renderer.tokenizer
         self._habits = _Habits()
         self._habits = self._find_habits()
 
@@ -70,10 +70,10 @@ class ChatRenderer:
 
         The others (runs of spaces, HTML tags of some families) are how the model knows ordinary text.
         """
-        written = str(self._renderer.chat_template_text or self._tokenizer.chat_template)
+        written = str(self._renderer.chat_template_text or self.tokenizer.chat_template)
         return {
             index: token.content
-            for index, token in self._tokenizer.added_tokens_decoder.items()
+            for index, token in self.tokenizer.added_tokens_decoder.items()
             if token.content.strip() and (token.special or token.content in written)
         }
 
@@ -106,7 +106,7 @@ class ChatRenderer:
         end = len(ids)
         while end and ids[end - 1] in self.stop_token_ids:
             end -= 1
-        text: str = self._tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
         return text
 
     def delta(
@@ -151,7 +151,7 @@ class ChatRenderer:
 
     @cached_property
     def _stops(self) -> Mapping[str, int]:
-        return {self._tokenizer.decode([token]): token for token in self.stop_token_ids}
+        return {self.tokenizer.decode([token]): token for token in self.stop_token_ids}
 
     @cached_property
     def _structural(self) -> re.Pattern[str]:
@@ -201,7 +201,7 @@ class ChatRenderer:
 
     def _apply(self, messages: Sequence[Any], tools: Sequence[Schema], *, is_open: bool) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 messages,
                 tools=tools or None,
                 chat_template=self._renderer.chat_template_text,
@@ -257,7 +257,7 @@ class ChatRenderer:
             return self._renderer.encode_plain(meanings[part])
         # Half a surrogate pair, as JSON can spell it, has no UTF-8.
         whole = part.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return list(self._tokenizer.encode(whole, add_special_tokens=False))
+        return list(self.tokenizer.encode(whole, add_special_tokens=False))
 
 
 def _asking(new: Sequence[Message]) -> Message:

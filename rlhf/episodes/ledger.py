@@ -3,7 +3,7 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -50,7 +50,7 @@ class _RunningSeal:
         """What was returned for the ids whose digest is `context`."""
         if not part.token_ids:
             return
-        self._hash.update(context.encode())
+        self._hash.update(f"{context} {part.finish_reason}".encode())
         self._hash.update(array("q", part.token_ids).tobytes())
         self._hash.update(array("q", part.versions).tobytes())
         self._hash.update(array("d", part.logprobs).tobytes())
@@ -58,8 +58,9 @@ class _RunningSeal:
             self._hash.update(array("q", [len(ids), *ids]).tobytes())
         self.num_tokens += len(part.token_ids)
 
-    def close(self, dropped: Sequence[Dropped]) -> str:
-        listed = json.dumps([[part.num_tokens, part.reason] for part in dropped])
+    def close(self, segments: Iterable["_RunningDigest"], dropped: Sequence[Dropped]) -> str:
+        """With all of the segments' ids, seen or not, and what was dropped."""
+        listed = json.dumps([*map(str, segments), *((part.num_tokens, part.reason) for part in dropped)])
         whole = self._hash.copy()
         whole.update(listed.encode())
         return f"{self.num_tokens + sum(part.num_tokens for part in dropped)}-{whole.hexdigest()}"
@@ -152,8 +153,8 @@ class TokenLedger:
 
     @property
     def seal(self) -> str:
-        """`Trajectory.seal` of everything the engine returned."""
-        return self._seal.close(self._dropped)
+        """`Trajectory.seal` of everything the engine returned so far."""
+        return self._seal.close([self._segments[i].digest for i in self._kept()], self._dropped)
 
     def open(self, ids: Sequence[int], reason: SegmentReason = "start") -> int:
         """Begin a segment with ids that nobody samples now; its place."""
@@ -225,13 +226,16 @@ class TokenLedger:
 
         Segments without a sampled token are left out, save a first one: there is nothing to train in them.
         """
-        segments = [segment.close() for segment in self._segments]
-        kept = [i for i, segment in enumerate(segments) if segment.num_sampled] or [0] * bool(segments)
-        place = {old: new for new, old in enumerate(kept)}
+        place = {old: new for new, old in enumerate(self._kept())}
         turns = [replace(t, segment=place[t.segment]) for t in self._turns if t.segment in place]
-        found = tuple(segments[i] for i in kept), tuple(turns), tuple(self._dropped)
+        found = tuple(self._segments[i].close() for i in place), tuple(turns), tuple(self._dropped)
         check_laws(*found, seal=self.seal)
         return found
+
+    def _kept(self) -> list[int]:
+        """The segments of the record."""
+        sampled = [i for i, segment in enumerate(self._segments) if any(segment.loss_mask)]
+        return sampled or [0] * bool(self._segments)
 
     def _turn(self, segment: int, message: Message, *, start: int, seconds: float) -> Turn:
         return Turn(message=message, segment=segment, start=start, stop=self.length(segment), seconds=seconds)
@@ -261,7 +265,9 @@ def check_laws(
                 "engine was asked with"
             )
         found.add(turn.context_digest, _returned(segment, turn))
-    if found.close(dropped) != seal:
+    for segment, digest in zip(segments, digests, strict=True):
+        digest.add(segment.token_ids[digest.length :])
+    if found.close(digests, dropped) != seal:
         raise ValueError(
             "ledger: ids, log-probabilities, versions or kept sets of the record, or the order of its turns, are "
             "not those that the engine returned"

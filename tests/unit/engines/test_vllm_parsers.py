@@ -50,7 +50,9 @@ def called(message):
 def test_ours_and_vllms_agree_on_well_written_calls(both, form):
     ours, theirs = both[form]
     for calls in ([], GOOD[:1], GOOD):
-        text = "<think>hm</think>" + (block(form, [written(form, "look", c) for c in calls]) if calls else "Done.")
+        text = "<think>hm</think>" + (
+            block(form, [written(form, "look", c) for c in calls]) if calls else "Done."
+        )
         found = theirs(text, tools=TOOLS)
         assert called(found) == [("look", call, None) for call in calls]
         assert (called(found), found.content, found.reasoning) == (
