@@ -263,6 +263,9 @@ class Trajectory:
     """That it was sampled with: the one of the weight version at which its group was admitted."""
     reward: RewardResult | None = None
     dropped: tuple[Dropped, ...] = ()
+    seal: str = ""
+    """Of what the engine returned in all turns, dropped or not, made as it came: the number of tokens, a dash, a
+    digest. Shows whether a record that was saved, sent or changed is still whole (`episodes.ledger.check_record`)."""
     attempt: int = 0
     """Episodes of this sample that ended in an error before."""
     error: str = ""
