@@ -1,6 +1,5 @@
 """What a run is made from, checked before any process is started: model, prompts, renderer."""
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from rlhf.data.prompts import load_prompts
 from rlhf.engines.choice import choose_engine
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Dialect
-from rlhf.episodes.parsing import parse, syntax_of
+from rlhf.episodes.parsing import parser_of
 from rlhf.episodes.render import Renderer
+from rlhf.episodes.template_check import check_template
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import ConfigError
 from rlhf.plan import replays_routing
@@ -111,8 +111,14 @@ def load_environment(recipe: Recipe, code_dir: Path) -> LoadEnvironment:
 def dialect_for(environment: EnvironmentConfig, renderer: Renderer) -> Dialect:
     """How the turns of an environment become tokens. ModelError for a chat template that cannot be extended."""
     chat = ChatRenderer(renderer)
-    syntax = syntax_of(chat) if environment.tool_syntax == "auto" else environment.tool_syntax
-    return Dialect(chat=chat, parse=functools.partial(parse, syntax=syntax), history=environment.history)
+    check_template(chat)
+    return Dialect(
+        chat=chat,
+        parse=parser_of(environment.tool_syntax, written=chat.written_call(), tokenizer=renderer.tokenizer),
+        history=environment.history,
+        compaction=environment.compaction,
+        compaction_at=environment.compaction_at,
+    )
 
 
 def _check_context(recipe: Recipe, config: Mapping[str, Any]) -> None:

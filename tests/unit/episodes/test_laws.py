@@ -207,7 +207,7 @@ def test_whole_histories_made_into_tokens_anew_differ_on_most_turns(chats):
                 compared, differing = compared + 1, differing + (asked != anew)
         print(
             f"\n{family:12} re-tokenised histories differ on {differing / compared:.0%} of {compared} turns"
-        )  # noqa: T201
+        )
         assert differing > 0.5 * compared
 
 
