@@ -371,7 +371,7 @@ def test_planted_defect_is_caught(record, defect):
     check_record(record)
     with pytest.raises(ValueError, match=r"^(ledger|segment): ") as caught:
         check_record(PLANTED[defect](record))
-    print(f"{defect:34} {caught.value}")  # noqa: T201
+    print(f"{defect:34} {caught.value}")
 
 
 def test_saved_and_loaded_record_is_whole(record, tmp_path):

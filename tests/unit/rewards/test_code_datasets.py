@@ -28,7 +28,7 @@ def rows(name):
 
 
 def say(text):
-    print(text)  # noqa: T201
+    print(text)
 
 
 def failures(sandbox, mapped):
