@@ -4,8 +4,8 @@ The rule is SWE-bench's (arXiv 2310.06770): an issue is resolved when every test
 `pass_to_pass` is broken. The tests run in a fresh sandbox, to which nothing of the model's comes but its files. There,
 what steers pytest (conftest.py, its settings, plugins, compiled files) is put back to what the row has, and so are the
 files of all tests named. Tests and code share a process there, as they do wherever pytest grades: printing, exiting,
-patching pytest or equality do not help (see `hidden_tests_runner`); code that reads the tests that it is run by cannot
-be excluded.
+patching pytest or equality do not help (see `hidden_tests_runner`). What cannot be excluded: code written against this
+very runner, which looks through the process for the tests that it is run by.
 """
 
 import json
