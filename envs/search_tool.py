@@ -19,6 +19,12 @@ from rlhf.types import Prompt
 MAX_RESULTS = 20
 
 
+def warm_up(corpus: str | None = None, index: str | None = None, **_: Any) -> None:
+    """Build or open the index in the process that episodes are forked from, outside every deadline."""
+    if corpus is not None:
+        shared_index(corpus, index)
+
+
 class SearchTool:
     """Tools `search` and `open`. Scores the final answer by `grade`: exact match, or `rewards.search_answers:f1`."""
 
@@ -38,11 +44,6 @@ class SearchTool:
         self._max_characters = max_characters
         self._max_opened_characters = max_opened_characters
         self._num_searches = 0
-
-    @staticmethod
-    def warm_up(*, corpus: str, index: str | None = None, **_: Any) -> None:
-        """Build or open the index before episodes are forked, outside every deadline."""
-        shared_index(corpus, index)
 
     def reset(self, prompt: Prompt, context: Context) -> None:  # noqa: ARG002 -- the protocol's
         """The prompt's own messages. DataError for a corpus that cannot be used."""

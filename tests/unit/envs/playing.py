@@ -59,12 +59,12 @@ class Episode:
         with contextlib.suppress(AttributeError):
             self.environment.close()
 
-    def call(self, name: str, **arguments: Any) -> str:
+    def call(self, tool: str, /, **arguments: Any) -> str:
         """What a tool gives: its result as text, or its error's."""
-        call = ToolCall(id="c", name=name, arguments=arguments)
+        call = ToolCall(id="c", name=tool, arguments=arguments)
         self.context.note(Message(role="assistant", content="", tool_calls=(call,)))
         try:
-            found = str(getattr(self.environment, name)(**arguments))
+            found = str(getattr(self.environment, tool)(**arguments))
         except Exception as error:  # noqa: BLE001 -- a tool may raise anything
             found = f"{type(error).__name__}: {error}"
         self.context.note(Message(role="tool", content=found, tool_call_id="c"))
