@@ -265,7 +265,7 @@ def test_links_daemons_and_environment_do_not_reach_the_tests():
     score, _, shown = play(
         {},
         "rm -rf tests && ln -s /usr/lib tests && ln -s /etc/passwd passwd && mkfifo pipe",
-        "export PATH=/work/evil PYTHONPATH=/work/evil PYTEST_ADDOPTS='-p evil'; alias tar=true",
+        "export PATH=$HOME/evil PYTHONPATH=$HOME/evil PYTEST_ADDOPTS='-p evil'; alias tar=true",
         daemon,
         "true",
     )
@@ -276,7 +276,7 @@ def test_links_daemons_and_environment_do_not_reach_the_tests():
 def test_hidden_tests_and_gold_are_nowhere_in_the_sandbox():
     with Episode(FilesAndShell(), ROW, "/nowhere", **LIMITS) as episode:
         wanted = "test_total_is"
-        found = episode.call("shell", command=f"grep -rl {wanted}_listed /work; ls -a /work")
+        found = episode.call("shell", command=f"grep -rl {wanted}_listed $HOME; ls -a $HOME")
         assert found.split() == [".", "..", ".session", "repo"]
 
 
