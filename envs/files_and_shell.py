@@ -174,13 +174,14 @@ def check_gold(
     named = Task.of_row(row, is_strict=strict)
     task = _with_tests(named)
     limits = limits_of_tests(seconds, memory_mb=1024, processes=64)
-    passed = []
+    passed, problems = [], []
     for left in (task.files, _changed(task.files, row)):
         results = run_tests(task, left, sandbox=sandbox, limits=limits, is_all=True)
+        problems.append(results.detail)
         passed.append({test for test, outcome in results.outcomes.items() if outcome == "passed"})
     before, after = passed
     mended, broken, kept = after - before, before - after, before & after
-    problems = [
+    problems += [
         "the right change makes no test pass that failed before" if not mended else "",
         f"the right change breaks {sorted(broken)}" if broken else "",
         *(

@@ -40,7 +40,7 @@ def demonstrations(
 ) -> list[dict[str, Any]]:
     """Rows of `rows` with `messages`: a whole game, won by halving what is left.
 
-    A share `careless` of the guesses is any number that is left: data of mixed quality.
+    A share `careless` of the guesses is any number, whatever was answered before: data of mixed quality.
     """
     rng = random.Random(seed)
     return [
@@ -103,9 +103,9 @@ def _game(row: dict[str, Any], *, careless: float, rng: random.Random) -> Iterat
     yield {"role": "user", "content": row["prompt"]}
     low, high, number = row["low"], row["high"], int(row["reference"])
     while True:
-        guess = rng.randint(low, high) if rng.random() < careless else (low + high) // 2
+        guess = rng.randint(row["low"], row["high"]) if rng.random() < careless else (low + high) // 2
         yield {"role": "assistant", "content": str(guess)}
         if guess == number:
             return
         yield {"role": "user", "content": "higher" if guess < number else "lower"}
-        low, high = (guess + 1, high) if guess < number else (low, guess - 1)
+        low, high = (max(low, guess + 1), high) if guess < number else (low, min(high, guess - 1))

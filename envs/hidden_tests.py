@@ -181,8 +181,11 @@ def _results(answers: Sequence[Mapping[str, Any]], execution: Execution, *, cont
     problem = next((answer["problem"] for answer in answers if "problem" in answer), None)
     if problem is not None:
         raise EpisodeError(str(problem))
-    if execution.status in ("broken", "refused"):
-        raise SandboxError(f"the sandbox of the hidden tests failed: {execution.status}: {execution.detail}")
+    if execution.status == "broken":
+        raise SandboxError(f"the sandbox of the hidden tests failed: {execution.detail}")
+    if execution.status == "refused":
+        # Files that cannot lie in one folder: which of them, only the model can have made so.
+        return Results(detail=f"the files could not be laid out ({execution.detail})")
     if not any("ready" in answer for answer in answers):
         raise EpisodeError(f"the hidden tests did not begin: {execution.status}: {execution.stderr[-500:]!r}")
     found = next((answer["results"] for answer in answers if "results" in answer), None)

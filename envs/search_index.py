@@ -143,17 +143,16 @@ def _write(corpus: Path, target: Path, stamp: Mapping[str, Any]) -> None:
 
 def _index(corpus: Path) -> dict[str, NDArray[Any]]:
     lines, ids, lengths = array("q"), array("Q"), array("i")
-    numbers: dict[int, int] = {}
+    numbers: dict[str, int] = {}
     term, document, count = array("i"), array("i"), array("i")
     for start, row in _documents(corpus):
         lines.append(start)
         ids.append(int(_hash(str(row["id"]))))
         counts = Counter(words(f"{row.get('title') or ''} {row['text']}"))
         lengths.append(counts.total())
-        for word, times in counts.items():
-            term.append(numbers.setdefault(int(_hash(word)), len(numbers)))
-            document.append(len(lengths) - 1)
-            count.append(times)
+        term.extend([numbers.setdefault(word, len(numbers)) for word in counts])
+        document.extend([len(lengths) - 1] * len(counts))
+        count.extend(counts.values())
     if not lines:
         raise DataError(f"corpus {str(corpus)!r} is empty, expected a document per line.")
     lines.append(corpus.stat().st_size)
@@ -168,11 +167,11 @@ def _index(corpus: Path) -> dict[str, NDArray[Any]]:
 
 
 def _postings(
-    numbers: Mapping[int, int], lengths: NDArray[np.float32], columns: Sequence[NDArray[np.int32]]
+    numbers: Mapping[str, int], lengths: NDArray[np.float32], columns: Sequence[NDArray[np.int32]]
 ) -> dict[str, NDArray[Any]]:
     """Documents and weights of each term, terms in the order of their hashes."""
     term, document, count = columns
-    hashes = np.fromiter(numbers, dtype=np.uint64, count=len(numbers))
+    hashes = np.fromiter(map(_hash, numbers), dtype=np.uint64, count=len(numbers))
     by_hash = np.argsort(hashes)
     rank = np.empty(len(hashes), dtype=np.int32)
     rank[by_hash] = np.arange(len(hashes), dtype=np.int32)
