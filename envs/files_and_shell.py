@@ -32,6 +32,8 @@ from rlhf.types import Prompt
 
 MAX_FILES = 5_000
 MAX_TREE_MB = 32
+_TO_COLLECT, _TO_TEST = 0.15, 0.7
+"""Shares of the time for the score: the sandbox ends what takes longer, which is a score; the episode's end is none."""
 _COLLECT = f"""
 import os, sys, tarfile
 with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.GNU_FORMAT) as archive:
@@ -142,7 +144,10 @@ class FilesAndShell:
 
     def _left(self) -> dict[str, bytes] | None:
         """The files that the model left, links left out; None when they are too many, or it keeps them from us."""
-        limits = Limits(cpu_s=5.0, memory_mb=self._memory_mb, output_kb=MAX_TREE_MB << 10)
+        wall_s = _TO_COLLECT * self._context.limits.score_s
+        limits = Limits(
+            cpu_s=wall_s / 4, wall_s=wall_s, memory_mb=self._memory_mb, output_kb=MAX_TREE_MB << 10
+        )
         execution = self._open.run(Program(code=_COLLECT), limits=limits)
         if execution.status == "broken":
             raise SandboxError(f"the sandbox failed when files were fetched: {execution.detail}")
@@ -202,7 +207,8 @@ def check_gold(
 
 def limits_of_tests(seconds: float, *, memory_mb: int, processes: int) -> Limits:
     """Limits of a run of hidden tests that must be over within so many seconds."""
-    return Limits(cpu_s=0.2 * seconds, wall_s=0.8 * seconds, memory_mb=memory_mb, processes=processes)
+    wall_s = _TO_TEST * seconds
+    return Limits(cpu_s=wall_s / 4, wall_s=wall_s, memory_mb=memory_mb, processes=processes)
 
 
 def unpacked(archive: bytes) -> dict[str, bytes] | None:

@@ -13,7 +13,7 @@ from rlhf.errors import DataError
 from rlhf.interfaces import Context
 from rlhf.types import Message, Prompt, Step
 
-MAX_ROWS_PER_NUMBER = 10_000
+MAX_GUESSES = 8
 _NUMBER = re.compile(r"\s*(\d{1,9})\s*\Z", re.ASCII)
 
 
@@ -38,7 +38,7 @@ def rows(seed: int = 0, size: int = 1000, *, low: int = 1, high: int = 9) -> lis
 def demonstrations(
     seed: int = 0, size: int = 1000, *, low: int = 1, high: int = 9, careless: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Rows of `rows` with `messages`: a whole game, won by halving what is left.
+    """Rows of `rows` with `messages`: a game of at most `MAX_GUESSES`, won by halving what is left.
 
     A share `careless` of the guesses is any number, whatever was answered before: data of mixed quality.
     """
@@ -56,7 +56,10 @@ class GuessNumber:
     """
 
     def __init__(
-        self, *, max_guesses: int = 8, replies: tuple[str, str, str, str] = ("higher", "lower", "yes", "no")
+        self,
+        *,
+        max_guesses: int = MAX_GUESSES,
+        replies: tuple[str, str, str, str] = ("higher", "lower", "yes", "no"),
     ) -> None:
         if max_guesses < 1 or len(replies) != 4:
             raise DataError(
@@ -102,10 +105,10 @@ class GuessNumber:
 def _game(row: dict[str, Any], *, careless: float, rng: random.Random) -> Iterator[dict[str, str]]:
     yield {"role": "user", "content": row["prompt"]}
     low, high, number = row["low"], row["high"], int(row["reference"])
-    while True:
+    for turn in range(1, MAX_GUESSES + 1):
         guess = rng.randint(row["low"], row["high"]) if rng.random() < careless else (low + high) // 2
         yield {"role": "assistant", "content": str(guess)}
-        if guess == number:
+        if guess == number or turn == MAX_GUESSES:
             return
         yield {"role": "user", "content": "higher" if guess < number else "lower"}
         low, high = (max(low, guess + 1), high) if guess < number else (low, min(high, guess - 1))

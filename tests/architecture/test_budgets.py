@@ -24,7 +24,11 @@ def tree(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for folder in ("rlhf", "rewards", "envs", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")),
+    sorted(
+        p
+        for folder in ("rlhf", "rewards", "envs", "tests", "benchmarks")
+        for p in (ROOT / folder).rglob("*.py")
+    ),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_file_fits_its_budget(path):

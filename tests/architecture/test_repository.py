@@ -30,7 +30,9 @@ def tracked() -> list[Path]:
 
 def test_wheel_holds_the_engine_only(tmp_path):
     source = tmp_path / "source"
-    folders = [folder for folder in ("rlhf", "rewards", "envs", "recipes", "tests") if (ROOT / folder).is_dir()]
+    folders = [
+        folder for folder in ("rlhf", "rewards", "envs", "recipes", "tests") if (ROOT / folder).is_dir()
+    ]
     for folder in folders:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", "README.md"):

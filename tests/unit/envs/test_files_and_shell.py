@@ -232,6 +232,20 @@ def test_a_broken_test_takes_the_score_away():
     assert scalars["pass_to_pass"] < 1
 
 
+def test_a_visible_test_that_was_broken_and_edited_counts_as_broken():
+    broken = GOLD + "\nStack.__len__ = lambda self: 0\n"
+    score, scalars, _ = play(
+        {"shop/__init__.py": broken, "tests/test_visible.py": "def test_length(): pass\n"}
+    )
+    assert (score, scalars["fail_to_pass"]) == (0, 1)
+
+
+def test_equality_is_believed_only_where_it_is_asked_for():
+    with Episode(FilesAndShell(strict=False), ROW, "/nowhere", **LIMITS) as episode:
+        episode.call("write", path="shop/__init__.py", content=EQUAL)
+        assert episode.score() == 1
+
+
 @pytest.mark.parametrize("name", CHEATS)
 def test_cheat_scores_nothing(name):
     score, scalars, _ = play(CHEATS[name], **({"score_s": 10} if name == "endless loop" else {}))
