@@ -121,6 +121,8 @@ class FilesAndShell:
         """Whether the issue is resolved. The shares are logged."""
         limits = limits_of_tests(context.limits.score_s, memory_mb=self._memory_mb, processes=self._processes)
         left = self._left()
+        # Its place in the sandbox is free for the tests: were it kept, episodes could wait for each other for ever.
+        self.close()
         if left is None:
             context.log(resolved=0.0)
             return 0.0
