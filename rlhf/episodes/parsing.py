@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from rlhf.errors import ConfigError
 from rlhf.types import CallError, Message, ToolCall
@@ -23,8 +23,17 @@ _DEEPSEEK = re.compile(
 )
 _FENCE = re.compile(r"\A\s*```(?:json)?\n?(.*?)\n?(?:```)?\s*\Z", re.DOTALL)
 
-Found = tuple[str, Any, CallError | None, str]
-"""(name, arguments, what is wrong, the text)."""
+
+class Found(NamedTuple):
+    """A call in a text."""
+
+    name: str
+    arguments: Any
+    error: CallError | None
+    """What is wrong."""
+    raw: str
+    is_text: bool = False
+    """The arguments are texts without a type."""
 
 
 class Parse(Protocol):
@@ -43,8 +52,7 @@ def parse(text: str, *, syntax: Syntax, is_thinking: bool = False) -> Message:
     reasoning, rest = _thoughts(text, is_thinking=is_thinking)
     content, found = _READERS[syntax](rest)
     calls = tuple(
-        ToolCall(id=str(index), name=name, arguments=arguments, error=error, raw=raw)
-        for index, (name, arguments, error, raw) in enumerate(found)
+        ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found)
     )
     return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)
 
@@ -93,8 +101,12 @@ def _qwen_xml(text: str) -> tuple[str, list[Found]]:
         if inside is None:
             found.append(_from_json(body, ("arguments", "parameters"), raw))
         else:
-            arguments = {m[1].strip(): _value(m[2]) for m in _XML_ARGUMENT.finditer(inside[2])}
-            found.append((inside[1].strip(), arguments, None, raw))
+            written = [(m[1].strip(), m[2]) for m in _XML_ARGUMENT.finditer(inside[2])]
+            try:
+                call = Found(inside[1].strip(), _without_doubles(written), None, raw, is_text=True)
+            except ValueError:
+                call = Found(inside[1].strip(), None, "invalid_arguments", raw)
+            found.append(call)
     return content, found
 
 
@@ -119,14 +131,6 @@ def _json_end(text: str, start: int) -> int:
         return json.JSONDecoder().raw_decode(text, begin)[1]
     except (ValueError, RecursionError):
         return start
-
-
-def _value(text: str) -> Any:
-    """What is written between tags has no type: JSON where it is some, else text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _llama3(text: str) -> tuple[str, list[Found]]:
@@ -164,7 +168,7 @@ def _deepseek_v3(text: str) -> tuple[str, list[Found]]:
         name, body = (tail.partition("\n")[::2]) if head.strip() == "function" else (head, tail)
         fenced = _FENCE.match(body)
         arguments, error = _load_object(fenced[1] if fenced else body)
-        found.append((name.strip(), arguments, error, match[0]))
+        found.append(Found(name.strip(), arguments, error, match[0]))
     return content, found
 
 
@@ -172,7 +176,7 @@ def _from_json(body: str, keys: tuple[str, ...], raw: str) -> Found:
     """A call written as one object with a name and its arguments under one of `keys`."""
     call, error = _load_object(body)
     if call is None:
-        return "", None, error, raw
+        return Found("", None, error, raw)
     inner = call.get("function")
     if isinstance(inner, dict):
         call = inner
@@ -182,15 +186,23 @@ def _from_json(body: str, keys: tuple[str, ...], raw: str) -> Found:
         arguments, error = _load_object(arguments)
     elif not isinstance(arguments, dict):
         arguments, error = None, "not_an_object"
-    return name if isinstance(name, str) else "", arguments, error, raw
+    return Found(name if isinstance(name, str) else "", arguments, error, raw)
 
 
 def _load_object(text: str) -> tuple[dict[str, Any] | None, CallError | None]:
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError):
         return None, "invalid_json"
     return (value, None) if isinstance(value, dict) else (None, "not_an_object")
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """As an object. ValueError where a key is given twice: which of the two was meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def _no_constant(name: str) -> None:
