@@ -210,7 +210,7 @@ class Turn:
     """How sampling ended; None for a message that nobody sampled."""
     context_digest: str = ""
     """Of the ids that the engine was asked with, `token_digest(token_ids[:start])`; empty if nobody sampled it."""
-    rewards: Mapping[str, float] = field(default_factory=dict)
+    reward: float = 0.0
     """What the environment gave for a sampled turn, beside its final score."""
     seconds: float = 0.0
     """What it took to sample it, or the tool or environment to answer."""
@@ -222,14 +222,16 @@ class Step:
 
     messages: tuple[Message, ...] = ()
     """Roles tool, user, system; one tool message for each call of the turn."""
-    reward: float | Mapping[str, float] = 0.0
-    """Of the turn just taken, in parts or as one number."""
+    reward: float = 0.0
+    """Of the turn just taken, beside the final score."""
     terminated: bool = False
     """The task is over, well or badly."""
     truncated: bool = False
     """The environment cut it short."""
     seconds: tuple[float, ...] = ()
     """What each message took; none: not told."""
+    is_invalid: bool = False
+    """The turn asked for something, and nothing of it could be done as it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +309,12 @@ class TrajectoryGroup:
         """The oldest weight version that sampled any token of the group."""
         versions = [t.oldest_version for t in self.trajectories if t.oldest_version != NOT_SAMPLED]
         return min(versions, default=NOT_SAMPLED)
+
+
+def message_of(raw: Mapping[str, Any]) -> Message:
+    """The message whose `dataclasses.asdict` was `raw`, through JSON, too."""
+    calls = tuple(ToolCall(**call) for call in raw.get("tool_calls", ()))
+    return Message(**{**raw, "tool_calls": calls})
 
 
 def token_digest(ids: Sequence[int]) -> str:

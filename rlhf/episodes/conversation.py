@@ -18,9 +18,11 @@ from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason,
 class EpisodeEnded(Exception):
     """A limit was reached: nothing more is sampled in this episode."""
 
-    def __init__(self, stop: StopReason) -> None:
+    def __init__(self, stop: StopReason, last: Message | None = None) -> None:
         super().__init__(stop)
         self.stop: StopReason = stop
+        self.last = last
+        """What was sampled last, if that was cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +46,12 @@ class Policy:
     num_calls: int = 0
     num_sampled: int = 0
 
-    async def sample(self, context: tuple[int, ...]) -> Completion:
+    async def sample(self, context: tuple[int, ...], *, max_tokens: int | None = None) -> Completion:
         """The next turn. EpisodeEnded when there is no room for one."""
+        room = self.room(len(context))
         request = GenerateRequest(
             prompt_token_ids=context,
-            sampling=replace(self.sampling, max_tokens=self.room(len(context))),
+            sampling=replace(self.sampling, max_tokens=min(room, max_tokens or room)),
             seeds=(turn_seed(self.seed, self.num_turns),),
         )
         self.num_turns += 1
@@ -92,7 +95,7 @@ class Conversation:
         self._is_thinking = False
         self._lock = asyncio.Lock()
 
-    async def sample(self, *new: Message) -> Message:
+    async def sample(self, *new: Message, max_tokens: int | None = None) -> Message:
         """Give the model messages and have it answer. EpisodeEnded when a limit does not allow it.
 
         An answer that was cut by a limit is recorded and ends the episode, too: nothing can be done with half a call.
@@ -102,7 +105,7 @@ class Conversation:
             assert self._segment is not None
             context = self._ledger.context(self._segment)
             began = time.perf_counter()
-            completion = await self._policy.sample(context)
+            completion = await self._policy.sample(context, max_tokens=max_tokens)
             message = self._read(completion)
             self._ledger.append(
                 self._segment,
@@ -115,7 +118,7 @@ class Conversation:
             self.messages.append(message)
             if not self._is_closed:
                 full = len(context) + len(completion.token_ids) >= self._policy.limits.max_tokens
-                raise EpisodeEnded("max_tokens" if full else "length")
+                raise EpisodeEnded("max_tokens" if full else "length", message)
             return message
 
     def show(self, new: Sequence[Message], seconds: Sequence[float] = ()) -> None:
@@ -172,7 +175,7 @@ class Conversation:
 
     def _read(self, completion: Completion) -> Message:
         text = self._dialect.chat.text(completion.token_ids)
-        message = self._dialect.parse(text, is_thinking=self._is_thinking)
+        message = self._dialect.parse(text, is_thinking=self._is_thinking, has_tools=bool(self.tools))
         return replace(message, tool_calls=tuple(map(self._numbered, message.tool_calls)))
 
     def _numbered(self, call: ToolCall) -> ToolCall:

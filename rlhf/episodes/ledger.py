@@ -1,6 +1,6 @@
 """The token ledger: one episode's tokens, written down as they are made and never re-tokenised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -144,12 +144,11 @@ class TokenLedger:
             self._turns.append(self._turn(segment, message, start=start, seconds=taken))
             start = len(self.context(segment))
 
-    def reward(self, rewards: Mapping[str, float]) -> None:
-        """Add to the rewards of the turn that was sampled last."""
+    def reward(self, value: float) -> None:
+        """Add to the reward of the turn that was sampled last."""
         place = next(i for i in reversed(range(len(self._turns))) if self._turns[i].finish is not None)
-        known = self._turns[place].rewards
-        added = {name: known.get(name, 0.0) + value for name, value in rewards.items()}
-        self._turns[place] = replace(self._turns[place], rewards={**known, **added})
+        turn = self._turns[place]
+        self._turns[place] = replace(turn, reward=turn.reward + value)
 
     def drop(self, completion: Completion, reason: str) -> None:
         """List a completion that will not be trained on (its episode went on from an earlier context)."""

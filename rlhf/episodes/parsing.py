@@ -39,18 +39,18 @@ class Found(NamedTuple):
 class Parse(Protocol):
     """Reads a sampled turn's text."""
 
-    def __call__(self, text: str, *, is_thinking: bool = False) -> Message:
-        """The message that a model meant."""
+    def __call__(self, text: str, *, is_thinking: bool = False, has_tools: bool = True) -> Message:
+        """The message that a model meant; without tools, what looks like a call is its content."""
 
 
-def parse(text: str, *, syntax: Syntax, is_thinking: bool = False) -> Message:
+def parse(text: str, *, syntax: Syntax, is_thinking: bool = False, has_tools: bool = True) -> Message:
     """The message that a model meant. `is_thinking`: the prompt ended inside its thoughts.
 
     A turn that stops within its thoughts has no content. A text that looks like a call and is none becomes a call
     with an error, so that the model is told; the ids of calls are their places, to be made unique by the episode.
     """
     reasoning, rest = _thoughts(text, is_thinking=is_thinking)
-    content, found = _READERS[syntax](rest)
+    content, found = _READERS[syntax if has_tools else "none"](rest)
     calls = tuple(
         ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found)
     )
