@@ -51,9 +51,7 @@ def parse(text: str, *, syntax: Syntax, is_thinking: bool = False, has_tools: bo
     """
     reasoning, rest = _thoughts(text, is_thinking=is_thinking)
     content, found = _READERS[syntax if has_tools else "none"](rest)
-    calls = tuple(
-        ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found)
-    )
+    calls = tuple(ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found))
     return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)
 
 

@@ -23,10 +23,25 @@ _SECTION = re.compile(r"^(\w+)( \w+)?:\s*$")
 _ARGUMENT = re.compile(r"^\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 _ARGUMENT_SECTIONS = frozenset({"Args", "Arguments", "Parameters"})
 _SECTIONS = _ARGUMENT_SECTIONS | {
-    *("Returns", "Return", "Yields", "Raises", "Example", "Examples", "Note", "Notes", "Warning", "Attributes"),
+    *(
+        "Returns",
+        "Return",
+        "Yields",
+        "Raises",
+        "Example",
+        "Examples",
+        "Note",
+        "Notes",
+        "Warning",
+        "Attributes",
+    ),
 }
 _NUM_PROBLEMS = 5
 _LAX = pydantic.ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+class ToolError(Exception):
+    """A call that failed, as the model is to read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +94,9 @@ class Tool:
         """
         name = getattr(function, "__name__", type(function).__name__) if name is None else name
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"tool {name!r}: expected a name of letters, digits, _ and -. Give it as `name`.")
+            raise ConfigError(
+                f"tool {name!r}: expected a name of letters, digits, _ and -. Give it as `name`."
+            )
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"tool {name}: timeout_s is {timeout_s}, expected more than 0.")
         described = _docstring(inspect.getdoc(function) or "")
@@ -148,7 +165,7 @@ def by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
 
 def unknown_field(name: str, known: Sequence[str]) -> str:
     """What is wrong with an argument that no parameter has."""
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name[:64], known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are: {', '.join(known) or 'none'}"
     return f"{shortened(name)!r}: there is no such field{hint}"
 
@@ -170,7 +187,9 @@ class _Reader:
     ) -> None:
         self._parameters = parameters
         self._where = where
-        self._adapters = {key: _adapter(hint, where=f"{where}: parameter {key!r}") for key, hint in hints.items()}
+        self._adapters = {
+            key: _adapter(hint, where=f"{where}: parameter {key!r}") for key, hint in hints.items()
+        }
 
     def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
         known = list(self._parameters)
@@ -201,7 +220,7 @@ class _Reader:
         except pydantic.PydanticUserError as error:
             raise _no_schema(self._where, error) from error
         definitions = shared.get("$defs", {})
-        properties = {key: dict(schemas[(key, "validation")]) for key in self._adapters}  # type: ignore[index]
+        properties = {key: dict(schemas[(key, "validation")]) for key in self._adapters}
         try:
             properties = {key: _plain(schema, definitions) for key, schema in properties.items()}
             definitions = {}
@@ -211,7 +230,9 @@ class _Reader:
             properties[key] |= _default(parameter)
             if key in descriptions:
                 properties[key]["description"] = descriptions[key]
-        required = [key for key, parameter in self._parameters.items() if parameter.default is parameter.empty]
+        required = [
+            key for key, parameter in self._parameters.items() if parameter.default is parameter.empty
+        ]
         whole: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
         return whole | ({"$defs": definitions} if definitions else {})
 

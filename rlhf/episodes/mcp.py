@@ -1,0 +1,212 @@
+"""MCP servers as tools: one server per episode, in a process of its own; needs the package `mcp`, 2.x."""
+
+import asyncio
+import importlib.metadata
+import json
+import shutil
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rlhf.config.environment import EpisodeLimits
+from rlhf.episodes.mcp_bridge import Server, start_bridge
+from rlhf.episodes.tools import Arguments, Tool, ToolError, schema_of, unknown_field
+from rlhf.errors import ConfigError, DependencyError, EpisodeError
+
+_NUM_PROBLEMS = 5
+_JSON_TYPES = {"string", "number", "integer", "boolean", "null", "array", "object"}
+
+
+class MCP:
+    """A server's tools. `command` is started for each episode and ends with it; `url` is one that runs elsewhere.
+
+    `allow`: only these tools, in this order. `environment`: variables of the command beside HOME, PATH and the
+    like. A call that is given up (limits.tool_s) has the server killed and started again: it forgets what it knew.
+    Where an episode goes back to a checkpoint, the server does not. Made in the environment's module, it is ready
+    in every episode at once; DependencyError without the package.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str] = (),
+        *,
+        url: str | None = None,
+        allow: Collection[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        if bool(command) == (url is not None) or isinstance(command, str):
+            raise ConfigError(
+                f"MCP: command is {command!r} and url {url!r}, expected one of them: a list such as "
+                "['python', 'server.py'], or the URL of a streamable HTTP server."
+            )
+        _check_package()
+        self._server = Server(command=tuple(command), url=url, environment=dict(environment or {}))
+        self._allow = None if allow is None else tuple(allow)
+        self._control: socket.socket | None = None
+
+    def start(self, limits: EpisodeLimits) -> tuple[Tool, ...]:
+        """Start the server (limits.setup_s) and list its tools. EpisodeError when it does not answer."""
+        self.close()
+        program = self._server.command[:1]
+        if program and shutil.which(program[0]) is None:
+            raise ConfigError(
+                f"MCP: there is no program {program[0]!r} on the path (command {self._server.label})."
+            )
+        self._control = start_bridge(self._server, start_s=limits.setup_s)
+        listed = self._ask_now({"do": "list"}, timeout_s=limits.setup_s)
+        found = {tool["name"]: self._tool(tool, limits.max_tool_result_bytes) for tool in listed["tools"]}
+        missing = [name for name in self._allow or () if name not in found]
+        if missing:
+            raise ConfigError(
+                f"MCP: allow names {missing}, but the tools of {self._server.label} are {list(found)}."
+            )
+        return tuple(found.values()) if self._allow is None else tuple(found[name] for name in self._allow)
+
+    def close(self) -> None:
+        """End the server."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _tool(self, listed: Mapping[str, Any], max_bytes: int) -> Tool:
+        name = listed["name"]
+
+        async def run(**arguments: Any) -> str:
+            request = {"do": "call", "name": name, "arguments": arguments, "max_bytes": max_bytes}
+            answer = await self._ask(request)
+            if answer["is_error"]:
+                raise ToolError(answer["text"])
+            return str(answer["text"])
+
+        return Tool(
+            name=name,
+            schema=schema_of(name, listed["description"], listed["parameters"]),
+            run=run,
+            read=_BySchema(listed["parameters"]),
+            is_async=True,
+        )
+
+    async def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        reader, writer = await asyncio.open_connection(sock=self._connection())
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            answer = await reader.read()
+        except ConnectionError as error:
+            raise self._gone() from error
+        finally:
+            # Also when the call is given up: by this the bridge knows.
+            writer.close()
+        return self._answer(answer)
+
+    def _ask_now(self, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        with self._connection() as connection:
+            connection.settimeout(timeout_s)
+            try:
+                connection.sendall(json.dumps(request).encode() + b"\n")
+                answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+            except TimeoutError as error:
+                raise EpisodeError(
+                    f"the MCP server {self._server.label} did not answer within {timeout_s:g} s (limits.setup_s)"
+                ) from error
+        return self._answer(answer)
+
+    def _connection(self) -> socket.socket:
+        """A fresh one for each request: one that a killed process has left half read disturbs nobody."""
+        if self._control is None:
+            raise EpisodeError(f"the MCP server {self._server.label} is not running: `start` was not called")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [b"1"], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise self._gone() from error
+        return ours
+
+    def _answer(self, text: bytes) -> dict[str, Any]:
+        if not text:
+            raise self._gone()
+        answer = dict(json.loads(text))
+        if "failed" in answer:
+            raise EpisodeError(f"the MCP server {self._server.label} cannot be reached: {answer['failed']}")
+        return answer
+
+    def _gone(self) -> EpisodeError:
+        return EpisodeError(f"the process that talks to the MCP server {self._server.label} has ended")
+
+
+def _check_package() -> None:
+    try:
+        # Here, so that it is there when episodes are forked.
+        import mcp  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "MCP servers need the package `mcp`: install the extra `content` (pip install 'rlhf-loop[content]')."
+        ) from error
+    found = importlib.metadata.version("mcp")
+    if not found.startswith("2."):
+        raise DependencyError(f"mcp {found} is installed, expected 2.x: pip install 'mcp>=2,<3'.")
+
+
+class _BySchema:
+    """Arguments by a JSON schema that a server gave."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        from jsonschema.validators import validator_for
+
+        self._schema = schema
+        self._properties: Mapping[str, Any] = schema.get("properties", {})
+        self._validator = validator_for(schema)(schema)
+
+    def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
+        read = {key: _typed(value, self._types(key), is_text=is_text) for key, value in given.items()}
+        values = {key: value for key, (value, _) in read.items()}
+        known = list(self._properties)
+        problems: list[str] = []
+        if "additionalProperties" not in self._schema and "patternProperties" not in self._schema:
+            problems += [unknown_field(key, known) for key in given if key not in self._properties]
+        try:
+            found = sorted(self._validator.iter_errors(values), key=lambda error: list(map(str, error.path)))
+            problems += [_explained(error) for error in found]
+        except Exception as error:  # noqa: BLE001
+            # A schema of the server's that is none: the server itself will judge.
+            problems += [] if values else [f"cannot be checked ({type(error).__name__})"]
+        return Arguments(
+            values=values,
+            num_coerced=sum(was_coerced for _, was_coerced in read.values()),
+            problems=tuple(problems[:_NUM_PROBLEMS]),
+        )
+
+    def _types(self, key: str) -> set[str]:
+        schema = self._properties.get(key, {})
+        return _types(schema) if isinstance(schema, dict) else set()
+
+
+def _types(schema: Mapping[str, Any]) -> set[str]:
+    """The JSON types that a schema takes; none: not known."""
+    own = schema.get("type", [])
+    found = {own} if isinstance(own, str) else set(own)
+    for part in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
+        found |= _types(part)
+    return found & _JSON_TYPES
+
+
+def _typed(value: Any, types: set[str], *, is_text: bool) -> tuple[Any, bool]:
+    """The value as one of these types, and whether it had to be coerced: as for functions."""
+    if isinstance(value, str):
+        try:
+            inner = json.loads(value)
+        except (ValueError, RecursionError):
+            return value, False
+        if (is_text and inner is None and "null" in types) or (types and "string" not in types):
+            return inner, not is_text
+        return (inner if is_text and not types else value), False
+    if isinstance(value, int | float) and not isinstance(value, bool) and types == {"string"}:
+        return json.dumps(value), True
+    return value, False
+
+
+def _explained(error: Any) -> str:
+    where = ".".join(map(str, error.path))
+    text = error.message if len(error.message) <= 200 else f"{error.message[:197]}..."
+    return f"{where!r}: {text}" if where else str(text)
