@@ -10,11 +10,9 @@ from typing import Any
 
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.mcp_bridge import Server, start_bridge
-from rlhf.episodes.tools import Arguments, Tool, ToolError, schema_of, unknown_field
+from rlhf.episodes.tool_arguments import SchemaArguments, plain_schema
+from rlhf.episodes.tools import Tool, ToolError, schema_of
 from rlhf.errors import ConfigError, DependencyError, EpisodeError
-
-_NUM_PROBLEMS = 5
-_JSON_TYPES = {"string", "number", "integer", "boolean", "null", "array", "object"}
 
 
 class MCP:
@@ -80,9 +78,9 @@ class MCP:
 
         return Tool(
             name=name,
-            schema=schema_of(name, listed["description"], listed["parameters"]),
+            schema=schema_of(name, listed["description"], plain_schema(listed["parameters"])),
             run=run,
-            read=_BySchema(listed["parameters"]),
+            read=SchemaArguments(listed["parameters"]),
             is_async=True,
         )
 
@@ -146,67 +144,3 @@ def _check_package() -> None:
     found = importlib.metadata.version("mcp")
     if not found.startswith("2."):
         raise DependencyError(f"mcp {found} is installed, expected 2.x: pip install 'mcp>=2,<3'.")
-
-
-class _BySchema:
-    """Arguments by a JSON schema that a server gave."""
-
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        from jsonschema.validators import validator_for
-
-        self._schema = schema
-        self._properties: Mapping[str, Any] = schema.get("properties", {})
-        self._validator = validator_for(schema)(schema)
-
-    def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
-        read = {key: _typed(value, self._types(key), is_text=is_text) for key, value in given.items()}
-        values = {key: value for key, (value, _) in read.items()}
-        known = list(self._properties)
-        problems: list[str] = []
-        if "additionalProperties" not in self._schema and "patternProperties" not in self._schema:
-            problems += [unknown_field(key, known) for key in given if key not in self._properties]
-        try:
-            found = sorted(self._validator.iter_errors(values), key=lambda error: list(map(str, error.path)))
-            problems += [_explained(error) for error in found]
-        except Exception as error:  # noqa: BLE001
-            # A schema of the server's that is none: the server itself will judge.
-            problems += [] if values else [f"cannot be checked ({type(error).__name__})"]
-        return Arguments(
-            values=values,
-            num_coerced=sum(was_coerced for _, was_coerced in read.values()),
-            problems=tuple(problems[:_NUM_PROBLEMS]),
-        )
-
-    def _types(self, key: str) -> set[str]:
-        schema = self._properties.get(key, {})
-        return _types(schema) if isinstance(schema, dict) else set()
-
-
-def _types(schema: Mapping[str, Any]) -> set[str]:
-    """The JSON types that a schema takes; none: not known."""
-    own = schema.get("type", [])
-    found = {own} if isinstance(own, str) else set(own)
-    for part in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
-        found |= _types(part)
-    return found & _JSON_TYPES
-
-
-def _typed(value: Any, types: set[str], *, is_text: bool) -> tuple[Any, bool]:
-    """The value as one of these types, and whether it had to be coerced: as for functions."""
-    if isinstance(value, str):
-        try:
-            inner = json.loads(value)
-        except (ValueError, RecursionError):
-            return value, False
-        if (is_text and inner is None and "null" in types) or (types and "string" not in types):
-            return inner, not is_text
-        return (inner if is_text and not types else value), False
-    if isinstance(value, int | float) and not isinstance(value, bool) and types == {"string"}:
-        return json.dumps(value), True
-    return value, False
-
-
-def _explained(error: Any) -> str:
-    where = ".".join(map(str, error.path))
-    text = error.message if len(error.message) <= 200 else f"{error.message[:197]}..."
-    return f"{where!r}: {text}" if where else str(text)

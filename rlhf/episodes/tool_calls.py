@@ -13,8 +13,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from rlhf.episodes.context import EpisodeContext
+from rlhf.episodes.tool_arguments import shortened
 from rlhf.episodes.tool_text import cut, error_text, text_of
-from rlhf.episodes.tools import Tool, shortened
+from rlhf.episodes.tools import Tool
 from rlhf.errors import EpisodeError, SandboxError
 from rlhf.types import CallFailure, Message, ToolCall
 

@@ -110,19 +110,21 @@ class ToolEnvironment:
 class _TrlEnvironment(ToolEnvironment):
     """A TRL environment class: one object per episode, its `reset` given the row."""
 
-    def __init__(self, kind: type, kwargs: Mapping[str, Any], *, score: Callable[..., Any] | None) -> None:
-        super().__init__([kind], score=score)
+    def __init__(self, kind: type, kwargs: Mapping[str, Any]) -> None:
+        super().__init__([kind], score=None)
         self._kind = kind
         self._kwargs = kwargs
-        self.instance: Any = None
+        self._instance: Any = None
+        if hasattr(kind, "get_reward"):
+            self.score = lambda _: self._instance.get_reward()
 
-    def reset(self, prompt: Prompt, context: EpisodeContext) -> Sequence[Message]:
+    def reset(self, prompt: Prompt, context: EpisodeContext) -> Sequence[Message]:  # noqa: ARG002
         """The prompt's messages; what the object's `reset` returns is added to the last."""
-        self.instance = self._kind(**self._kwargs)
-        self._opened.append(self.instance)
-        self._tools = by_name(tools_of(self.instance, leave_out={"reset", "get_reward", "close"}))
+        self._instance = self._kind(**self._kwargs)
+        self._opened.append(self._instance)
+        self._tools = by_name(tools_of(self._instance, leave_out={"reset", "get_reward", "close"}))
         row = {**prompt.columns, "reference": prompt.reference, "prompt": _row_prompt(prompt)}
-        observation = settled(self.instance.reset(**_accepted(self.instance.reset, row)))
+        observation = settled(self._instance.reset(**_accepted(self._instance.reset, row)))
         last = prompt.messages[-1]
         return (*prompt.messages[:-1], replace(last, content=last.content + _text(observation)))
 
@@ -135,9 +137,7 @@ def trl_environment(cls: type | str, **kwargs: Any) -> ToolEnvironment:
     kind = load_object(cls, key="task.environment.kwargs.cls") if isinstance(cls, str) else cls
     if not isinstance(kind, type) or not callable(getattr(kind, "reset", None)):
         raise ConfigError(f"trl_environment: {kind!r} is no class with a method `reset`.")
-    score = (lambda: environment.instance.get_reward()) if hasattr(kind, "get_reward") else None
-    environment = _TrlEnvironment(kind, kwargs, score=score)
-    return environment
+    return _TrlEnvironment(kind, kwargs)
 
 
 def call_with_context(function: Callable[..., Any], context: EpisodeContext) -> Any:
