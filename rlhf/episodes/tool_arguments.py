@@ -50,6 +50,7 @@ class HintedArguments:
         }
 
     def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
+        """As ReadArguments."""
         known = list(self._parameters)
         problems = [unknown_field(key, known) for key in given if key not in self._parameters]
         problems += [
@@ -102,6 +103,7 @@ class SchemaArguments:
         self._validator = validator_for(schema)(schema)
 
     def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
+        """As ReadArguments."""
         read = {key: _typed(value, self._types(key), is_text=is_text) for key, value in given.items()}
         values = {key: value for key, (value, _) in read.items()}
         known = list(self._properties)

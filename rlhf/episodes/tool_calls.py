@@ -208,7 +208,7 @@ def _timeout(job: _Job) -> Answer:
 
 
 def _refusal(call: ToolCall, failure: CallFailure, text: str) -> Answer:
-    return _message(call, f"Error: {text}.", failure), 0.0
+    return _message(call, f"Error: {text}{'' if text.endswith('?') else '.'}", failure), 0.0
 
 
 def _answer(
@@ -229,7 +229,7 @@ def _message(call: ToolCall, text: str, failure: CallFailure | None) -> Message:
         role="tool",
         content=text.encode("utf-8", "replace").decode(),
         tool_call_id=call.id,
-        name=_NO_NAME.sub("_", call.name)[:64] or "unknown",
+        name=_NO_NAME.sub("_", call.name[:64]) or "unknown",
         is_error=failure is not None,
         failure=failure,
     )
