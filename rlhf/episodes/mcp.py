@@ -51,6 +51,13 @@ class MCP:
                 f"MCP: there is no program {program[0]!r} on the path (command {self._server.label})."
             )
         self._control = start_bridge(self._server, start_s=limits.setup_s)
+        try:
+            return self._listed(limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def _listed(self, limits: EpisodeLimits) -> tuple[Tool, ...]:
         listed = self._ask_now({"do": "list"}, timeout_s=limits.setup_s)
         found = {tool["name"]: self._tool(tool, limits.max_tool_result_bytes) for tool in listed["tools"]}
         missing = [name for name in self._allow or () if name not in found]
