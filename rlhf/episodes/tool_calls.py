@@ -50,8 +50,8 @@ def run_calls(
     """One message for each call, in order; `num_before`: calls of the episode's earlier turns.
 
     Async tools and read-only ones that follow one another run at the same time; any other waits for those before it.
-    A checkpoint is kept before them unless all are async: where a call hangs and the process is killed, the
-    kept one answers it with an error and carries the others out again. EpisodeError and SandboxError of a tool are
+    A checkpoint is kept before them: where a call hangs and the process is killed, the kept one answers it with an
+    error and carries the others out again. EpisodeError and SandboxError of a tool are
     raised, since no policy causes them; whatever else it raises is an answer.
     """
     answers: dict[int, Answer] = {}
@@ -62,7 +62,9 @@ def run_calls(
             jobs.append(prepared)
         else:
             answers[index] = prepared
-    hung = frozenset() if all(job.tool.is_async for job in jobs) else context.checkpoint()
+    # Before async ones, too: one that blocks its loop is not given up but killed, and an older checkpoint that woke
+    # then would answer an older turn.
+    hung = context.checkpoint() if jobs else frozenset()
     for job in jobs:
         if job.call.id in hung:
             answers[job.index] = _timeout(job)

@@ -191,5 +191,6 @@ def test_a_server_that_runs_elsewhere_is_asked_by_its_url(url):
     ],
 )
 def test_a_server_that_cannot_be_had_is_named(make, error, says):
-    with pytest.raises(error, match=says), playing(make(), setup_s=1.0):
+    setup_s = 1.0 if says == "setup_s" else 30.0
+    with pytest.raises(error, match=says), playing(make(), setup_s=setup_s):
         pass

@@ -58,8 +58,11 @@ class Box:
         return ""
     def waits_for_a_program(self) -> str:
         return str(subprocess.run(["sleep", "600"]))
-    async def naps(self) -> str:
+    async def dozes(self) -> str:
         await asyncio.sleep(600)
+        return ""
+    async def blocks(self) -> str:
+        time.sleep(600)
         return ""
 
 def look(seconds: float) -> str:
@@ -86,9 +89,7 @@ class ScriptedEngine:
     async def generate(self, request):
         text = self._chat.text(request.prompt_token_ids)
         said = self._script[text.count("<|im_start|>assistant") - 1]
-        ids = tuple(self._chat._tokenizer.encode(said, add_special_tokens=False)) + (
-            self._chat.stop_token_ids[0],
-        )
+        ids = (*self._chat._tokenizer.encode(said, add_special_tokens=False), self._chat.stop_token_ids[0])
         return [
             Completion(
                 token_ids=ids, logprobs=(0.0,) * len(ids), versions=(0,) * len(ids), finish_reason="stop"
@@ -136,7 +137,7 @@ def play(chat, tmp_path):
     return run
 
 
-HANGS = ["put_and_sleep", "spins", "locks", "swallows", "ignores", "waits_for_a_program", "naps"]
+HANGS = ["put_and_sleep", "spins", "locks", "swallows", "ignores", "waits_for_a_program", "dozes"]
 
 
 @pytest.mark.parametrize("hang", HANGS)
@@ -179,3 +180,12 @@ def test_a_server_outlives_a_call_that_was_killed(play):
     assert found.stop == "stop", found.error
     assert [m.failure for m in messages] == [None, "timeout", None, "timeout", None]
     assert [m.content.partition(" ")[2] for m in messages if not m.is_error] == ["[1]", "[1, 2]", "[3]"]
+
+
+def test_an_async_tool_that_blocks_its_loop_is_told_too(play):
+    script = [asks(("put", '{"item": "a"}')), asks(("blocks", "{}")), asks(("put", '{"item": "b"}')), "done"]
+    found, messages = play("tools", script, tool_s=0.5)
+    assert found.stop == "stop", found.error
+    assert [m.tool_call_id for m in messages] == ["call00001", "call00002", "call00003"]
+    assert [m.failure for m in messages] == [None, "timeout", None]
+    assert messages[2].content == "a b"
