@@ -25,15 +25,16 @@ _ASKED: Mapping[str, Callable[[EpisodeContext], Any]] = {
         (m.content for m in reversed(context.messages) if m.role == "assistant"), ""
     ),
 }
-"""What a score or setup function may ask for by the names of its parameters; any other name: the row's column."""
+"""What may be asked for by the name of a parameter; any other name is a column of the row."""
 
 
 class ToolEnvironment:
     """An interfaces.Environment of tools: functions, objects whose public methods they are, Tool, MCP servers.
 
-    A class among them is made anew for each episode. `score` and `setup` take by name what they need of `context`,
-    `prompt`, `reference`, `state`, `messages`, `answer` (the last turn's text) and the row's columns; what `setup`
-    returns becomes `context.state`. `system` goes before the prompt's messages where they have no system message.
+    A class among them is made anew for each episode; if it is the only one, what was made is `context.state`, unless
+    `setup` returns another. Classes, `setup` and `score` are given by name what their parameters ask for: `context`,
+    `prompt`, `reference`, `state`, `messages`, `answer` (the last turn's text), or a column of the row. `system` goes
+    before the prompt's messages where they have no system message.
     """
 
     keeps_checkpoints = True
@@ -59,7 +60,7 @@ class ToolEnvironment:
         self._tools = by_name(tool for source in known for tool in _tools(source))
         if not self._sources:
             raise ConfigError("ToolEnvironment: tools is empty, expected at least one.")
-        for function in filter(None, (score, setup)):
+        for function in filter(None, (score, setup, *(s for s in self._sources if isinstance(s, type)))):
             _wanted(function)
         if score is not None:
             self.score = lambda context: call_with_context(score, context)
@@ -73,6 +74,9 @@ class ToolEnvironment:
         """The prompt's messages; servers are started, objects and the state made."""
         self._num_calls = 0
         self._tools = by_name(tool for source in self._sources for tool in self._open(source, context))
+        made = [one for one in self._opened if not isinstance(one, MCP)]
+        if len(made) == 1:
+            context.state = made[0]
         if self._setup is not None:
             context.state = settled(call_with_context(self._setup, context))
         return with_system(prompt.messages, self._system)
@@ -102,42 +106,63 @@ class ToolEnvironment:
             self._opened.append(source)
             return source.start(context.limits)
         if isinstance(source, type):
-            source = source()
+            source = call_with_context(source, context)
             self._opened.append(source)
         return _tools(source)
 
 
-class _TrlEnvironment(ToolEnvironment):
-    """A TRL environment class: one object per episode, its `reset` given the row."""
+class TrlEnvironment:
+    """A TRL environment class: public methods are tools, `reset` begins, `get_reward` is the score.
+
+    One object per episode, made with `kwargs`; its `reset` is given the row, and what it returns is added to the
+    prompt's last message. Without `get_reward` the recipe's rewards alone judge.
+    """
+
+    keeps_checkpoints = True
+    score: Callable[[EpisodeContext], Any]
 
     def __init__(self, kind: type, kwargs: Mapping[str, Any]) -> None:
-        super().__init__([kind], score=None)
+        if not isinstance(kind, type) or not callable(getattr(kind, "reset", None)):
+            raise ConfigError(f"trl_environment: {kind!r} is no class with a method `reset`.")
         self._kind = kind
-        self._kwargs = kwargs
+        self._kwargs = dict(kwargs)
         self._instance: Any = None
+        self._played: ToolEnvironment | None = None
         if hasattr(kind, "get_reward"):
             self.score = lambda _: self._instance.get_reward()
 
-    def reset(self, prompt: Prompt, context: EpisodeContext) -> Sequence[Message]:  # noqa: ARG002
-        """The prompt's messages; what the object's `reset` returns is added to the last."""
-        self._instance = self._kind(**self._kwargs)
-        self._opened.append(self._instance)
-        self._tools = by_name(tools_of(self._instance, leave_out={"reset", "get_reward", "close"}))
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """After `reset`."""
+        return () if self._played is None else self._played.tools
+
+    def reset(self, prompt: Prompt, context: EpisodeContext) -> Sequence[Message]:
+        """The prompt's messages and what the object says to them."""
+        self._instance = context.state = self._kind(**self._kwargs)
+        tools = tools_of(self._instance, leave_out={"reset", "get_reward", "close"})
+        self._played = ToolEnvironment(tools, score=None)
         row = {**prompt.columns, "reference": prompt.reference, "prompt": _row_prompt(prompt)}
         observation = settled(self._instance.reset(**_accepted(self._instance.reset, row)))
-        last = prompt.messages[-1]
-        return (*prompt.messages[:-1], replace(last, content=last.content + _text(observation)))
+        *before, last = self._played.reset(prompt, context)
+        return (*before, replace(last, content=last.content + _text(observation)))
+
+    def step(self, action: Message, context: EpisodeContext) -> Step:
+        """As ToolEnvironment's."""
+        assert self._played is not None
+        return self._played.step(action, context)
+
+    def close(self) -> None:
+        """The object's own, where it has one."""
+        close = getattr(self._instance, "close", None)
+        if callable(close):
+            settled(close())
 
 
-def trl_environment(cls: type | str, **kwargs: Any) -> ToolEnvironment:
-    """An environment of a TRL environment class: public methods are tools, `reset` begins, `get_reward` is the score.
-
-    `cls` may be its `module:attribute`; `kwargs` are its own. Without `get_reward` the recipe's rewards alone judge.
-    """
-    kind = load_object(cls, key="task.environment.kwargs.cls") if isinstance(cls, str) else cls
-    if not isinstance(kind, type) or not callable(getattr(kind, "reset", None)):
-        raise ConfigError(f"trl_environment: {kind!r} is no class with a method `reset`.")
-    return _TrlEnvironment(kind, kwargs)
+def trl_environment(cls: type | str, **kwargs: Any) -> TrlEnvironment:
+    """For recipes: `cls` may be the class's `module:attribute`; `kwargs` are its own."""
+    return TrlEnvironment(
+        load_object(cls, key="task.environment.kwargs.cls") if isinstance(cls, str) else cls, kwargs
+    )
 
 
 def call_with_context(function: Callable[..., Any], context: EpisodeContext) -> Any:

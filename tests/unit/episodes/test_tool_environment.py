@@ -75,6 +75,22 @@ def test_a_class_is_made_anew_for_each_episode_and_closed_with_it():
     assert not hasattr(environment, "score")
 
 
+def test_a_class_is_given_what_it_asks_for_and_is_the_state():
+    class Shelf:
+        def __init__(self, prompt, books: list, shade: str = "dark"):
+            self.books = [*books, prompt.id, shade]
+
+        def count(self) -> int:
+            return len(self.books)
+
+    environment = ToolEnvironment([Shelf, add], score=lambda state, least: len(state.books) >= least)
+    context = context_of(columns={"books": ["a"], "least": 3})
+    environment.reset(context.prompt, context)
+    assert context.state.books == ["a", "p", "dark"]
+    assert environment.step(turn(call("count")), context).messages[0].content == "3"
+    assert environment.score(context) is True
+
+
 def test_state_is_set_up_and_found_by_tools_and_score():
     def look(key: str, context: Context) -> str:
         return context.state[key]
