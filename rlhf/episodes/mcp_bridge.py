@@ -145,8 +145,9 @@ class _Bridge:
         reader, writer = await asyncio.open_connection(sock=connection, limit=_LINE_BYTES)
         try:
             request = json.loads(await reader.readline())
-            await self._ready.wait()
-            answer = await self._until_given_up(request, reader)
+            gone = asyncio.create_task(reader.read(1))
+            await _first(gone, asyncio.create_task(self._ready.wait()))
+            answer = None if gone.done() else await self._until_given_up(request, gone)
             if answer is not None:
                 writer.write(json.dumps(answer).encode())
                 await writer.drain()
@@ -156,20 +157,18 @@ class _Bridge:
             writer.close()
 
     async def _until_given_up(
-        self, request: Mapping[str, Any], reader: asyncio.StreamReader
+        self, request: Mapping[str, Any], gone: asyncio.Task[bytes]
     ) -> dict[str, Any] | None:
         if self._failed:
             return {"failed": self._failed}
         self._num_running += 1
         self._idle.clear()
         work = asyncio.create_task(self._do(request))
-        gone = asyncio.create_task(reader.read(1))
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await _first(work, gone)
         answer = work.result() if work.done() else None
         if answer is None:
             self._restart()
-        for task in (work, gone):
-            task.cancel()
+            work.cancel()
         self._num_running -= 1
         if not self._num_running:
             self._idle.set()
@@ -213,6 +212,11 @@ class _Bridge:
             {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
             for tool in found
         ]
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for one of them."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _text(result: Any) -> str:
