@@ -126,7 +126,5 @@ def _parse_unknown(text: str, *, written: str, is_thinking: bool = False, tools:
 
 
 def _message(content: str, reasoning: str | None, found: Sequence[Found]) -> Message:
-    calls = tuple(
-        ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found)
-    )
+    calls = tuple(ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found))
     return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)

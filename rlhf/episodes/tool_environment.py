@@ -111,6 +111,36 @@ class ToolEnvironment:
         return _tools(source)
 
 
+class ClassEnvironment:
+    """A class whose public methods are tools, with `reset(prompt, context)` and perhaps `score(context)`, `close()`."""
+
+    keeps_checkpoints = True
+    score: Callable[[EpisodeContext], Any]
+
+    def __init__(self, kind: type, kwargs: Mapping[str, Any]) -> None:
+        self._instance = kind(**kwargs)
+        self._played = ToolEnvironment(tools_of(self._instance), score=None)
+        self.tools = self._played.tools
+        if hasattr(kind, "score"):
+            self.score = self._instance.score
+
+    def reset(self, prompt: Prompt, context: EpisodeContext) -> Any:
+        """What the object's `reset` gives; none: the prompt's own messages."""
+        self._played.reset(prompt, context)
+        context.state = self._instance
+        return settled(self._instance.reset(prompt, context))
+
+    def step(self, action: Message, context: EpisodeContext) -> Step:
+        """As ToolEnvironment's."""
+        return self._played.step(action, context)
+
+    def close(self) -> None:
+        """The object's own, where it has one."""
+        close = getattr(self._instance, "close", None)
+        if callable(close):
+            settled(close())
+
+
 class TrlEnvironment:
     """A TRL environment class: public methods are tools, `reset` begins, `get_reward` is the score.
 
@@ -123,7 +153,10 @@ class TrlEnvironment:
 
     def __init__(self, kind: type, kwargs: Mapping[str, Any]) -> None:
         if not isinstance(kind, type) or not callable(getattr(kind, "reset", None)):
-            raise ConfigError(f"trl_environment: {kind!r} is no class with a method `reset`.")
+            raise ConfigError(
+                f"{kind!r} is no class with a method `reset`: expected reset(prompt, context) with step(action, "
+                "context), or with methods that are tools; or reset() as in TRL."
+            )
         self._kind = kind
         self._kwargs = dict(kwargs)
         self._instance: Any = None
@@ -163,6 +196,17 @@ def trl_environment(cls: type | str, **kwargs: Any) -> TrlEnvironment:
     return TrlEnvironment(
         load_object(cls, key="task.environment.kwargs.cls") if isinstance(cls, str) else cls, kwargs
     )
+
+
+def environment_of(kind: type, kwargs: Mapping[str, Any]) -> "ClassEnvironment | TrlEnvironment":
+    """The environment of a class without `step`: TRL's, unless its `reset` asks for a context.
+
+    ConfigError for a class without `reset`.
+    """
+    reset = getattr(kind, "reset", None)
+    if callable(reset) and "context" in inspect.signature(reset).parameters:
+        return ClassEnvironment(kind, kwargs)
+    return TrlEnvironment(kind, kwargs)
 
 
 def call_with_context(function: Callable[..., Any], context: EpisodeContext) -> Any:

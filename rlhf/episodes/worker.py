@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.context import EpisodeContext
 from rlhf.episodes.line import EpisodeOver, Line
+from rlhf.episodes.tool_environment import environment_of
 from rlhf.errors import EpisodeError
 from rlhf.types import Message, Prompt, Step, StopReason, message_of
 
@@ -289,14 +290,16 @@ def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any],
         made: Callable[[], Any] = lambda: loaded(**kwargs)  # noqa: E731
         if hasattr(loaded, "step"):
             return made, "object"
+        return lambda: environment_of(loaded, kwargs), "object"
+    if callable(loaded):
+        return lambda: loaded(**kwargs), "object"
+    if hasattr(loaded, "step") and kwargs:
         raise EpisodeError(
-            f"{loaded.__name__} has no method `step`, expected reset(prompt, context) and step(action, context)"
+            f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
         )
     if hasattr(loaded, "step"):
         # Forked for every episode: each has its own.
         return lambda: loaded, "object"
-    if callable(loaded):
-        return lambda: loaded(**kwargs), "object"
     raise EpisodeError(
         f"{loaded!r:.100} is no environment: expected a class, an async function or an object with step"
     )
