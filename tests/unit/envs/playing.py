@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.config.environment import EpisodeLimits
-from rlhf.episodes.context import EpisodeContext
+from rlhf.episodes.context import EpisodeContext, Start
 from rlhf.types import Message, Prompt, Step, ToolCall
 
 
@@ -33,14 +33,8 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
 
 
 def context_of(row: Mapping[str, Any], folder: Any, **limits: Any) -> EpisodeContext:
-    return EpisodeContext(
-        episode_id="e1",
-        prompt=prompt_of(row),
-        seed=1,
-        limits=EpisodeLimits(**limits),
-        folder=str(folder),
-        link=NoLink(),
-    )
+    start = Start(episode_id="e1", prompt=prompt_of(row), seed=1, limits=EpisodeLimits(**limits))
+    return EpisodeContext(start, folder=str(folder), link=NoLink())
 
 
 class Episode:

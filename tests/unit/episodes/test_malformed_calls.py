@@ -104,7 +104,7 @@ ADD = {"add": Tool.from_function(add)}
 @pytest.mark.parametrize("syntax", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_malformed_call_has_one_message(syntax, kind):
-    message = parse(WRITERS[syntax](kind), syntax=syntax)
+    message = parse(WRITERS[syntax](kind), syntax=syntax, tools=[tool.schema for tool in ADD.values()])
     answers = run_calls(message.tool_calls, ADD, context=context_of())
     assert len(answers) == 1
     assert answers[0][0].is_error is ((syntax, kind) not in TAKEN)
@@ -117,7 +117,7 @@ def test_the_same_call_well_formed_is_run(syntax):
     text = WRITERS[syntax]("right")
     if syntax == "qwen_xml":
         text = text.replace(RIGHT, "<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>")
-    ((answer, _),) = run_calls(parse(text, syntax=syntax).tool_calls, ADD, context=context_of())
+    ((answer, _),) = run_calls(parse(text, syntax=syntax, tools=[tool.schema for tool in ADD.values()]).tool_calls, ADD, context=context_of())
     assert (answer.content, answer.is_error) == ("3", False)
 
 
@@ -126,7 +126,7 @@ def test_untyped_texts_reach_a_text_parameter_as_written():
         return text * times
 
     written = "<tool_call>\n<function=write>\n<parameter=text>\n007\n</parameter>\n<parameter=times>\n2\n</parameter>\n"
-    (found,) = parse(written, syntax="qwen_xml").tool_calls
+    (found,) = parse(written, syntax="qwen_xml", tools=[tool.schema for tool in ADD.values()]).tool_calls
     context = context_of()
     ((answer, _),) = run_calls([found], {"write": Tool.from_function(write)}, context=context)
     assert answer.content == "007007"
