@@ -268,12 +268,17 @@ class Trajectory:
     """That it was sampled with: the one of the weight version at which its group was admitted."""
     reward: RewardResult | None = None
     dropped: tuple[Dropped, ...] = ()
+    seal: str = ""
+    """Of what the engine returned in all turns, dropped or not, made as it came: the number of tokens, a dash, a
+    digest. Shows whether a record that was saved, sent or changed is still whole (`episodes.ledger.check_record`)."""
     attempt: int = 0
     """Episodes of this sample that ended in an error before."""
     error: str = ""
     """What went wrong, for people; the status says whether it counts."""
     scalars: Mapping[str, float] = field(default_factory=dict)
-    """What the environment logged, and what the episode cost."""
+    """What the environment logged."""
+    is_episode: bool = False
+    """Played in an environment, rather than one question and one answer."""
 
     @property
     def status(self) -> Status:

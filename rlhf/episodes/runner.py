@@ -54,7 +54,12 @@ class SingleTurn:
         ledger.append(segment, completion, seen=ids, message=message)
         segments, turns, _ = ledger.finish()
         return Trajectory(
-            segments=segments, turns=turns, stop=completion.finish_reason, sample_index=index, seed=seed
+            segments=segments,
+            turns=turns,
+            stop=completion.finish_reason,
+            sample_index=index,
+            seed=seed,
+            seal=ledger.seal,
         )
 
 
@@ -102,10 +107,11 @@ class EpisodeRunner:
             policy = Policy(engine=self._engine, sampling=sampling, seed=seed, limits=limits)
             async with self._places:
                 episode = _Episode(self._host, self._dialect, policy, self._config)
+                episode.ledger = TokenLedger(lost)
                 verdict = await episode.play(prompt, f"{prompt.id}/{index}/{attempt}")
             found = _record(episode.ledger, verdict, index=index, seed=seed)
             if found.status != "error" or attempt == self._config.retries:
-                return replace(found, attempt=attempt, dropped=(*lost, *found.dropped))
+                return replace(found, attempt=attempt)
             logger.warning("episode %s/%d, attempt %d: %s", prompt.id, index, attempt, verdict.error)
             if episode.ledger.num_sampled:
                 lost.append(Dropped(num_tokens=episode.ledger.num_sampled, reason=found.stop))
@@ -286,8 +292,10 @@ def _record(ledger: TokenLedger, verdict: Verdict, *, index: int, seed: int) -> 
         seed=seed,
         reward=_reward(verdict, sum(turn.reward for turn in turns)),
         dropped=dropped,
+        seal=ledger.seal,
         error=verdict.error,
         scalars=dict(verdict.scalars or {}),
+        is_episode=True,
     )
 
 

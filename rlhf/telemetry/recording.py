@@ -173,7 +173,11 @@ def _trajectory(raw: Mapping[str, Any]) -> Trajectory:
 
 
 def _segment(raw: Mapping[str, Any]) -> Segment:
-    fields: dict[str, Any] = {name: tuple(values) for name, values in raw.items() if values is not None}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in raw.items()
+        if value is not None
+    }
     if "routing" in fields:
         fields["routing"] = np.array(fields["routing"], np.int16)
     if "kept" in fields:
