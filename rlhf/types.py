@@ -67,7 +67,7 @@ class ToolCall:
     error: CallError | None = None
     """Why it is not executed."""
     is_text: bool = False
-    """The arguments are texts as written, without a type (`qwen_xml`): the tool's parameters say what they mean."""
+    """The arguments are texts as written, without a type (`qwen_xml`, `glm4`): the tool says what they mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """How model families write tool calls: readers of text that may be anything. None of them raises or takes long."""
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf.types import CallError
 
-Syntax = Literal["hermes", "qwen_xml", "glm4", "llama3", "deepseek_v3", "mistral", "none"]
+Syntax = Literal["hermes", "qwen_xml", "glm4", "llama3", "deepseek_v3", "mistral", "pythonic", "none"]
 SYNTAXES: tuple[str, ...] = get_args(Syntax)
 MAX_CALLS = 1000
 """Of one turn; what comes after is text."""
@@ -28,6 +29,7 @@ _DSML_INVOKE, _DSML_END_INVOKE = '<｜DSML｜invoke name="', "</｜DSML｜invoke
 _DSML_PARAMETER, _DSML_END_PARAMETER = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
 _MISTRAL_CALLS = "[TOOL_CALLS]"
 _ARGUMENTS = ("arguments", "parameters")
+_PYTHON_BEGINS = re.compile(r"\s*\[\s*[A-Za-z_][\w.]*\s*\(")
 
 
 class Found(NamedTuple):
@@ -38,7 +40,7 @@ class Found(NamedTuple):
     error: CallError | None
     raw: str
     is_text: bool = False
-    """The arguments are texts without a type."""
+    """As ToolCall's."""
 
 
 Reader = Callable[[str], tuple[str, list[Found]]]
@@ -122,6 +124,20 @@ def read_mistral(text: str) -> tuple[str, list[Found]]:
     return content, found[:MAX_CALLS]
 
 
+def read_pythonic(text: str) -> tuple[str, list[Found]]:
+    """[name(argument=value, ...), ...], of literals: Llama 3.2 and 4, and the shortest of all."""
+    if not _PYTHON_BEGINS.match(text):
+        return text, []
+    body = text.strip()
+    try:
+        tree = ast.parse(body, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return "", [Found(body[1:].partition("(")[0].strip(), None, "invalid_json", body)]
+    if not isinstance(tree, ast.List) or not all(isinstance(call, ast.Call) for call in tree.elts):
+        return text, []
+    return "", [_from_python(call, body) for call in tree.elts[:MAX_CALLS] if isinstance(call, ast.Call)]
+
+
 READERS: Mapping[str, Reader] = {
     "hermes": read_hermes,
     "qwen_xml": read_qwen_xml,
@@ -129,6 +145,7 @@ READERS: Mapping[str, Reader] = {
     "llama3": read_llama3,
     "deepseek_v3": read_deepseek_v3,
     "mistral": read_mistral,
+    "pythonic": read_pythonic,
     "none": read_nothing,
 }
 OPENERS: Mapping[str, str] = {
@@ -279,6 +296,22 @@ def _from_mistral(body: str) -> Iterator[Found]:
     name, brace, rest = body.partition("{")
     arguments, error = load_object((brace + rest).strip())
     yield Found(name.partition("[")[0].strip(), arguments, error, body)
+
+
+def _from_python(call: ast.Call, body: str) -> Found:
+    raw = ast.get_source_segment(body, call) or body
+    name = ast.unparse(call.func) if isinstance(call.func, ast.Name | ast.Attribute) else ""
+    if call.args:
+        return Found(name, None, "not_an_object", raw)
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        try:
+            if keyword.arg is None:
+                raise ValueError("** is no name")
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            return Found(name, None, "invalid_json", raw)
+    return Found(name, arguments, None, raw)
 
 
 def _split_at(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from rlhf.episodes.compaction import ASK, SHARE_LEFT_OUT, Compaction, with_summa
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.parsing import Parse
 from rlhf.errors import EpisodeError
-from rlhf.interfaces import GenerateRequest, RolloutEngine
+from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
 
 
@@ -42,7 +42,7 @@ class Dialect:
 class Policy:
     """Where an episode's turns are sampled, with what, and what of its limits is used up."""
 
-    engine: RolloutEngine
+    engine: Sampler
     sampling: Sampling
     seed: int
     limits: EpisodeLimits

@@ -69,6 +69,8 @@ def syntax_of(written: str) -> Syntax | None:
             return "mistral"
         case _ if '"parameters":' in written and '"name":' in written:
             return "llama3"
+        case _ if "(argument=" in written:
+            return "pythonic"
     return None
 
 
