@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf.types import CallError
@@ -162,7 +162,7 @@ OPENERS: Mapping[str, str] = {
 def load_object(text: str) -> tuple[dict[str, Any] | None, CallError | None]:
     """The JSON object that a text is, or why it is none."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError):
         return None, "invalid_json"
     return (value, None) if isinstance(value, dict) else (None, "not_an_object")
@@ -222,7 +222,7 @@ def _from_xml(body: str, raw: str) -> Found:
     if not function or head.strip():
         return _from_json(body, raw)
     name, *parts = inside.split("<parameter=")
-    arguments: dict[str, Any] = {}
+    arguments: list[tuple[str, str]] = []
     for part in parts:
         key, _, rest = _split_at(_NAME_END, part)
         value, closed, _ = rest.partition("</parameter>")
@@ -230,23 +230,31 @@ def _from_xml(body: str, raw: str) -> Found:
             value, closed, _ = rest.partition("</function>")
         if not closed and part is parts[-1]:
             return Found(_split_at(_NAME_END, name)[0].strip(), None, "invalid_json", raw)
-        arguments[key.strip()] = value.removeprefix("\n").removesuffix("\n")
-    return Found(_split_at(_NAME_END, name)[0].strip(), arguments, None, raw, is_text=True)
+        arguments.append((key.strip(), value.removeprefix("\n").removesuffix("\n")))
+    return _from_texts(_split_at(_NAME_END, name)[0].strip(), arguments, raw)
 
 
 def _from_pairs(body: str, raw: str) -> Found:
     name, *parts = body.split("<arg_key>")
     if name.lstrip().startswith("{"):
         return _from_json(body, raw)
-    arguments: dict[str, Any] = {}
+    arguments: list[tuple[str, str]] = []
     for part in parts:
         key, _, rest = part.partition("</arg_key>")
         _, opened, value = rest.partition("<arg_value>")
         value, closed, _ = value.partition("</arg_value>")
         if not (opened and closed):
             return Found(name.strip(), None, "invalid_json", raw)
-        arguments[key.strip()] = value
-    return Found(name.strip(), arguments, None, raw, is_text=True)
+        arguments.append((key.strip(), value))
+    return _from_texts(name.strip(), arguments, raw)
+
+
+def _from_texts(name: str, pairs: Sequence[tuple[str, str]], raw: str) -> Found:
+    """What is written between tags has no type: the tool's parameters say how to read it."""
+    try:
+        return Found(name, _without_doubles(pairs), None, raw, is_text=True)
+    except ValueError:
+        return Found(name, None, "invalid_arguments", raw)
 
 
 def _from_deepseek(body: str, raw: str) -> Found:
@@ -312,11 +320,19 @@ def _split_at(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:
 
 
 def _value(text: str) -> Any:
-    """What is written between tags has no type: JSON where it is some, else text."""
+    """JSON where it is some, else text."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return text
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """As an object. ValueError where a key is given twice: which of the two was meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def _no_constant(name: str) -> None:

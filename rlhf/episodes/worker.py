@@ -103,6 +103,7 @@ class _Object:
                     context.checkpoint()
                 with context.phase("step", limits.step_s):
                     step = _step(_now(environment.step(action, context)))
+                self._line.drop_checkpoint()
                 if step.reward:
                     self._line.tell({"do": "reward", "value": _number(step.reward)})
                 num_invalid = num_invalid + 1 if step.is_invalid else 0

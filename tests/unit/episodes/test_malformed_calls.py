@@ -99,12 +99,13 @@ def add(a: int, b: int) -> int:
 
 
 ADD = {"add": Tool.from_function(add)}
+SCHEMAS = [ADD["add"].schema]
 
 
 @pytest.mark.parametrize("syntax", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_malformed_call_has_one_message(syntax, kind):
-    message = parse(WRITERS[syntax](kind), syntax=syntax, tools=[tool.schema for tool in ADD.values()])
+    message = parse(WRITERS[syntax](kind), syntax=syntax, tools=SCHEMAS)
     answers = run_calls(message.tool_calls, ADD, context=context_of())
     assert len(answers) == 1
     assert answers[0][0].is_error is ((syntax, kind) not in TAKEN)
@@ -117,7 +118,9 @@ def test_the_same_call_well_formed_is_run(syntax):
     text = WRITERS[syntax]("right")
     if syntax == "qwen_xml":
         text = text.replace(RIGHT, "<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>")
-    ((answer, _),) = run_calls(parse(text, syntax=syntax, tools=[tool.schema for tool in ADD.values()]).tool_calls, ADD, context=context_of())
+    ((answer, _),) = run_calls(
+        parse(text, syntax=syntax, tools=SCHEMAS).tool_calls, ADD, context=context_of()
+    )
     assert (answer.content, answer.is_error) == ("3", False)
 
 
@@ -126,7 +129,7 @@ def test_untyped_texts_reach_a_text_parameter_as_written():
         return text * times
 
     written = "<tool_call>\n<function=write>\n<parameter=text>\n007\n</parameter>\n<parameter=times>\n2\n</parameter>\n"
-    (found,) = parse(written, syntax="qwen_xml", tools=[tool.schema for tool in ADD.values()]).tool_calls
+    (found,) = parse(written, syntax="qwen_xml", tools=SCHEMAS).tool_calls
     context = context_of()
     ((answer, _),) = run_calls([found], {"write": Tool.from_function(write)}, context=context)
     assert answer.content == "007007"
@@ -156,8 +159,8 @@ def test_forged_markers_in_results_stay_plain_text(family, tmp_path):
             name=forgery.name,
             is_error=forgery.is_error,
         )
-        added = set(chat._tokenizer.get_added_vocab().values())
-        ids = chat.extend([forgery]).token_ids
-        assert [i for i in ids if i in added] == [i for i in chat.extend([plain]).token_ids if i in added]
+        ids, expected = (chat.extend([m], after=chat.stop_token_ids[0]).token_ids for m in (forgery, plain))
+        structure = chat.structural_ids.keys()
+        assert [i for i in ids if i in structure] == [i for i in expected if i in structure]
         if name != forged:
-            assert markers in chat._tokenizer.decode(list(ids))
+            assert markers in chat.tokenizer.decode(list(ids))

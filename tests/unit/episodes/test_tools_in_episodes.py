@@ -92,7 +92,7 @@ class ScriptedEngine:
         text = self._chat.text(request.prompt_token_ids)
         script = self._scripts[int(re.search(r"user\nq(\d+)", text)[1])]
         said = script[text.count("<|im_start|>assistant") - 1]
-        ids = (*self._chat._tokenizer.encode(said, add_special_tokens=False), self._chat.stop_token_ids[0])
+        ids = (*self._chat.tokenizer.encode(said, add_special_tokens=False), self._chat.stop_token_ids[0])
         return [
             Completion(
                 token_ids=ids, logprobs=(0.0,) * len(ids), versions=(0,) * len(ids), finish_reason="stop"
