@@ -48,7 +48,7 @@ class Zygote:
         self._control = control
         self._make = make
         self._kind: Kind = kind
-        self.folder = tempfile.mkdtemp(prefix="rlhf-episodes-")
+        self.folder = tempfile.mkdtemp(prefix=f"rlhf-episodes-{os.getpid()}-")
         os.chmod(self.folder, 0o711)
         self._sessions: dict[int, int] = {}
         """Episode -> session id, which is the id of its first process."""
