@@ -78,6 +78,10 @@ class ChatRenderer:
         text: str = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
         return text
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id on its own, special tokens by name."""
+        return self._renderer.pieces(ids)
+
     def delta(
         self, new: Sequence[Message], tools: Sequence[Schema] = (), *, before: Sequence[Message] = ()
     ) -> str:

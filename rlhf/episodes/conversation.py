@@ -44,11 +44,12 @@ class Policy:
     num_calls: int = 0
     num_sampled: int = 0
 
-    async def sample(self, context: tuple[int, ...]) -> Completion:
-        """The next turn. EpisodeEnded when there is no room for one."""
+    async def sample(self, context: tuple[int, ...], max_tokens: int | None = None) -> Completion:
+        """The next turn, of `max_tokens` at most. EpisodeEnded when there is no room for one."""
+        room = self.room(len(context))
         request = GenerateRequest(
             prompt_token_ids=context,
-            sampling=replace(self.sampling, max_tokens=self.room(len(context))),
+            sampling=replace(self.sampling, max_tokens=room if max_tokens is None else min(room, max_tokens)),
             seeds=(turn_seed(self.seed, self.num_turns),),
         )
         self.num_turns += 1
@@ -74,6 +75,27 @@ def turn_seed(seed: int, turn: int) -> int:
     return (seed + turn * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A turn of the model: what it meant, what was sampled, after how many tokens of context."""
+
+    message: Message
+    completion: Completion
+    num_context: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mark:
+    """Where a conversation stood after some of its messages, in ids."""
+
+    segment: int
+    num_ids: int
+    is_closed: bool
+    is_thinking: bool
+    is_open: bool
+    """The ids end where the model's turn begins."""
+
+
 class Conversation:
     """One thread of messages over one segment at a time. An episode has one, or more where it forks."""
 
@@ -90,19 +112,30 @@ class Conversation:
         self._segment: int | None = None
         self._is_closed = True
         self._is_thinking = False
+        self._is_open = False
+        self._marks: dict[int, _Mark] = {}
+        """By the number of messages."""
         self._lock = asyncio.Lock()
 
-    async def sample(self, *new: Message) -> Message:
+    async def sample(self, *new: Message, max_tokens: int | None = None) -> Message:
         """Give the model messages and have it answer. EpisodeEnded when a limit does not allow it.
 
         An answer that was cut by a limit is recorded and ends the episode, too: nothing can be done with half a call.
         """
+        answer = await self.answer(*new, max_tokens=max_tokens)
+        if answer.completion.finish_reason == "length":
+            num_tokens = answer.num_context + len(answer.completion.token_ids)
+            raise EpisodeEnded("max_tokens" if num_tokens >= self._policy.limits.max_tokens else "length")
+        return answer.message
+
+    async def answer(self, *new: Message, max_tokens: int | None = None) -> Answer:
+        """As `sample`, but an answer that was cut is given like any other, and can be gone on from."""
         async with self._lock:
             self.show(new)
             assert self._segment is not None
             context = self._ledger.context(self._segment)
             began = time.perf_counter()
-            completion = await self._policy.sample(context)
+            completion = await self._policy.sample(context, max_tokens)
             message = self._read(completion)
             self._ledger.append(
                 self._segment,
@@ -112,38 +145,56 @@ class Conversation:
                 seconds=time.perf_counter() - began,
             )
             self._is_closed = completion.finish_reason == "stop"
+            self._is_open = False
             self.messages.append(message)
-            if not self._is_closed:
-                full = len(context) + len(completion.token_ids) >= self._policy.limits.max_tokens
-                raise EpisodeEnded("max_tokens" if full else "length")
-            return message
+            self._mark()
+            return Answer(message=message, completion=completion, num_context=len(context))
 
     def show(self, new: Sequence[Message], seconds: Sequence[float] = ()) -> None:
         """Write messages down without asking for an answer."""
         if not new:
             if self._segment is None:
                 raise EpisodeError("an episode must begin with a message: reset returned none")
+            if not self._is_open:
+                self._extend((), ())
             return
         if self._segment is None:
             self._open([*self.messages, *new], "start")
+        elif self._is_open:
+            # The model's turn has begun and cannot be unwritten.
+            self._open([*self.messages, *new], "rewrite")
         elif self._dialect.history == "template" and self._would_drop(new):
             self._open([*self.messages, *new], "template")
         else:
             self._extend(new, seconds)
         self.messages += new
+        self._mark()
 
     def rewrite(self, messages: Sequence[Message], reason: SegmentReason = "rewrite") -> None:
         """Go on from these messages instead: what was sampled stays a training row."""
         self._open(messages, reason)
         self.messages = list(messages)
+        self._marks.clear()
+        self._mark()
 
-    def fork(self) -> "Conversation":
-        """Another conversation that begins with what this one has said."""
+    def fork(self, num_messages: int | None = None) -> "Conversation":
+        """Another conversation that begins with what this one has said, or with its first `num_messages`.
+
+        Those must end with an answer, or with what was answered next: only there the ids are known.
+        """
         other = Conversation(self._dialect, self._policy, self._ledger, tools=self.tools)
-        if self._segment is not None:
-            other._segment = self._ledger.open(self._ledger.context(self._segment), "fork")
-            other._is_closed, other._is_thinking = self._is_closed, self._is_thinking
-        other.messages = list(self.messages)
+        count = len(self.messages) if num_messages is None else num_messages
+        if count == 0:
+            return other
+        mark = self._marks.get(count)
+        if mark is None:
+            raise EpisodeError(
+                f"a conversation cannot be forked after message {count}: no turn begins or ends there"
+            )
+        other._segment = self._ledger.open(self._ledger.context(mark.segment)[: mark.num_ids], "fork")
+        other._is_closed, other._is_thinking, other._is_open = mark.is_closed, mark.is_thinking, mark.is_open
+        other.messages = self.messages[:count]
+        other._marks = {place: mark for place, mark in self._marks.items() if place <= count}
         return other
 
     @property
@@ -154,14 +205,24 @@ class Conversation:
     def _open(self, messages: Sequence[Message], reason: SegmentReason) -> None:
         ids = self._dialect.chat.start(messages, self.tools)
         self._segment = self._ledger.open(ids, reason)
-        self._is_closed = True
+        self._is_closed = self._is_open = True
         self._is_thinking = opens_thoughts(self._dialect.chat.opening)
 
     def _extend(self, new: Sequence[Message], seconds: Sequence[float]) -> None:
         assert self._segment is not None
         added = self._dialect.chat.extend(new, self.tools, is_closed=self._is_closed)
         self._ledger.observe(self._segment, added.token_ids, messages=new, seconds=seconds)
-        self._is_closed, self._is_thinking = True, added.is_thinking
+        self._is_closed, self._is_thinking, self._is_open = True, added.is_thinking, True
+
+    def _mark(self) -> None:
+        assert self._segment is not None
+        self._marks[len(self.messages)] = _Mark(
+            segment=self._segment,
+            num_ids=len(self._ledger.context(self._segment)),
+            is_closed=self._is_closed,
+            is_thinking=self._is_thinking,
+            is_open=self._is_open,
+        )
 
     def _would_drop(self, new: Sequence[Message]) -> bool:
         """Whether the template shows less of what was sampled once these messages have come."""
