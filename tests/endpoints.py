@@ -1,0 +1,115 @@
+"""Engines and dialects for tests of the endpoint: real tokenizers and templates, answers by a script or by chance."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.environment import EpisodeLimits
+from rlhf.episodes.chat import ChatRenderer
+from rlhf.episodes.conversation import Dialect, Policy
+from rlhf.episodes.parsing import parse, syntax_of
+from rlhf.episodes.render import Renderer
+from rlhf.interfaces import GenerateRequest
+from rlhf.types import Completion, Sampling, token_digest
+from tests.chat_tokenizers import FAMILIES, save_tokenizer
+
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "The sum of two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+CALLS = {
+    "hermes": '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": 40}}\n</tool_call>',
+    "llama3": '{"name": "add", "parameters": {"b": 2, "a": 40}}',
+    "deepseek_v3": "</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n"
+    '```json\n{"b": 2, "a": 40}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+}
+"""A call of `add` in each syntax, not as json.dumps would write it. DeepSeek's prompt ends within thoughts."""
+
+
+def make_dialect(folder: Path, family: str, *, history: Any = "append") -> Dialect:
+    chat = ChatRenderer(Renderer(model_folder=str(save_tokenizer(folder, FAMILIES[family]))))
+    syntax = syntax_of(chat.written_call(ADD))
+    return Dialect(chat=chat, parse=partial(parse, syntax=syntax), history=history)
+
+
+class TextEngine:
+    """Answers with the text that `write` gives for the text of the prompt, encoded and ended."""
+
+    def __init__(self, dialect: Dialect, write: Callable[[str], str], *, delay_s: float = 0.0) -> None:
+        self.requests: list[GenerateRequest] = []
+        self.delay_s = delay_s
+        self._dialect = dialect
+        self._write = write
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        self.requests.append(request)
+        await asyncio.sleep(self.delay_s)
+        chat = self._dialect.chat
+        written = self._write(chat.text(request.prompt_token_ids))
+        ids = (*chat._tokenizer.encode(written, add_special_tokens=False), chat.stop_token_ids[0])
+        return [completed(ids, request)]
+
+
+class ChanceEngine:
+    """Tokens by chance, sometimes with a call, each answer a function of what was asked alone."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._chat = dialect.chat
+        self._call = self._encode(CALLS[syntax_of(dialect.chat.written_call(ADD))])
+        self._thought = self._encode("<think>\nso be it\n</think>\n\n")
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._chat._tokenizer.encode(text, add_special_tokens=False))
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        rng = random.Random(f"{token_digest(request.prompt_token_ids)} {request.seeds}")
+        await asyncio.sleep(rng.random() * 0.002)
+        stop = self._chat.stop_token_ids[0]
+        ids = [
+            token
+            for token in rng.choices(range(len(self._chat._tokenizer)), k=rng.randrange(24))
+            if token != stop
+        ]
+        if rng.random() < 0.5:
+            ids = self._thought + ids
+        if rng.random() < 0.4:
+            ids += self._call
+        return [completed((*ids, stop), request)]
+
+
+def completed(ids: tuple[int, ...], request: GenerateRequest) -> Completion:
+    ids = ids[: request.sampling.max_tokens]
+    is_cut = not ids or ids[-1] not in request.sampling.stop_token_ids
+    return Completion(
+        token_ids=ids,
+        logprobs=tuple(-0.25 * (token % 7 + 1) for token in ids),
+        versions=(5,) * len(ids),
+        finish_reason="length" if is_cut else "stop",
+    )
+
+
+def make_policy(engine: Any, dialect: Dialect, *, seed: int = 0, **limits: Any) -> Policy:
+    return Policy(
+        engine=engine,
+        sampling=Sampling(max_tokens=512, stop_token_ids=dialect.chat.stop_token_ids),
+        seed=seed,
+        limits=EpisodeLimits(**limits),
+    )
+
+
+def timeless(record: Any) -> Any:
+    """A record without the seconds that things took."""
+    segments, turns, dropped = record
+    return segments, tuple(replace(turn, seconds=0.0) for turn in turns), dropped
