@@ -31,7 +31,7 @@ ADD = {
 }
 CALLS = {
     "hermes": '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": 40}}\n</tool_call>',
-    "llama3": '{"name": "add", "parameters": {"b": 2, "a": 40}}',
+    "llama3": '<|python_tag|>{"name": "add", "parameters": {"b": 2, "a": 40}}',
     "deepseek_v3": "</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n"
     '```json\n{"b": 2, "a": 40}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
 }

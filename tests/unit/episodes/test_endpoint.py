@@ -276,6 +276,13 @@ def test_answer_cut_at_the_clients_own_cap_can_be_gone_on_from(qwen):
     asyncio.run(main())
 
 
+async def go_on_for_ever(client, **parameters):
+    history = [user("q")]
+    while True:
+        answer = (await ask(client, history, **parameters)).choices[0]
+        history += [echo(answer.message), user("again")]
+
+
 @pytest.mark.parametrize(
     ("limits", "stop"),
     [
@@ -288,13 +295,8 @@ def test_past_a_limit_is_told_once_and_for_all(qwen, limits, stop):
     async def main():
         engine = TextEngine(qwen, lambda _: CALLS["hermes"])
         async with playing(qwen, engine, **limits) as (session, client):
-            history = [user("q")]
             with pytest.raises(openai.BadRequestError) as error:
-                for _ in range(9):
-                    answer = (
-                        await ask(client, history, tools=[ADD] if stop == "max_tool_calls" else [])
-                    ).choices[0]
-                    history += [echo(answer.message), user("again")]
+                await go_on_for_ever(client, tools=[ADD] if stop == "max_tool_calls" else [])
             num_asked = len(engine.requests)
             with pytest.raises(openai.BadRequestError, match=stop):
                 await ask(client, [user("another")])
@@ -310,7 +312,7 @@ class BrokenEngine:
     def __init__(self):
         self.num_requests = 0
 
-    async def generate(self, request):
+    async def generate(self, _):
         self.num_requests += 1
         raise RuntimeError("out of memory")
 

@@ -44,7 +44,7 @@ class Numbering:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, prompt):
+    def __call__(self, _):
         self.count += 1
         return f"<think>\nt{self.count - 1}\n</think>\n\na{self.count - 1}"
 
@@ -166,7 +166,7 @@ def test_history_that_ends_with_the_models_turn_has_it_speak_again(qwen):
 
 def test_calls_are_compared_by_value(qwen):
     async def main():
-        session = make_session(qwen, TextEngine(qwen, lambda prompt: CALLS["hermes"]))
+        session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
         first = await ask(session, [user("u0")], tools=[ADD])
         (call,) = first.message["tool_calls"]
         arguments = json.dumps(dict(reversed(json.loads(call["function"]["arguments"]).items())), indent=2)
@@ -183,7 +183,7 @@ def test_call_that_nobody_could_read_is_text_to_the_client(qwen):
     broken = '<tool_call>\n{"name": "add", "arguments": {"a": }\n</tool_call>'
 
     async def main():
-        session = make_session(qwen, TextEngine(qwen, lambda prompt: f"Well. {broken}"), max_parse_errors=2)
+        session = make_session(qwen, TextEngine(qwen, lambda _: f"Well. {broken}"), max_parse_errors=2)
         history = [user("u0")]
         for turn in range(2):
             answer = await ask(session, history, tools=[ADD])
@@ -200,7 +200,7 @@ def test_call_that_nobody_could_read_is_text_to_the_client(qwen):
 
 def test_tool_choice_none_gives_calls_as_text(qwen):
     async def main():
-        session = make_session(qwen, TextEngine(qwen, lambda prompt: CALLS["hermes"]))
+        session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
         return await ask(session, [user("u0")], tools=[ADD], tool_choice="none")
 
     answer = asyncio.run(main())
@@ -320,17 +320,14 @@ class Program:
 
     async def one(self):
         rng = self.rng
+        messages, parameters = self.request()
         if self.asked and rng.random() < 0.25:
-            messages, parameters, known = rng.choice(self.asked)
-            count = len(self.engine.requests)
+            messages, parameters, _ = rng.choice(self.asked)
             if rng.random() < 0.5:
                 answer = await ask(self.session, messages, is_retry=True, **parameters)
-                same = [a for m, p, a in self.asked if (m, p) == (messages, parameters)]
-                assert any(answer is other for other in same)
+                same = [known for m, p, known in self.asked if (m, p) == (messages, parameters)]
+                assert any(answer is known for known in same)
                 return
-            assert len(self.engine.requests) == count
-        else:
-            messages, parameters = self.request()
         answer = await ask(self.session, messages, **parameters)
         self.num_sampled += 1
         self.asked.append((messages, parameters, answer))
