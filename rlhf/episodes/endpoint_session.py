@@ -89,7 +89,8 @@ class Session:
         self._was_cut = False
         self._num_unread = 0
         """Turns in a row whose calls could not be read."""
-        self._num_answers = 0
+        self.num_answers = 0
+        """Turns that were sampled to their end."""
         self._is_sealed = False
         self._replies: dict[str, list[Reply]] = {}
         self._places: dict[str, list[_Place]] = {}
@@ -247,13 +248,13 @@ class Session:
         completion = answer.completion
         message = written_message(answer.message, reads_calls=request.reads_calls)
         is_cut, has_calls = completion.finish_reason == "length", "tool_calls" in message
-        self._num_answers += 1
+        self.num_answers += 1
         return ChatAnswer(
             message=message,
             finish_reason="length" if is_cut else "tool_calls" if has_calls else "stop",
             usage=written_usage(answer.num_context, completion),
             tokens=self._tokens(completion) if request.wants_logprobs else [],
-            id=f"chatcmpl-{self.api_key}-{self._num_answers}",
+            id=f"chatcmpl-{self.api_key}-{self.num_answers}",
             model=self._model,
             created=int(time.time()),
         )

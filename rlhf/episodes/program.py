@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -102,7 +102,10 @@ class ProgramEnvironment:
                 self._command, folder=context.folder, environment=environment, limit_s=limit_s
             )
         context.state = finished
-        context.log(exit_code=float("nan") if finished.exit_code is None else float(finished.exit_code))
+        is_killed = finished.exit_code is None
+        context.log(
+            program_killed=float(is_killed), program_failed=float(finished.exit_code not in (0, None))
+        )
         return finished
 
     def score(self, context: Context) -> float | Mapping[str, float] | None:
@@ -157,38 +160,46 @@ async def run_program(
     The group stays in this process's session. EpisodeError when the command cannot be started.
     """
     began = time.monotonic()
+    exit_code: int | None = None
+    async with _tail() as stdout, _tail() as stderr:
+        process = await _start(command, folder, environment, (stdout.write_end, stderr.write_end))
+        stdout.close_write_end()
+        stderr.close_write_end()
+        try:
+            async with asyncio.timeout(limit_s):
+                exit_code = await process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            _kill_group(process.pid)
+            await process.wait()
+        # One that has left the group may hold the pipes for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_AFTER_DEATH_S):
+                await stdout.ended.wait()
+                await stderr.ended.wait()
+    return Finished(
+        exit_code=exit_code, stdout=stdout.text, stderr=stderr.text, seconds=time.monotonic() - began
+    )
+
+
+async def _start(
+    command: Sequence[str], folder: str, environment: Mapping[str, str], outputs: tuple[int, int]
+) -> asyncio.subprocess.Process:
     program = shutil.which(command[0], path=environment.get("PATH")) or command[0]
     try:
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             program,
             *command[1:],
             cwd=folder,
             env=dict(environment),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=outputs[0],
+            stderr=outputs[1],
             process_group=0,
         )
     except OSError as error:
         raise EpisodeError(f"the program {list(command)} cannot be started in {folder}: {error}") from error
-    tails = bytearray(), bytearray()
-    streams = [s for s in (process.stdout, process.stderr) if s is not None]
-    readers = [asyncio.create_task(_keep_tail(s, tail)) for s, tail in zip(streams, tails, strict=True)]
-    exit_code: int | None = None
-    try:
-        async with asyncio.timeout(limit_s):
-            exit_code = await process.wait()
-    except TimeoutError:
-        pass
-    finally:
-        _kill_group(process.pid)
-        await process.wait()
-        # One that has left the group may hold the pipes for ever.
-        await asyncio.wait(readers, timeout=_AFTER_DEATH_S)
-        for reader in readers:
-            reader.cancel()
-    stdout, stderr = (tail.decode("utf-8", "replace") for tail in tails)
-    return Finished(exit_code=exit_code, stdout=stdout, stderr=stderr, seconds=time.monotonic() - began)
 
 
 async def call_program(program: Awaitable[Any], *, limit_s: float) -> Finished:
@@ -205,10 +216,48 @@ async def call_program(program: Awaitable[Any], *, limit_s: float) -> Finished:
     return Finished(exit_code=exit_code, stderr=told, seconds=time.monotonic() - began, value=value)
 
 
-async def _keep_tail(stream: asyncio.StreamReader, tail: bytearray) -> None:
-    while chunk := await stream.read(65_536):
-        tail += chunk
-        del tail[:-TAIL_BYTES]
+class _Tail(asyncio.Protocol):
+    """The end of what is written into a pipe.
+
+    A pipe of our own: asyncio has a process with pipes end only when all who hold them have.
+    """
+
+    def __init__(self, write_end: int) -> None:
+        self.write_end = write_end
+        self.ended = asyncio.Event()
+        self._kept = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio calls it."""
+        self._kept += data
+        del self._kept[:-TAIL_BYTES]
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        """As asyncio calls it."""
+        self.ended.set()
+
+    def close_write_end(self) -> None:
+        """Leave the pipe to those who have inherited it."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    @property
+    def text(self) -> str:
+        return self._kept.decode("utf-8", "replace")
+
+
+@contextlib.asynccontextmanager
+async def _tail() -> AsyncIterator[_Tail]:
+    read_end, write_end = os.pipe()
+    tail = _Tail(write_end)
+    source = os.fdopen(read_end, "rb", buffering=0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: tail, source)
+    try:
+        yield tail
+    finally:
+        tail.close_write_end()
+        transport.close()
 
 
 def _kill_group(group: int) -> None:
