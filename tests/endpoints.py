@@ -49,13 +49,18 @@ class TextEngine:
 
     def __init__(self, dialect: Dialect, write: Callable[[str], str], *, delay_s: float = 0.0) -> None:
         self.requests: list[GenerateRequest] = []
+        self.num_given_up = 0
         self.delay_s = delay_s
         self._dialect = dialect
         self._write = write
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         self.requests.append(request)
-        await asyncio.sleep(self.delay_s)
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.num_given_up += 1
+            raise
         chat = self._dialect.chat
         written = self._write(chat.text(request.prompt_token_ids))
         ids = (*chat._tokenizer.encode(written, add_special_tokens=False), chat.stop_token_ids[0])

@@ -392,13 +392,32 @@ def test_request_that_outlives_its_episode_is_given_up(qwen):
             with pytest.raises(openai.BadRequestError, match="episode_timeout"):
                 await ask(client, [user("q")])
         assert session.stop == "episode_timeout"
-        async with playing(qwen, engine) as (session, client):
-            late = asyncio.create_task(ask(client, [user("q")]))
-            while not engine.requests[1:]:
-                await asyncio.sleep(0.01)
-            await session.seal()
+        async with RolloutServer(qwen) as server:
+            async with server.episode(make_policy(engine, qwen)) as session:
+                client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key)
+                late = asyncio.create_task(ask(client, [user("q")]))
+                while not engine.requests[1:]:
+                    await asyncio.sleep(0.01)
             with pytest.raises(openai.NotFoundError, match="over"):
                 await late
+            await client.close()
+        assert engine.num_given_up == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("limits", "parameters", "stop"),
+    [({}, {}, "stop"), ({}, {"max_tokens": 3}, "stop"), ({"max_turn_tokens": 3}, {}, "length")],
+)
+def test_ending_tells_whether_a_limit_cut_the_last_answer(qwen, limits, parameters, stop):
+    async def main():
+        async with playing(qwen, TextEngine(qwen, lambda _: "a long answer indeed"), **limits) as (
+            session,
+            client,
+        ):
+            await ask(client, [user("q")], **parameters)
+        assert session.stop == stop
 
     asyncio.run(main())
 

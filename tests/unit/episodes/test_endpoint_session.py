@@ -9,6 +9,7 @@ from collections import Counter
 import aiohttp
 import pytest
 
+from rlhf.episodes.endpoint import RolloutServer
 from rlhf.episodes.endpoint_session import Session
 from rlhf.episodes.endpoint_wire import read_request
 from tests.endpoints import ADD, CALLS, TextEngine, make_dialect, make_policy
@@ -164,6 +165,67 @@ def test_history_that_ends_with_the_models_turn_has_it_speak_again(qwen):
     assert segment.reason == "start"
 
 
+def test_message_that_the_model_has_not_answered_is_not_a_place_to_go_on_from(qwen):
+    session, contexts = play(qwen, [[user("u0")], [user("u0"), user("u1")]])
+    assert [segment.reason for segment in session.finish()[0]] == ["start", "start"]
+    assert session.conversations == {"new": 2}
+    assert "a0" not in contexts[1]
+
+
+def test_roles_are_compared(qwen):
+    system = {"role": "system", "content": "s"}
+    session, _ = play(qwen, [[user("s"), user("u0")], [system, user("u0"), assistant("a0"), user("u1")]])
+    assert session.conversations == {"new": 1, "edited": 1}
+
+
+def test_equal_answers_are_each_gone_on_from_before_one_is_forked(qwen):
+    async def main():
+        session = make_session(qwen, TextEngine(qwen, lambda _: "a"))
+        for messages in ([user("u0")], [user("u0")]):
+            await ask(session, messages)
+        for text in ("u1", "u2", "u3"):
+            await ask(session, [user("u0"), assistant("a"), user(text)])
+        return session
+
+    session = asyncio.run(main())
+    assert session.conversations == {"new": 1, "fork": 2}
+    assert len(session.finish()[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("add", '{"a": 40, "b": 3}'), ("sub", '{"a": 40, "b": 2}'), ("add", "{")]
+)
+def test_edited_call_is_seen(qwen, name, arguments):
+    async def main():
+        session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
+        first = await ask(session, [user("u0")], tools=[ADD])
+        (call,) = first.message["tool_calls"]
+        edited = {**call, "function": {"name": name, "arguments": arguments}}
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "42"}
+        echoed = {"role": "assistant", "content": None, "tool_calls": [edited]}
+        await ask(session, [user("u0"), echoed, result], tools=[ADD])
+        return session
+
+    assert len(asyncio.run(main()).finish()[0]) == 2
+
+
+def test_results_of_other_calls_are_not_the_same(qwen):
+    async def main():
+        session = make_session(qwen, TextEngine(qwen, Numbering()))
+        call = {"id": "call1", "function": {"name": "add", "arguments": "{}"}}
+        history = [
+            user("u0"),
+            {"role": "assistant", "tool_calls": [call, {**call, "id": "call2"}]},
+            {"role": "tool", "tool_call_id": "call1", "content": "x"},
+        ]
+        await ask(session, history)
+        other = [*history[:2], {**history[2], "tool_call_id": "call2"}]
+        await ask(session, [*other, assistant("a0"), user("u1")])
+        return session
+
+    assert len(asyncio.run(main()).finish()[0]) == 2
+
+
 def test_calls_are_compared_by_value(qwen):
     async def main():
         session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
@@ -223,8 +285,6 @@ def test_retry_is_given_the_answer_there_is_or_will_be(qwen):
 
 
 def test_client_that_times_out_and_retries_is_sampled_for_once(qwen):
-    from rlhf.episodes.endpoint import RolloutServer
-
     async def main():
         engine = TextEngine(qwen, Numbering(), delay_s=0.6)
         async with (
@@ -244,8 +304,6 @@ def test_client_that_times_out_and_retries_is_sampled_for_once(qwen):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_answer_whose_client_has_gone_is_recorded_and_replayed(qwen, stream):
-    from rlhf.episodes.endpoint import RolloutServer
-
     async def main():
         engine = TextEngine(qwen, Numbering(), delay_s=0.3)
         asked = {"messages": [user("u0")], "stream": stream}
@@ -270,6 +328,26 @@ def test_answer_whose_client_has_gone_is_recorded_and_replayed(qwen, stream):
 
     segments, _, _ = asyncio.run(main()).finish()
     assert [segment.reason for segment in segments] == ["start", "fork"]
+
+
+def test_request_lost_while_it_is_sampled_is_waited_for_by_its_like(qwen):
+    async def main():
+        engine = TextEngine(qwen, Numbering(), delay_s=0.4)
+        asked = {"messages": [user("u0")]}
+        async with (
+            RolloutServer(qwen) as server,
+            server.episode(make_policy(engine, qwen)) as session,
+            aiohttp.ClientSession() as http,
+        ):
+            url = f"{session.base_url}/chat/completions"
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1), http.post(url, json=asked):
+                    pass
+            async with http.post(url, json=asked) as response:
+                assert "a0" in await response.text()
+        assert len(engine.requests) == 1
+
+    asyncio.run(main())
 
 
 def test_parallel_requests_of_one_episode_are_threads(qwen):
