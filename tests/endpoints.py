@@ -1,8 +1,10 @@
 """Engines and dialects for tests of the endpoint: real tokenizers and templates, answers by a script or by chance."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Any
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Dialect, Policy
+from rlhf.episodes.endpoint import RolloutServer
+from rlhf.episodes.endpoint_session import Session
+from rlhf.episodes.endpoint_wire import read_request
 from rlhf.episodes.parsing import parse, syntax_of
 from rlhf.episodes.render import Renderer
 from rlhf.interfaces import GenerateRequest
@@ -118,3 +123,68 @@ def timeless(record: Any) -> Any:
     """A record without the seconds that things took."""
     segments, turns, dropped = record
     return segments, tuple(replace(turn, seconds=0.0) for turn in turns), dropped
+
+
+@asynccontextmanager
+async def playing(dialect, engine, *, keep_alive_s=10.0, **limits):
+    """(session, asynchronous client) of one episode."""
+    from openai import AsyncOpenAI
+
+    async with (
+        RolloutServer(dialect, keep_alive_s=keep_alive_s) as server,
+        server.episode(make_policy(engine, dialect, **limits)) as session,
+        AsyncOpenAI(base_url=session.base_url, api_key=session.api_key) as client,
+    ):
+        yield session, client
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+async def ask(client, messages, **parameters):
+    return await client.chat.completions.create(model="any", messages=messages, **parameters)
+
+
+def echo(message):
+    """What most programs append: what came, without what was not set, and without thinking."""
+    plain = message.model_dump(exclude_none=True)
+    plain.pop("reasoning_content", None)
+    return plain
+
+
+def last_question(prompt):
+    return prompt.rsplit("user\n", 1)[1].split("<|im_end|>")[0]
+
+
+def make_session(dialect, engine, **limits):
+    policy = make_policy(engine, dialect, **limits)
+    return Session(dialect, policy, base_url="", api_key="key", model="m")
+
+
+def body(messages, **parameters):
+    return read_request(json.dumps({"messages": messages, **parameters}).encode())
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+class Numbering:
+    """Answers a0, a1, ... with thoughts."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, _):
+        self.count += 1
+        return f"<think>\nt{self.count - 1}\n</think>\n\na{self.count - 1}"
+
+
+async def ask_session(session, messages, *, is_retry=False, **parameters):
+    reply = session.ask(body(messages, **parameters), is_retry=is_retry)
+    reply.num_waiting += 1
+    answer = await reply.task
+    reply.num_waiting -= 1
+    reply.was_delivered = True
+    return answer

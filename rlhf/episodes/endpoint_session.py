@@ -17,7 +17,7 @@ from rlhf.episodes.endpoint_wire import (
     history_chain,
     message_key,
     next_digest,
-    read_messages,
+    read_message,
     written_message,
     written_usage,
 )
@@ -112,12 +112,13 @@ class Session:
             return known
         self.ignored.update(request.ignored)
         self._check()
+        chain = history_chain(request.messages)
         try:
-            conversation = self._conversation(request)
+            conversation = self._conversation(request, chain)
         except ModelError as error:
             raise RequestError(f"messages: {error}", param="messages") from error
         self._busy.add(conversation)
-        reply = Reply(asyncio.create_task(self._sample(conversation, request)))
+        reply = Reply(asyncio.create_task(self._sample(conversation, request, chain[-1])))
         reply.task.add_done_callback(self._judge)
         self._replies.setdefault(request.digest, []).append(reply)
         return reply
@@ -173,9 +174,9 @@ class Session:
         if self._stop is not None or self._is_sealed:
             raise self.refusal()
 
-    def _conversation(self, request: ChatRequest) -> Conversation:
+    def _conversation(self, request: ChatRequest, chain: Sequence[str]) -> Conversation:
         """The one to be answered now, which has been shown all messages of the request."""
-        chain, tools = history_chain(request.messages), canonical(request.tools)
+        tools = canonical(request.tools)
         place = self._longest(request, chain, tools)
         if place is None:
             conversation = self._begin(request, self._cause(request, chain, tools))
@@ -222,7 +223,7 @@ class Session:
         place = _Place(conversation, len(conversation.messages), tools, is_answer)
         self._places.setdefault(digest, []).append(place)
 
-    async def _sample(self, conversation: Conversation, request: ChatRequest) -> ChatAnswer:
+    async def _sample(self, conversation: Conversation, request: ChatRequest, history: str) -> ChatAnswer:
         try:
             answer = await conversation.answer(max_tokens=request.max_tokens)
         finally:
@@ -230,10 +231,9 @@ class Session:
         self._watch(answer, request)
         given = self._given(answer, request)
         # As it will come back: calls nobody could read are text, thinking is gone.
-        (message,) = read_messages([given.message])
+        message = read_message(given.message)
         self._answers.add(message_key(message))
-        history = next_digest(history_chain(request.messages)[-1], message)
-        self._note(history, conversation, canonical(request.tools), is_answer=True)
+        self._note(next_digest(history, message), conversation, canonical(request.tools), is_answer=True)
         return given
 
     def _watch(self, answer: Answer, request: ChatRequest) -> None:

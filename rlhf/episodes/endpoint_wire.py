@@ -162,7 +162,7 @@ def read_request(text: bytes) -> ChatRequest:
             )
     caps = [cap for cap in (body.max_tokens, body.max_completion_tokens) if cap is not None]
     return ChatRequest(
-        messages=read_messages(raw["messages"]),
+        messages=_messages(body.messages),
         tools=tuple(raw.get("tools") or ()),
         max_tokens=min(caps, default=None),
         is_streamed=bool(body.stream),
@@ -185,11 +185,16 @@ def _ignored(raw: Json) -> Iterator[str]:
             yield name
 
 
-def read_messages(raw: Sequence[Any]) -> tuple[Message, ...]:
+def read_message(raw: Json) -> Message:
+    """An answer as it will come back in a history."""
+    return _messages([_Message.model_validate(raw)])[0]
+
+
+def _messages(raw: Sequence[_Message]) -> tuple[Message, ...]:
     """Messages of a request; a tool message has the name of the tool that was called."""
     names: dict[str, str] = {}
     found = []
-    for message in map(_Message.model_validate, raw):
+    for message in raw:
         calls = tuple(map(_read_call, message.tool_calls or ()))
         names |= {call.id: call.name for call in calls}
         is_tool = message.role == "tool"

@@ -1,62 +1,32 @@
-"""Which conversation a request goes on with: extension, forks, rewrites, retries; 200 programs at random."""
+"""Which conversation a request goes on with: extension, forks, rewrites."""
 
 import asyncio
 import json
-import random
 import re
-from collections import Counter
 
-import aiohttp
 import pytest
 
-from rlhf.episodes.endpoint import RolloutServer
-from rlhf.episodes.endpoint_session import Session
-from rlhf.episodes.endpoint_wire import read_request
-from tests.endpoints import ADD, CALLS, TextEngine, make_dialect, make_policy
-
-openai = pytest.importorskip("openai")
+from rlhf.episodes.conversation import Conversation
+from rlhf.episodes.ledger import TokenLedger
+from rlhf.types import Message
+from tests.endpoints import (
+    ADD,
+    CALLS,
+    Numbering,
+    TextEngine,
+    ask_session,
+    assistant,
+    body,
+    make_dialect,
+    make_policy,
+    make_session,
+    user,
+)
 
 
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory):
     return make_dialect(tmp_path_factory.mktemp("qwen"), "qwen3")
-
-
-def make_session(dialect, engine, **limits):
-    policy = make_policy(engine, dialect, **limits)
-    return Session(dialect, policy, base_url="", api_key="key", model="m")
-
-
-def body(messages, **parameters):
-    return read_request(json.dumps({"messages": messages, **parameters}).encode())
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-class Numbering:
-    """Answers a0, a1, ... with thoughts."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, _):
-        self.count += 1
-        return f"<think>\nt{self.count - 1}\n</think>\n\na{self.count - 1}"
-
-
-async def ask(session, messages, *, is_retry=False, **parameters):
-    reply = session.ask(body(messages, **parameters), is_retry=is_retry)
-    reply.num_waiting += 1
-    answer = await reply.task
-    reply.num_waiting -= 1
-    reply.was_delivered = True
-    return answer
 
 
 def play(dialect, requests, **limits):
@@ -67,7 +37,7 @@ def play(dialect, requests, **limits):
         session = make_session(dialect, engine, **limits)
         for request in requests:
             tools = {"tools": request[1]} if isinstance(request, tuple) else {}
-            await ask(session, request[0] if isinstance(request, tuple) else request, **tools)
+            await ask_session(session, request[0] if isinstance(request, tuple) else request, **tools)
         return session, [dialect.chat.text(r.prompt_token_ids) for r in engine.requests]
 
     return asyncio.run(main())
@@ -172,6 +142,21 @@ def test_message_that_the_model_has_not_answered_is_not_a_place_to_go_on_from(qw
     assert "a0" not in contexts[1]
 
 
+def test_message_shown_and_never_answered_stays_in_the_conversation(qwen):
+    async def main():
+        ledger, engine = TokenLedger(), TextEngine(qwen, Numbering())
+        conversation = Conversation(qwen, make_policy(engine, qwen), ledger)
+        await conversation.sample(Message(role="user", content="u0"))
+        conversation.show([Message(role="user", content="u1")])
+        await conversation.sample(Message(role="user", content="u2"))
+        return ledger.finish(), qwen.chat.text(engine.requests[1].prompt_token_ids)
+
+    (segments, _, _), context = asyncio.run(main())
+    assert [segment.reason for segment in segments] == ["start", "rewrite"]
+    assert re.findall(r"\b[uat]\d\b", context) == ["u0", "a0", "u1", "u2"]
+    assert context.count("assistant\n") == 2
+
+
 def test_roles_are_compared(qwen):
     system = {"role": "system", "content": "s"}
     session, _ = play(qwen, [[user("s"), user("u0")], [system, user("u0"), assistant("a0"), user("u1")]])
@@ -182,9 +167,9 @@ def test_equal_answers_are_each_gone_on_from_before_one_is_forked(qwen):
     async def main():
         session = make_session(qwen, TextEngine(qwen, lambda _: "a"))
         for messages in ([user("u0")], [user("u0")]):
-            await ask(session, messages)
+            await ask_session(session, messages)
         for text in ("u1", "u2", "u3"):
-            await ask(session, [user("u0"), assistant("a"), user(text)])
+            await ask_session(session, [user("u0"), assistant("a"), user(text)])
         return session
 
     session = asyncio.run(main())
@@ -198,12 +183,12 @@ def test_equal_answers_are_each_gone_on_from_before_one_is_forked(qwen):
 def test_edited_call_is_seen(qwen, name, arguments):
     async def main():
         session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
-        first = await ask(session, [user("u0")], tools=[ADD])
+        first = await ask_session(session, [user("u0")], tools=[ADD])
         (call,) = first.message["tool_calls"]
         edited = {**call, "function": {"name": name, "arguments": arguments}}
         result = {"role": "tool", "tool_call_id": call["id"], "content": "42"}
         echoed = {"role": "assistant", "content": None, "tool_calls": [edited]}
-        await ask(session, [user("u0"), echoed, result], tools=[ADD])
+        await ask_session(session, [user("u0"), echoed, result], tools=[ADD])
         return session
 
     assert len(asyncio.run(main()).finish()[0]) == 2
@@ -218,9 +203,9 @@ def test_results_of_other_calls_are_not_the_same(qwen):
             {"role": "assistant", "tool_calls": [call, {**call, "id": "call2"}]},
             {"role": "tool", "tool_call_id": "call1", "content": "x"},
         ]
-        await ask(session, history)
+        await ask_session(session, history)
         other = [*history[:2], {**history[2], "tool_call_id": "call2"}]
-        await ask(session, [*other, assistant("a0"), user("u1")])
+        await ask_session(session, [*other, assistant("a0"), user("u1")])
         return session
 
     assert len(asyncio.run(main()).finish()[0]) == 2
@@ -229,13 +214,13 @@ def test_results_of_other_calls_are_not_the_same(qwen):
 def test_calls_are_compared_by_value(qwen):
     async def main():
         session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
-        first = await ask(session, [user("u0")], tools=[ADD])
+        first = await ask_session(session, [user("u0")], tools=[ADD])
         (call,) = first.message["tool_calls"]
         arguments = json.dumps(dict(reversed(json.loads(call["function"]["arguments"]).items())), indent=2)
         again = {**call, "function": {"name": "add", "arguments": arguments}}
         result = {"role": "tool", "tool_call_id": call["id"], "content": "42"}
         echoed = {"role": "assistant", "content": "", "tool_calls": [again]}
-        await ask(session, [user("u0"), echoed, result], tools=[dict(reversed(ADD.items()))])
+        await ask_session(session, [user("u0"), echoed, result], tools=[dict(reversed(ADD.items()))])
         return session
 
     assert len(asyncio.run(main()).finish()[0]) == 1
@@ -248,7 +233,7 @@ def test_call_that_nobody_could_read_is_text_to_the_client(qwen):
         session = make_session(qwen, TextEngine(qwen, lambda _: f"Well. {broken}"), max_parse_errors=2)
         history = [user("u0")]
         for turn in range(2):
-            answer = await ask(session, history, tools=[ADD])
+            answer = await ask_session(session, history, tools=[ADD])
             assert answer.finish_reason == "stop"
             assert answer.message["content"] == f"Well.\n{broken}"
             history += [answer.message, user(f"u{turn + 1}")]
@@ -263,176 +248,7 @@ def test_call_that_nobody_could_read_is_text_to_the_client(qwen):
 def test_tool_choice_none_gives_calls_as_text(qwen):
     async def main():
         session = make_session(qwen, TextEngine(qwen, lambda _: CALLS["hermes"]))
-        return await ask(session, [user("u0")], tools=[ADD], tool_choice="none")
+        return await ask_session(session, [user("u0")], tools=[ADD], tool_choice="none")
 
     answer = asyncio.run(main())
     assert answer.message == {"role": "assistant", "content": CALLS["hermes"]}
-
-
-def test_retry_is_given_the_answer_there_is_or_will_be(qwen):
-    async def main():
-        engine = TextEngine(qwen, Numbering(), delay_s=0.05)
-        session = make_session(qwen, engine)
-        first, early = await asyncio.gather(
-            ask(session, [user("u0")]), ask(session, [user("u0")], is_retry=True)
-        )
-        late = await ask(session, [user("u0")], is_retry=True)
-        assert first is early is late
-        assert (len(engine.requests), session.num_replays) == (1, 2)
-        assert len(session.finish()[1]) == 1
-
-    asyncio.run(main())
-
-
-def test_client_that_times_out_and_retries_is_sampled_for_once(qwen):
-    async def main():
-        engine = TextEngine(qwen, Numbering(), delay_s=0.6)
-        async with (
-            RolloutServer(qwen) as server,
-            server.episode(make_policy(engine, qwen)) as session,
-            openai.AsyncOpenAI(
-                base_url=session.base_url, api_key=session.api_key, timeout=0.25, max_retries=5
-            ) as client,
-        ):
-            answer = await client.chat.completions.create(model="m", messages=[user("u0")])
-        assert answer.choices[0].message.content == "a0"
-        assert len(engine.requests) == 1
-        assert session.num_replays >= 1
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_answer_whose_client_has_gone_is_recorded_and_replayed(qwen, stream):
-    async def main():
-        engine = TextEngine(qwen, Numbering(), delay_s=0.3)
-        asked = {"messages": [user("u0")], "stream": stream}
-        async with (
-            RolloutServer(qwen, keep_alive_s=0.02) as server,
-            server.episode(make_policy(engine, qwen)) as session,
-        ):
-            url = f"{session.base_url}/chat/completions"
-            async with aiohttp.ClientSession() as http:
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.1), http.post(url, json=asked) as response:
-                        await response.read()
-            await asyncio.sleep(0.3)
-            assert session.ledger.num_sampled > 0
-            async with aiohttp.ClientSession() as http, http.post(url, json=asked) as response:
-                assert "a0" in await response.text()
-            async with aiohttp.ClientSession() as http, http.post(url, json=asked) as response:
-                assert "a1" in await response.text()
-        assert len(engine.requests) == 2
-        assert session.num_replays == 1
-        return session
-
-    segments, _, _ = asyncio.run(main()).finish()
-    assert [segment.reason for segment in segments] == ["start", "fork"]
-
-
-def test_request_lost_while_it_is_sampled_is_waited_for_by_its_like(qwen):
-    async def main():
-        engine = TextEngine(qwen, Numbering(), delay_s=0.4)
-        asked = {"messages": [user("u0")]}
-        async with (
-            RolloutServer(qwen) as server,
-            server.episode(make_policy(engine, qwen)) as session,
-            aiohttp.ClientSession() as http,
-        ):
-            url = f"{session.base_url}/chat/completions"
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1), http.post(url, json=asked):
-                    pass
-            async with http.post(url, json=asked) as response:
-                assert "a0" in await response.text()
-        assert len(engine.requests) == 1
-
-    asyncio.run(main())
-
-
-def test_parallel_requests_of_one_episode_are_threads(qwen):
-    async def main():
-        engine = TextEngine(qwen, Numbering(), delay_s=0.01)
-        session = make_session(qwen, engine)
-        root = await ask(session, [user("u0")])
-        base = [user("u0"), root.message]
-        answers = await asyncio.gather(*(ask(session, [*base, user(f"u{i}")]) for i in range(1, 5)))
-        again = await asyncio.gather(*(ask(session, [*base, user("same")]) for _ in range(3)))
-        assert len({answer.id for answer in [*answers, *again]}) == 7
-        return session
-
-    session = asyncio.run(main())
-    segments, _, _ = session.finish()
-    assert Counter(segment.reason for segment in segments) == {"start": 1, "fork": 6}
-
-
-MARK = re.compile(r"\b[ua]\d+\b")
-
-
-class Program:
-    """One that extends, goes back, asks again, edits, changes tools, retries and loses answers, at random."""
-
-    def __init__(self, dialect, seed):
-        self.rng = random.Random(seed)
-        self.engine = TextEngine(dialect, Numbering(), delay_s=0.0)
-        self.dialect = dialect
-        self.session = make_session(dialect, self.engine, max_turns=10_000, max_tokens=10_000_000)
-        self.histories = [[]]
-        self.asked = []
-        self.num_users = 0
-        self.num_sampled = 0
-
-    def request(self):
-        rng = self.rng
-        history = list(rng.choice(self.histories))
-        if rng.random() < 0.3:
-            history = history[: rng.randrange(len(history) + 1)]
-        if rng.random() < 0.15 and history:
-            place = rng.randrange(len(history))
-            self.num_users += 1
-            history[place] = {**history[place], "content": f"u{self.num_users}"}
-        if rng.random() < 0.9 or not history:
-            self.num_users += 1
-            history.append(user(f"u{self.num_users}"))
-        return history, {"tools": [ADD]} if rng.random() < 0.1 else {}
-
-    async def one(self):
-        rng = self.rng
-        messages, parameters = self.request()
-        if self.asked and rng.random() < 0.25:
-            messages, parameters, _ = rng.choice(self.asked)
-            if rng.random() < 0.5:
-                answer = await ask(self.session, messages, is_retry=True, **parameters)
-                same = [known for m, p, known in self.asked if (m, p) == (messages, parameters)]
-                assert any(answer is known for known in same)
-                return
-        answer = await ask(self.session, messages, **parameters)
-        self.num_sampled += 1
-        self.asked.append((messages, parameters, answer))
-        self.histories.append([*messages, answer.message])
-
-    async def play(self):
-        for _ in range(6):
-            await asyncio.gather(*(self.one() for _ in range(self.rng.choice([1, 1, 2, 4]))))
-
-
-@pytest.mark.parametrize("history", ["append", "template"])
-def test_two_hundred_random_programs_keep_the_laws_and_see_what_they_sent(tmp_path, history):
-    dialect = make_dialect(tmp_path, "qwen3", history=history)
-    causes = Counter()
-    for seed in range(100):
-        program = Program(dialect, seed)
-        asyncio.run(program.play())
-        segments, turns, dropped = program.session.finish()
-        assert len(program.engine.requests) == program.num_sampled
-        assert dropped == ()
-        contexts = Counter(request.prompt_token_ids for request in program.engine.requests)
-        recorded = [t for t in turns if t.finish]
-        assert Counter(segments[t.segment].token_ids[: t.start] for t in recorded) == contexts
-        shown = Counter(tuple(MARK.findall(dialect.chat.text(context))) for context in contexts.elements())
-        sent = Counter(
-            tuple(MARK.findall(" ".join(m["content"] for m in asked))) for asked, _, _ in program.asked
-        )
-        assert shown == sent
-        causes += program.session.conversations
-    assert min(causes[name] for name in ("new", "fork", "edited", "tools")) > 10
