@@ -128,7 +128,7 @@ def test_stream_keeps_the_connection_alive_while_it_waits(qwen):
             body = {"messages": [user("x")], "stream": True}
             async with http.post(f"{session.base_url}/chat/completions", json=body) as response:
                 lines = (await response.text()).splitlines()
-        assert lines.count(": keep-alive") >= 3
+        assert lines.count(": keep-alive") >= 2
         assert lines[-2] == "data: [DONE]"
 
     asyncio.run(main())

@@ -155,12 +155,13 @@ def test_request_that_outlives_its_episode_is_given_up(qwen):
             async with server.episode(make_policy(engine, qwen)) as session:
                 client = openai.AsyncOpenAI(base_url=session.base_url, api_key=session.api_key)
                 late = asyncio.create_task(ask(client, [user("q")]))
-                while not engine.requests[1:]:
+                num_before = len(engine.requests)
+                while len(engine.requests) == num_before:
                     await asyncio.sleep(0.01)
             with pytest.raises(openai.NotFoundError, match="over"):
                 await late
             await client.close()
-        assert engine.num_given_up == 2
+        assert engine.num_given_up == len(engine.requests) > 0
 
     asyncio.run(main())
 
