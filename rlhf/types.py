@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
 CallError = Literal["invalid_json", "not_an_object", "unknown_tool", "invalid_arguments"]
+CallFailure = Literal[CallError, "raised", "timeout", "over_limit"]
 Status = Literal["ok", "truncated", "error"]
 StopReason = Literal[
     "stop",
@@ -65,6 +66,8 @@ class ToolCall:
     """The text that was sampled."""
     error: CallError | None = None
     """Why it is not executed."""
+    is_text: bool = False
+    """The arguments are texts as written, without a type (`qwen_xml`, `glm4`): the tool says what they mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ class Message:
     """Of a tool message: the tool."""
     is_error: bool = False
     """Of a tool message: the call failed, and the content says why."""
+    failure: CallFailure | None = None
+    """Of such a message: in what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +210,7 @@ class Turn:
     """How sampling ended; None for a message that nobody sampled."""
     context_digest: str = ""
     """Of the ids that the engine was asked with, `token_digest(token_ids[:start])`; empty if nobody sampled it."""
-    rewards: Mapping[str, float] = field(default_factory=dict)
+    reward: float = 0.0
     """What the environment gave for a sampled turn, beside its final score."""
     seconds: float = 0.0
     """What it took to sample it, or the tool or environment to answer."""
@@ -217,14 +222,16 @@ class Step:
 
     messages: tuple[Message, ...] = ()
     """Roles tool, user, system; one tool message for each call of the turn."""
-    reward: float | Mapping[str, float] = 0.0
-    """Of the turn just taken, in parts or as one number."""
+    reward: float = 0.0
+    """Of the turn just taken, beside the final score."""
     terminated: bool = False
     """The task is over, well or badly."""
     truncated: bool = False
     """The environment cut it short."""
     seconds: tuple[float, ...] = ()
     """What each message took; none: not told."""
+    is_invalid: bool = False
+    """The turn asked for something, and nothing of it could be done as it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,12 +268,17 @@ class Trajectory:
     """That it was sampled with: the one of the weight version at which its group was admitted."""
     reward: RewardResult | None = None
     dropped: tuple[Dropped, ...] = ()
+    seal: str = ""
+    """Of what the engine returned in all turns, dropped or not, made as it came: the number of tokens, a dash, a
+    digest. Shows whether a record that was saved, sent or changed is still whole (`episodes.ledger.check_record`)."""
     attempt: int = 0
     """Episodes of this sample that ended in an error before."""
     error: str = ""
     """What went wrong, for people; the status says whether it counts."""
     scalars: Mapping[str, float] = field(default_factory=dict)
-    """What the environment logged, and what the episode cost."""
+    """What the environment logged."""
+    is_episode: bool = False
+    """Played in an environment, rather than one question and one answer."""
 
     @property
     def status(self) -> Status:
@@ -302,6 +314,12 @@ class TrajectoryGroup:
         """The oldest weight version that sampled any token of the group."""
         versions = [t.oldest_version for t in self.trajectories if t.oldest_version != NOT_SAMPLED]
         return min(versions, default=NOT_SAMPLED)
+
+
+def message_of(raw: Mapping[str, Any]) -> Message:
+    """The message whose `dataclasses.asdict` was `raw`, through JSON, too."""
+    calls = tuple(ToolCall(**call) for call in raw.get("tool_calls", ()))
+    return Message(**{**raw, "tool_calls": calls})
 
 
 def token_digest(ids: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,8 @@ class Family:
     added: tuple[str, ...] = ()
     """Added tokens that are not special: they are kept when special ones are skipped."""
     bos: str | None = None
+    stops: tuple[str, ...] = ()
+    """Further tokens that end a turn, as generation_config.json has them."""
 
 
 _IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -54,6 +57,43 @@ FAMILIES = {
         bos="<｜begin▁of▁sentence｜>",
     ),
 }
+_SPECIAL = re.compile(
+    r"<\|\w+\|?>|<\w+\|>|<｜[^｜>]+｜>|<(?:start|end)_of_turn>|\[gMASK\]|<sop>|<\w+_TOKEN>", re.ASCII
+)
+_ADDED = re.compile(r"</?(?:think|tool_call|tool_response|arg_key|arg_value)>")
+_TURN_ENDS = {
+    "cohere": ("<|END_OF_TURN_TOKEN|>",),
+    "deepseek": ("<｜end▁of▁sentence｜>",),
+    "diffusion_gemma": ("<turn|>",),
+    "gemma": ("<end_of_turn>",),
+    "gemma4": ("<turn|>", "<|tool_response>"),
+    "glm4moe": ("<|endoftext|>", "<|user|>", "<|observation|>"),
+    "gptoss": ("<|return|>", "<|call|>"),
+    "lfm2": ("<|im_end|>",),
+    "llama3": ("<|eot_id|>", "<|eom_id|>"),
+    "muse_glimmer": ("<|eot|>", "<|eom|>"),
+    "nemotron": ("<|im_end|>",),
+    "phi3": ("<|end|>", "<|endoftext|>"),
+    "qwen": ("<|im_end|>", "<|endoftext|>"),
+}
+_IMAGES = ("idefics3", "llava_next", "smolvlm", "_vl")
+
+
+def text_templates() -> list[str]:
+    """The names of all templates of text models that the installed TRL ships as their makers wrote them."""
+    files = resources.files("trl").joinpath("chat_templates").iterdir()
+    names = sorted(file.name.removesuffix(".jinja") for file in files if file.name.endswith(".jinja"))
+    return [n for n in names if not n.endswith("_training") and not any(part in n for part in _IMAGES)]
+
+
+def family_of(template: str) -> Family:
+    """A family made from what a template's text shows: every token that it may write."""
+    text = template_text(template)
+    ends = next(_TURN_ENDS[name] for name in sorted(_TURN_ENDS, reverse=True) if template.startswith(name))
+    bos = "<bos>" if "bos_token" in text else None
+    special = dict.fromkeys([*ends, *filter(None, [bos]), "<pad>", *_SPECIAL.findall(text)])
+    added = dict.fromkeys(_ADDED.findall(text))
+    return Family(template, ends[0], tuple(special), tuple(added), bos=bos, stops=ends[1:])
 
 
 def template_text(name: str) -> str:
@@ -92,6 +132,6 @@ def save_tokenizer(folder: Path, family: Family) -> Path:
     tokenizer.chat_template = template_text(family.template)
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": tokenizer.convert_tokens_to_ids([family.end])})
+        json.dumps({"eos_token_id": tokenizer.convert_tokens_to_ids([family.end, *family.stops])})
     )
     return folder

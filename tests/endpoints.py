@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from rlhf.episodes.conversation import Dialect, Policy
 from rlhf.episodes.endpoint import RolloutServer
 from rlhf.episodes.endpoint_session import Session
 from rlhf.episodes.endpoint_wire import read_request
-from rlhf.episodes.parsing import parse, syntax_of
+from rlhf.episodes.ledger import TokenLedger
+from rlhf.episodes.parsing import parser_of, syntax_of
 from rlhf.episodes.render import Renderer
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion, Sampling, token_digest
@@ -45,8 +45,7 @@ CALLS = {
 
 def make_dialect(folder: Path, family: str, *, history: Any = "append") -> Dialect:
     chat = ChatRenderer(Renderer(model_folder=str(save_tokenizer(folder, FAMILIES[family]))))
-    syntax = syntax_of(chat.written_call(ADD))
-    return Dialect(chat=chat, parse=partial(parse, syntax=syntax), history=history)
+    return Dialect(chat=chat, parse=parser_of("auto", written=chat.written_call()), history=history)
 
 
 class TextEngine:
@@ -68,7 +67,7 @@ class TextEngine:
             raise
         chat = self._dialect.chat
         written = self._write(chat.text(request.prompt_token_ids))
-        ids = (*chat._tokenizer.encode(written, add_special_tokens=False), chat.stop_token_ids[0])
+        ids = (*chat.tokenizer.encode(written, add_special_tokens=False), chat.stop_token_ids[0])
         return [completed(ids, request)]
 
 
@@ -81,7 +80,7 @@ class ChanceEngine:
         self._thought = self._encode("<think>\nso be it\n</think>\n\n")
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._chat._tokenizer.encode(text, add_special_tokens=False))
+        return list(self._chat.tokenizer.encode(text, add_special_tokens=False))
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         rng = random.Random(f"{token_digest(request.prompt_token_ids)} {request.seeds}")
@@ -89,7 +88,7 @@ class ChanceEngine:
         stop = self._chat.stop_token_ids[0]
         ids = [
             token
-            for token in rng.choices(range(len(self._chat._tokenizer)), k=rng.randrange(24))
+            for token in rng.choices(range(len(self._chat.tokenizer)), k=rng.randrange(24))
             if token != stop
         ]
         if rng.random() < 0.5:
@@ -110,10 +109,12 @@ def completed(ids: tuple[int, ...], request: GenerateRequest) -> Completion:
     )
 
 
-def make_policy(engine: Any, dialect: Dialect, *, seed: int = 0, **limits: Any) -> Policy:
+def make_policy(
+    engine: Any, dialect: Dialect, *, seed: int = 0, max_turn_tokens: int = 512, **limits: Any
+) -> Policy:
     return Policy(
         engine=engine,
-        sampling=Sampling(max_tokens=512, stop_token_ids=dialect.chat.stop_token_ids),
+        sampling=Sampling(max_tokens=max_turn_tokens, stop_token_ids=dialect.chat.stop_token_ids),
         seed=seed,
         limits=EpisodeLimits(**limits),
     )
@@ -159,7 +160,7 @@ def last_question(prompt):
 
 def make_session(dialect, engine, **limits):
     policy = make_policy(engine, dialect, **limits)
-    return Session(dialect, policy, base_url="", api_key="key", model="m")
+    return Session(dialect, policy, TokenLedger(), base_url="", api_key="key")
 
 
 def body(messages, **parameters):

@@ -1,11 +1,12 @@
 """Conversations in tokens: a chat template extended by what is new alone, never applied again to what was sampled."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from rlhf.episodes.parsing import END_THINK, THINK
@@ -17,65 +18,105 @@ Schema = Mapping[str, Any]
 """A tool as chat templates know it: {"type": "function", "function": {name, description, parameters}}."""
 
 _SENTINEL = "sentinel0of0the0assistant"
-_QUESTION = Message(role="user", content="question")
-_ANSWER = Message(role="assistant", content=_SENTINEL, reasoning="thought")
+_THOUGHT = "sentinel0of0the0thoughts"
+_CALL = ToolCall(id="call00000", name="tool", arguments={"argument": _SENTINEL})
+QUESTION = Message(role="user", content="question")
+ANSWER = Message(role="assistant", content=_SENTINEL, reasoning=_THOUGHT)
+ASKING = replace(ANSWER, content="", tool_calls=(_CALL,))
+"""A turn with one call. Without content: some templates write it after the results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extension:
-    """Ids of messages after a sampled turn, and whether they have the model think at once."""
+class Rendered:
+    """Ids that end where the model's turn begins, and whether they have it think at once."""
 
     token_ids: tuple[int, ...]
     is_thinking: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Habits:
+    """What a template wants messages to be like."""
+
+    arguments_are_text: bool = False
+    """It adds a call's arguments to a string; others walk through an object."""
+    reasoning_key: str | None = None
+    """Where it looks for the thoughts; None: nowhere, so that they stand in the content."""
+    one_call_a_turn: bool = False
 
 
 class ChatRenderer:
     """Messages to ids: a whole conversation once (`start`), then only what comes after a sampled turn (`extend`).
 
     The delta is what the template writes after the end of an assistant's turn in a dialogue made up for the
-    purpose. Text of special or added tokens inside a message is encoded as plain text: no message can end itself
-    and begin another. ModelError for a template that cannot be extended (see `template_check`).
+    purpose. Text of special tokens inside a message is encoded as plain text: no message can end itself and begin
+    another. Not every template can be extended: `template_check` tells.
     """
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
-        self._tokenizer = renderer.tokenizer
-        self._added = _any_of(self._tokenizer.get_added_vocab())
-        self._arguments_are_text = False
-        self._arguments_are_text = self._wants_arguments_as_text()
+        self.tokenizer = renderer.tokenizer
+        self._habits = _Habits()
+        self._habits = self._find_habits()
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """Ids that end a turn."""
         return self._renderer.stop_token_ids
 
-    def start(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> tuple[int, ...]:
-        """Ids of a conversation, ready for the model's turn."""
-        safe, hidden = self._hide(self._renderer.with_system_prompt(messages))
-        return tuple(self._encode(self._render(safe, tools, is_open=True), hidden))
+    @cached_property
+    def structural_ids(self) -> Mapping[int, str]:
+        """Ids that must not come out of a message: special tokens, and added ones that the template writes.
 
-    def extend(
-        self, new: Sequence[Message], tools: Sequence[Schema] = (), *, is_closed: bool = True
-    ) -> "Extension":
-        """What follows a sampled turn, up to the model's next one.
-
-        `is_closed`: the turn ended with a stop token; otherwise the end marker comes first.
+        The others (runs of spaces, HTML tags of some families) are how the model knows ordinary text.
         """
-        safe, hidden = self._hide(new)
-        delta = self.delta(safe, tools)
-        ids = self._encode(self.end_of_turn + delta, hidden)
-        # Encoded with the marker in front: some tokenizers put a space before the first word of a text.
-        if ids[: len(self._end_ids)] != self._end_ids:
-            raise ModelError(f"the tokenizer joins {self.end_of_turn!r} with what follows it: {delta[:40]!r}")
-        rest = ids[len(self._end_ids) :] if is_closed else ids
-        return Extension(token_ids=tuple(rest), is_thinking=opens_thoughts(delta))
+        written = str(self._renderer.chat_template_text or self.tokenizer.chat_template)
+        return {
+            index: token.content
+            for index, token in self.tokenizer.added_tokens_decoder.items()
+            if token.content.strip() and (token.special or token.content in written)
+        }
+
+    def start(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> Rendered:
+        """A conversation, ready for the model's turn."""
+        hidden: dict[str, str] = {}
+        dialogue = self._safe(self._renderer.with_system_prompt(messages), hidden)
+        text = self._apply(dialogue, self._hide(list(tools), hidden), is_open=True)
+        return Rendered(token_ids=tuple(self._encode(text, hidden)), is_thinking=opens_thoughts(text))
+
+    def extend(self, new: Sequence[Message], tools: Sequence[Schema] = (), *, after: int) -> Rendered:
+        """What follows a sampled turn, up to the model's next one. `after`: the turn's last id.
+
+        Unless that is the one with which the template ends such a turn, the end comes first: the turn was cut, or
+        the model ended it in another way.
+        """
+        hidden: dict[str, str] = {}
+        end, text = self._delta(self._safe(new, hidden), tools, before=(QUESTION, _asking(new)))
+        end_id = self._stops[end]
+        # Encoded with the end in front: some tokenizers put a space before the first word of a text.
+        ids = self._encode(end + text, hidden)
+        if ids[:1] != [end_id]:
+            raise ModelError(f"the tokenizer joins {end!r} with what follows it: {text[:40]!r}")
+        return Rendered(
+            token_ids=tuple(ids[1:] if after == end_id else ids), is_thinking=opens_thoughts(text)
+        )
+
+    def turn(self, message: Message, tools: Sequence[Schema] = ()) -> tuple[int, ...]:
+        """An assistant's message as the model should sample it, the end of its turn included."""
+        before = self.rendered([QUESTION], tools, is_open=True)
+        text = self.rendered([QUESTION, message], tools)
+        closed = self.rendered([QUESTION], tools)
+        # What the opening says already (an open <think>) is not said again.
+        body = text[len(before) :] if text.startswith(before) else text[len(closed) :]
+        place, end = min((body.find(end), end) for end in self._stops if end in body)
+        return (*self._encode(body[:place], {}), self._stops[end])
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of a sampled turn, its end and all other special tokens by name."""
-        stops = set(self.stop_token_ids)
-        while ids and ids[-1] in stops:
-            ids = ids[:-1]
-        text: str = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        """Text of a sampled turn: its end left out, all other special tokens by name."""
+        end = len(ids)
+        while end and ids[end - 1] in self.stop_token_ids:
+            end -= 1
+        text: str = self.tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
         return text
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -84,98 +125,115 @@ class ChatRenderer:
 
     def delta(
         self, new: Sequence[Message], tools: Sequence[Schema] = (), *, before: Sequence[Message] = ()
-    ) -> str:
-        """The text that follows the end of a turn; `before` is the made-up dialogue, if not the usual one."""
-        dialogue = before or (_QUESTION, _asking(new))
-        text = self._render([*dialogue, *new], tools, is_open=True)
-        after = text[text.rindex(_SENTINEL) :]
-        place = after.find(self.end_of_turn)
-        if place < 0:
-            raise ModelError(
-                f"the chat template does not end every assistant's turn with {self.end_of_turn!r}, so that a "
-                "conversation cannot be extended. Give another template in model.chat_template."
-            )
-        return after[place + len(self.end_of_turn) :]
+    ) -> tuple[str, str]:
+        """(the token that ends the turn before, the text that follows it); `before`: another made-up dialogue."""
+        return self._delta(list(map(self._plain, new)), tools, before=before or (QUESTION, _asking(new)))
 
-    @cached_property
-    def end_of_turn(self) -> str:
-        """The token with which the template ends an assistant's turn."""
-        stops: list[str] = [self._tokenizer.decode([token]) for token in self.stop_token_ids]
-        text = self._render([_QUESTION, _ANSWER], (), is_open=False)
-        if text.count(_SENTINEL) != 1:
-            raise ModelError(
-                f"the chat template shows an assistant's answer {text.count(_SENTINEL)} times, expected once. "
-                "Give another template in model.chat_template."
-            )
-        after = text[text.index(_SENTINEL) :]
-        found = {after.find(stop): stop for stop in stops if stop in after}
-        if not found:
-            raise ModelError(
-                f"the chat template ends an assistant's turn with {after[len(_SENTINEL) :][:40]!r}, without any of "
-                f"the stop tokens {stops}: a model could not end its turn. Name the right one as the tokenizer's eos "
-                "token or in eos_token_id of generation_config.json."
-            )
-        return found[min(found)]
+    def rendered(
+        self, messages: Sequence[Message], tools: Sequence[Schema] = (), *, is_open: bool = False
+    ) -> str:
+        """The template's text of messages. ModelError when it refuses them."""
+        return self._apply(list(map(self._plain, messages)), list(tools), is_open=is_open)
 
     @cached_property
     def opening(self) -> str:
-        """What the template writes between a user's message and the model's turn."""
-        closed = self._render([_QUESTION], (), is_open=False)
-        text = self._render([_QUESTION], (), is_open=True)
-        if not text.startswith(closed) or text == closed:
+        """What the template writes for the model's turn to begin."""
+        closed, text = self.rendered([QUESTION]), self.rendered([QUESTION], is_open=True)
+        # Some write an end of text where the model is not asked.
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(closed, text, strict=False))
+        opening = text[len(list(same)) :]
+        if not opening:
             raise ModelError(
                 "the chat template does nothing with add_generation_prompt, so that the model could not tell its turn "
                 "from others. Give another template in model.chat_template."
             )
-        return text[len(closed) :]
+        return opening
 
     @cached_property
     def drops_thoughts(self) -> bool:
         """Whether the template leaves out what was thought before the last user's message."""
-        dialogue = [_QUESTION, _ANSWER, _QUESTION]
-        return (_ANSWER.reasoning or "") not in self._render(dialogue, (), is_open=False)
+        return _THOUGHT not in self.rendered([QUESTION, ANSWER, QUESTION])
 
-    def written_call(self, schema: Schema) -> str:
-        """How the template writes a call of one argument, up to the end of the turn: shows its syntax."""
-        name = schema["function"]["name"]
-        call = ToolCall(id="call00000", name=name, arguments={"argument": "value"})
-        asked = replace(_ANSWER, tool_calls=(call,))
-        text = self._render([_QUESTION, asked], [schema], is_open=False)
-        return text[text.rfind(_QUESTION.content) + len(_QUESTION.content) :]
+    def written_call(self, schema: Schema | None = None) -> str:
+        """How the template writes a call (of this tool): shows its syntax. Empty where it writes none."""
+        call = _CALL if schema is None else replace(_CALL, name=schema["function"]["name"])
+        try:
+            text = self.rendered([QUESTION, replace(ASKING, tool_calls=(call,))], [schema] if schema else [])
+        except ModelError:
+            return ""
+        return text[text.rfind(QUESTION.content) :] if _SENTINEL in text else ""
 
     @cached_property
-    def _end_ids(self) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(self.end_of_turn, add_special_tokens=False)
-        return ids
+    def _stops(self) -> Mapping[str, int]:
+        return {self.tokenizer.decode([token]): token for token in self.stop_token_ids}
 
-    def _wants_arguments_as_text(self) -> bool:
-        """Some templates add a call's arguments to a string, others walk through an object."""
-        probe = ToolCall(id="call00000", name="f", arguments={"argument": "value"})
-        dialogue = [_QUESTION, replace(_ANSWER, tool_calls=(probe,))]
-        try:
-            return "argument" not in self._render(dialogue, (), is_open=False)
-        except ModelError:
-            return True
+    @cached_property
+    def _structural(self) -> re.Pattern[str]:
+        longest_first = sorted(self.structural_ids.values(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Schema], *, is_open: bool) -> str:
+    def _delta(
+        self, new: Sequence[Any], tools: Sequence[Schema], *, before: Sequence[Message]
+    ) -> tuple[str, str]:
+        text = self._apply([*map(self._plain, before), *new], list(tools), is_open=True)
+        place = text.rfind(_SENTINEL)
+        if place < 0:
+            raise ModelError(
+                "the chat template does not write what the assistant said or called, so that what comes after it "
+                "cannot be told. Give another template in model.chat_template."
+            )
+        after = text[place + len(_SENTINEL) :]
+        found = {after.find(stop): stop for stop in self._stops if stop in after}
+        if not found:
+            raise ModelError(
+                f"the chat template goes on after an assistant's turn with {after[:60]!r}, without any of the stop "
+                f"tokens {list(self._stops)}: a model could not end its turn so. Name the right one as the "
+                "tokenizer's eos token or in eos_token_id of generation_config.json, or give another template in "
+                "model.chat_template."
+            )
+        first = min(found)
+        return found[first], after[first + len(found[first]) :]
+
+    def _find_habits(self) -> _Habits:
+        def shows(word: str, dialogue: Sequence[Message]) -> bool:
+            try:
+                return word in self.rendered(dialogue)
+            except ModelError:
+                return False
+
+        if not shows(_SENTINEL, [QUESTION, ASKING]):
+            self._habits = _Habits(arguments_are_text=True)
+        for key in ("reasoning_content", "thinking", "reasoning"):
+            self._habits = replace(self._habits, reasoning_key=key)
+            if shows(_THOUGHT, [QUESTION, ANSWER]) or shows(_THOUGHT, [QUESTION, ASKING]):
+                break
+        else:
+            self._habits = replace(self._habits, reasoning_key=None)
+        twice = replace(ASKING, tool_calls=(_CALL, replace(_CALL, id="call00001")))
+        one = shows(_SENTINEL, [QUESTION, ASKING]) and not shows(_SENTINEL, [QUESTION, twice])
+        return replace(self._habits, one_call_a_turn=one)
+
+    def _apply(self, messages: Sequence[Any], tools: Sequence[Schema], *, is_open: bool) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [self._plain(message) for message in messages],
-                tools=list(tools) or None,
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,
                 chat_template=self._renderer.chat_template_text,
                 add_generation_prompt=is_open,
                 tokenize=False,
             )
         except Exception as error:
             # Templates are programs; what they raise, jinja2 passes on.
-            roles = [message.role for message in messages]
+            roles = [message["role"] for message in messages]
             raise ModelError(f"the chat template refuses messages with roles {roles}: {error}") from error
         return text
 
     def _plain(self, message: Message) -> dict[str, Any]:
         plain: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.reasoning is not None:
-            plain["reasoning_content"] = message.reasoning
+        if message.reasoning is not None and self._habits.reasoning_key is not None:
+            plain[self._habits.reasoning_key] = message.reasoning
+        elif message.reasoning is not None:
+            plain["content"] = f"{THINK}\n{message.reasoning}\n{END_THINK}\n\n{message.content}"
         if message.tool_calls:
             plain["tool_calls"] = [self._plain_call(call) for call in message.tool_calls]
         if message.role == "tool":
@@ -184,56 +242,70 @@ class ChatRenderer:
 
     def _plain_call(self, call: ToolCall) -> dict[str, Any]:
         arguments: Any = dict(call.arguments or {})
-        if self._arguments_are_text:
+        if self._habits.arguments_are_text:
             arguments = json.dumps(arguments, ensure_ascii=False)
         return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
-    def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
-        """The messages with words in place of what reads like a token; the words' meanings."""
-        texts = [text for message in messages for text in (message.content, message.reasoning or "")]
-        if not any(self._added.search(text) for text in texts):
-            return list(messages), {}
-        nonce = hashlib.blake2b("\0".join(texts).encode("utf-8", "replace"), digest_size=8).hexdigest()
-        words: dict[str, str] = {}
+    def _safe(self, messages: Sequence[Message], hidden: dict[str, str]) -> list[Any]:
+        """The messages as the template wants them, with words in place of what reads like a token."""
+        told = _one_by_one(messages) if self._habits.one_call_a_turn else messages
+        return [self._hide(self._plain(message), hidden) for message in told]
 
-        def hide(text: str) -> str:
-            return self._added.sub(lambda m: words.setdefault(m[0], f"hidden{nonce}x{len(words)}x"), text)
-
-        found = [
-            replace(m, content=hide(m.content), reasoning=None if m.reasoning is None else hide(m.reasoning))
-            for m in messages
-        ]
-        return found, {word: text for text, word in words.items()}
+    def _hide(self, value: Any, hidden: dict[str, str]) -> Any:
+        if isinstance(value, str):
+            return self._structural.sub(lambda m: _word(m[0], hidden), value)
+        if isinstance(value, Mapping):
+            return {self._hide(key, hidden): self._hide(inner, hidden) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._hide(inner, hidden) for inner in value]
+        return value
 
     def _encode(self, text: str, hidden: Mapping[str, str]) -> list[int]:
-        if not hidden:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-            return ids
-        parts = re.split(f"({'|'.join(hidden)})", text)
-        return [token for part in parts if part for token in self._encode_part(part, hidden)]
+        """Ids of a text, what is hidden in it as plain text."""
+        meanings = {word: meaning for meaning, word in hidden.items()}
+        parts = re.split(f"({'|'.join(meanings)})", text) if meanings else [text]
+        return [token for part in parts if part for token in self._encode_part(part, meanings)]
 
-    def _encode_part(self, part: str, hidden: Mapping[str, str]) -> list[int]:
-        if part not in hidden:
-            return list(self._tokenizer.encode(part, add_special_tokens=False))
-        return self._renderer.encode_plain(hidden[part])
+    def _encode_part(self, part: str, meanings: Mapping[str, str]) -> list[int]:
+        if part in meanings:
+            return self._renderer.encode_plain(meanings[part])
+        # Half a surrogate pair, as JSON can spell it, has no UTF-8.
+        whole = part.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return list(self.tokenizer.encode(whole, add_special_tokens=False))
 
 
 def _asking(new: Sequence[Message]) -> Message:
-    """The made-up turn that `new` answers: with calls, where tools speak."""
-    calls = [
-        ToolCall(id=m.tool_call_id or "call00000", name=m.name or "tool", arguments={"argument": _SENTINEL})
-        for m in new
-        if m.role == "tool"
-    ]
+    """The made-up turn that `new` answers: with a call, where a tool speaks."""
     # One is enough for every template, and some refuse more.
-    return replace(_ANSWER, tool_calls=tuple(calls[:1]))
+    first = next((message for message in new if message.role == "tool"), None)
+    if first is None:
+        return ANSWER
+    call = replace(_CALL, id=first.tool_call_id or _CALL.id, name=first.name or _CALL.name)
+    return replace(ASKING, tool_calls=(call,))
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
+    """Turns of several calls as one turn for each, with its result after it."""
+    results = {m.tool_call_id: m for m in messages if m.role == "tool"}
+    told: set[str | None] = set()
+    for message in messages:
+        if len(message.tool_calls) > 1:
+            for place, call in enumerate(message.tool_calls):
+                # What was thought and said comes once.
+                first = message if place == 0 else replace(message, content="", reasoning=None)
+                yield replace(first, tool_calls=(call,))
+                if call.id in results:
+                    yield results[call.id]
+                    told.add(call.id)
+        elif message.role != "tool" or message.tool_call_id not in told:
+            yield message
+
+
+def _word(text: str, hidden: dict[str, str]) -> str:
+    """A word for a text, which no template changes and nobody can guess."""
+    return hidden.setdefault(text, f"hidden{secrets.token_hex(8)}")
 
 
 def opens_thoughts(text: str) -> bool:
     """Whether a prompt that ends so has the model think at once."""
-    return text.rfind(THINK) > text.rfind(END_THINK)
+    return text.rstrip().endswith(THINK)

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlhf.config.environment import EpisodeLimits
@@ -25,30 +26,32 @@ class Link(Protocol):
         """Keep the process as it is now. Returns again, in the kept one, with the names of phases that hung."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What an episode begins with."""
+
+    episode_id: str
+    prompt: Prompt
+    seed: int
+    limits: EpisodeLimits
+    scores_truncated: bool = True
+
+
 class EpisodeContext:
     """interfaces.Context, with what the episode's own machinery needs besides."""
 
-    def __init__(
-        self,
-        *,
-        episode_id: str,
-        prompt: Prompt,
-        seed: int,
-        limits: EpisodeLimits,
-        folder: str,
-        link: Link,
-    ) -> None:
-        self.episode_id = episode_id
-        self.prompt = prompt
-        self.rng = random.Random(seed)
-        self.limits = limits
+    def __init__(self, start: Start, *, folder: str, link: Link) -> None:
+        self.episode_id = start.episode_id
+        self.prompt = start.prompt
+        self.rng = random.Random(start.seed)
+        self.limits = start.limits
         self.folder = folder
         self.state: Any = None
         self.scalars: dict[str, float] = {}
         self._messages: list[Message] = []
         self._link = link
         self._phases = itertools.count()
-        self._ends = time.monotonic() + limits.episode_s
+        self._ends = time.monotonic() + start.limits.episode_s
 
     @property
     def messages(self) -> Sequence[Message]:

@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlhf.config.environment import EpisodeLimits
-from rlhf.episodes.chat import ChatRenderer, Schema, opens_thoughts
+from rlhf.episodes.chat import ChatRenderer, Rendered, Schema
+from rlhf.episodes.compaction import ASK, SHARE_LEFT_OUT, Compaction, with_summary, without_oldest
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.parsing import Parse
 from rlhf.errors import EpisodeError
-from rlhf.interfaces import GenerateRequest, RolloutEngine
+from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
 
 
 class EpisodeEnded(Exception):
     """A limit was reached: nothing more is sampled in this episode."""
 
-    def __init__(self, stop: StopReason) -> None:
+    def __init__(self, stop: StopReason, last: Message | None = None) -> None:
         super().__init__(stop)
         self.stop: StopReason = stop
+        self.last = last
+        """What was sampled last, if that was cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +33,16 @@ class Dialect:
     chat: ChatRenderer
     parse: Parse
     history: Literal["append", "template"] = "append"
+    compaction: Compaction = "none"
+    compaction_at: float = 0.8
+    """Share of limits.max_tokens at which a context is compacted."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Policy:
     """Where an episode's turns are sampled, with what, and what of its limits is used up."""
 
-    engine: RolloutEngine
+    engine: Sampler
     sampling: Sampling
     seed: int
     limits: EpisodeLimits
@@ -44,12 +50,12 @@ class Policy:
     num_calls: int = 0
     num_sampled: int = 0
 
-    async def sample(self, context: tuple[int, ...], max_tokens: int | None = None) -> Completion:
-        """The next turn, of `max_tokens` at most. EpisodeEnded when there is no room for one."""
+    async def sample(self, context: tuple[int, ...], *, max_tokens: int | None = None) -> Completion:
+        """The next turn. EpisodeEnded when there is no room for one."""
         room = self.room(len(context))
         request = GenerateRequest(
             prompt_token_ids=context,
-            sampling=replace(self.sampling, max_tokens=room if max_tokens is None else min(room, max_tokens)),
+            sampling=replace(self.sampling, max_tokens=min(room, max_tokens or room)),
             seeds=(turn_seed(self.seed, self.num_turns),),
         )
         self.num_turns += 1
@@ -67,7 +73,7 @@ class Policy:
             left = min(left, limits.max_sampled_tokens - self.num_sampled)
         if left <= 0:
             raise EpisodeEnded("max_tokens")
-        return min(left, limits.max_turn_tokens, self.sampling.max_tokens)
+        return min(left, self.sampling.max_tokens)
 
 
 def turn_seed(seed: int, turn: int) -> int:
@@ -90,14 +96,15 @@ class _Mark:
 
     segment: int
     num_ids: int
-    is_closed: bool
+    is_asked: bool
     is_thinking: bool
-    is_open: bool
-    """The ids end where the model's turn begins."""
 
 
 class Conversation:
-    """One thread of messages over one segment at a time. An episode has one, or more where it forks."""
+    """One thread of messages over one segment at a time. An episode has one, or more where it forks.
+
+    Messages become tokens when the model is asked: those shown since its last turn together, as the template wants.
+    """
 
     def __init__(
         self, dialect: Dialect, policy: Policy, ledger: TokenLedger, *, tools: Sequence[Schema] = ()
@@ -108,13 +115,19 @@ class Conversation:
         self.tools = tuple(tools)
         """Schemas that the template shows."""
         self.messages: list[Message] = []
-        """As the model was shown them, and what it answered."""
+        """What the model sees, and what it answered."""
+        self._num_written = 0
+        """Messages of these that have become tokens."""
+        self._seconds: list[float] = []
+        """What each of the others took."""
         self._segment: int | None = None
-        self._is_closed = True
+        self._reason: SegmentReason = "start"
+        """Of the segment that is opened next."""
+        self._is_asked = False
+        """The segment ends where the model's turn begins."""
         self._is_thinking = False
-        self._is_open = False
         self._marks: dict[int, _Mark] = {}
-        """By the number of messages."""
+        """By the number of messages: where turns of the model began and ended."""
         self._lock = asyncio.Lock()
 
     async def sample(self, *new: Message, max_tokens: int | None = None) -> Message:
@@ -122,118 +135,179 @@ class Conversation:
 
         An answer that was cut by a limit is recorded and ends the episode, too: nothing can be done with half a call.
         """
-        answer = await self.answer(*new, max_tokens=max_tokens)
-        if answer.completion.finish_reason == "length":
-            num_tokens = answer.num_context + len(answer.completion.token_ids)
-            raise EpisodeEnded("max_tokens" if num_tokens >= self._policy.limits.max_tokens else "length")
-        return answer.message
-
-    async def answer(self, *new: Message, max_tokens: int | None = None) -> Answer:
-        """As `sample`, but an answer that was cut is given like any other, and can be gone on from."""
         async with self._lock:
             self.show(new)
-            assert self._segment is not None
-            context = self._ledger.context(self._segment)
-            began = time.perf_counter()
-            completion = await self._policy.sample(context, max_tokens)
-            message = self._read(completion)
-            self._ledger.append(
-                self._segment,
-                completion,
-                seen=context,
-                message=message,
-                seconds=time.perf_counter() - began,
-            )
-            self._is_closed = completion.finish_reason == "stop"
-            self._is_open = False
-            self.messages.append(message)
-            self._mark()
-            return Answer(message=message, completion=completion, num_context=len(context))
+            await self._make_room()
+            answer = await self._ask(max_tokens)
+            if answer.completion.finish_reason != "stop":
+                full = self.num_context >= self._policy.limits.max_tokens
+                raise EpisodeEnded("max_tokens" if full else "length", answer.message)
+            return answer.message
+
+    async def answer(self, *, max_tokens: int | None = None) -> Answer:
+        """As `sample`, for whoever owns the history: never compacted, and an answer that was cut is one like others."""
+        async with self._lock:
+            return await self._ask(max_tokens)
+
+    def write(self) -> None:
+        """Make tokens of what was shown, up to the model's turn. EpisodeEnded where there is no room for one."""
+        if self._num_written < len(self.messages) or (self._segment is not None and not self._is_asked):
+            rendered, reason = self._next()
+            self._policy.room(self._length_with(rendered, reason))
+            self._write(rendered, reason)
+        if self._segment is None:
+            raise EpisodeError("an episode must begin with a message: reset returned none")
 
     def show(self, new: Sequence[Message], seconds: Sequence[float] = ()) -> None:
-        """Write messages down without asking for an answer."""
-        if not new:
-            if self._segment is None:
-                raise EpisodeError("an episode must begin with a message: reset returned none")
-            if not self._is_open:
-                self._extend((), ())
-            return
-        if self._segment is None:
-            self._open([*self.messages, *new], "start")
-        elif self._is_open:
-            # The model's turn has begun and cannot be unwritten.
-            self._open([*self.messages, *new], "rewrite")
-        elif self._dialect.history == "template" and self._would_drop(new):
-            self._open([*self.messages, *new], "template")
-        else:
-            self._extend(new, seconds)
+        """Messages that the model will see when it is asked next; `seconds` is what each took to make."""
         self.messages += new
-        self._mark()
+        self._seconds += seconds or [0.0] * len(new)
+
+    def settle(self) -> None:
+        """Write down what was shown and never answered, for the record; not what the context has no room for."""
+        if self._num_written < len(self.messages):
+            rendered, reason = self._next()
+            if self._length_with(rendered, reason) <= self._policy.limits.max_tokens:
+                self._write(rendered, reason)
 
     def rewrite(self, messages: Sequence[Message], reason: SegmentReason = "rewrite") -> None:
         """Go on from these messages instead: what was sampled stays a training row."""
-        self._open(messages, reason)
-        self.messages = list(messages)
+        self.messages, self._num_written = list(messages), 0
+        self._seconds = [0.0] * len(messages)
+        self._segment, self._reason, self._is_asked = None, reason, False
         self._marks.clear()
-        self._mark()
 
     def fork(self, num_messages: int | None = None) -> "Conversation":
         """Another conversation that begins with what this one has said, or with its first `num_messages`.
 
-        Those must end with an answer, or with what was answered next: only there the ids are known.
+        Those must end where a turn of the model began or ended: there the ids are known. EpisodeError otherwise.
         """
         other = Conversation(self._dialect, self._policy, self._ledger, tools=self.tools)
-        count = len(self.messages) if num_messages is None else num_messages
-        if count == 0:
+        if num_messages is not None:
+            other._begin_as(self, num_messages)
             return other
-        mark = self._marks.get(count)
-        if mark is None:
-            raise EpisodeError(
-                f"a conversation cannot be forked after message {count}: no turn begins or ends there"
-            )
-        other._segment = self._ledger.open(self._ledger.context(mark.segment)[: mark.num_ids], "fork")
-        other._is_closed, other._is_thinking, other._is_open = mark.is_closed, mark.is_thinking, mark.is_open
-        other.messages = self.messages[:count]
-        other._marks = {place: mark for place, mark in self._marks.items() if place <= count}
+        other.messages, other._num_written = list(self.messages), self._num_written
+        other._seconds, other._reason = list(self._seconds), self._reason
+        if self._segment is not None:
+            other._segment = self._ledger.open(self._ledger.context(self._segment), "fork")
+            other._is_asked, other._is_thinking = self._is_asked, self._is_thinking
+        other._marks = dict(self._marks)
         return other
 
     @property
     def num_context(self) -> int:
-        """Tokens that the model sees now."""
-        return 0 if self._segment is None else len(self._ledger.context(self._segment))
+        """Tokens of the context, as far as it is written."""
+        return 0 if self._segment is None else self._ledger.length(self._segment)
 
-    def _open(self, messages: Sequence[Message], reason: SegmentReason) -> None:
-        ids = self._dialect.chat.start(messages, self.tools)
-        self._segment = self._ledger.open(ids, reason)
-        self._is_closed = self._is_open = True
-        self._is_thinking = opens_thoughts(self._dialect.chat.opening)
+    def _begin_as(self, other: "Conversation", num_messages: int) -> None:
+        mark = other._marks.get(num_messages)
+        if mark is None:
+            raise EpisodeError(
+                f"no turn of the model begins or ends after message {num_messages} of a conversation"
+            )
+        self._segment = self._ledger.open(self._ledger.context(mark.segment)[: mark.num_ids], "fork")
+        self._is_asked, self._is_thinking = mark.is_asked, mark.is_thinking
+        self.messages, self._num_written = other.messages[:num_messages], num_messages
+        self._marks = {place: known for place, known in other._marks.items() if place <= num_messages}
 
-    def _extend(self, new: Sequence[Message], seconds: Sequence[float]) -> None:
+    async def _ask(self, max_tokens: int | None = None) -> Answer:
+        """The model's turn, recorded."""
+        self.write()
         assert self._segment is not None
-        added = self._dialect.chat.extend(new, self.tools, is_closed=self._is_closed)
-        self._ledger.observe(self._segment, added.token_ids, messages=new, seconds=seconds)
-        self._is_closed, self._is_thinking, self._is_open = True, added.is_thinking, True
+        context = self._ledger.context(self._segment)
+        began = time.perf_counter()
+        completion = await self._policy.sample(context, max_tokens=max_tokens)
+        message = self._read(completion)
+        seconds = time.perf_counter() - began
+        self._ledger.append(self._segment, completion, seen=context, message=message, seconds=seconds)
+        self._is_asked = False
+        # Others may have been shown meanwhile.
+        self.messages.insert(self._num_written, message)
+        self._num_written += 1
+        self._mark()
+        return Answer(message=message, completion=completion, num_context=len(context))
 
     def _mark(self) -> None:
         assert self._segment is not None
-        self._marks[len(self.messages)] = _Mark(
+        self._marks[self._num_written] = _Mark(
             segment=self._segment,
-            num_ids=len(self._ledger.context(self._segment)),
-            is_closed=self._is_closed,
+            num_ids=self.num_context,
+            is_asked=self._is_asked,
             is_thinking=self._is_thinking,
-            is_open=self._is_open,
         )
 
+    def _next(self) -> tuple[Rendered, SegmentReason | None]:
+        """What would be written now, and why in a new segment, if so."""
+        chat, new = self._dialect.chat, self.messages[self._num_written :]
+        if self._segment is None:
+            return chat.start(self.messages, self.tools), self._reason
+        if self._is_asked:
+            # Nothing can follow the opening of a turn that never came.
+            return chat.start(self.messages, self.tools), "rewrite"
+        if self._dialect.history == "template" and self._would_drop(new):
+            return chat.start(self.messages, self.tools), "template"
+        return chat.extend(new, self.tools, after=self._ledger.last_id(self._segment)), None
+
+    def _length_with(self, rendered: Rendered, reason: SegmentReason | None) -> int:
+        return len(rendered.token_ids) + (0 if reason else self.num_context)
+
+    def _write(self, rendered: Rendered, reason: SegmentReason | None) -> None:
+        new = self.messages[self._num_written :]
+        if reason is None:
+            assert self._segment is not None
+            self._ledger.observe(self._segment, rendered.token_ids, messages=new, seconds=self._seconds)
+        elif self._num_written == 0:
+            self._segment = self._ledger.open(rendered.token_ids, reason)
+        else:
+            self._segment = self._ledger.open((), reason)
+            self._ledger.observe(self._segment, rendered.token_ids, messages=new, seconds=self._seconds)
+        self._num_written, self._seconds = len(self.messages), []
+        self._is_asked, self._is_thinking = True, rendered.is_thinking
+        if new:
+            self._mark()
+
+    async def _make_room(self) -> None:
+        """Compact a context that has become too long, as the recipe says."""
+        how = self._dialect.compaction
+        if how == "none" or self._num_written in (0, len(self.messages)):
+            return
+        full = self._dialect.compaction_at * self._policy.limits.max_tokens
+        if self._length_with(*self._next()) < full:
+            return
+        if how == "summary" and (summary := await self._summary()) is not None:
+            self.rewrite(with_summary(self.messages, summary), "compaction")
+            return
+        for share in (SHARE_LEFT_OUT.get(how, 0.75), 1.0):
+            shorter = without_oldest(self.messages, share)
+            if shorter == self.messages:
+                return
+            self.rewrite(shorter, "compaction")
+            if self._length_with(*self._next()) < full:
+                return
+
+    async def _summary(self) -> str | None:
+        """The model's own, sampled at the end of the full context; None where there is no room for one."""
+        asked = len(self.messages)
+        self.show([ASK])
+        room = self._policy.limits.max_tokens - self._length_with(*self._next())
+        if room < self._policy.limits.max_tokens // 20:
+            del self.messages[asked:], self._seconds[-1:]
+            return None
+        summary = (await self._ask()).message.content
+        del self.messages[asked:]
+        return summary
+
     def _would_drop(self, new: Sequence[Message]) -> bool:
-        """Whether the template shows less of what was sampled once these messages have come."""
+        """Whether the template shows less of what was thought once these messages have come."""
         if not (self._dialect.chat.drops_thoughts and any(m.role == "user" for m in new)):
             return False
-        last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=0)
-        return any(m.reasoning for m in self.messages[last:])
+        known = self.messages[: self._num_written]
+        last = max((i for i, m in enumerate(known) if m.role == "user"), default=0)
+        return any(m.reasoning is not None for m in known[last:])
 
     def _read(self, completion: Completion) -> Message:
         text = self._dialect.chat.text(completion.token_ids)
-        message = self._dialect.parse(text, is_thinking=self._is_thinking)
+        message = self._dialect.parse(text, is_thinking=self._is_thinking, tools=self.tools)
         return replace(message, tool_calls=tuple(map(self._numbered, message.tool_calls)))
 
     def _numbered(self, call: ToolCall) -> ToolCall:

@@ -12,6 +12,7 @@ from aiohttp import web
 from rlhf.episodes.conversation import Dialect, EpisodeEnded, Policy
 from rlhf.episodes.endpoint_session import Reply, Session
 from rlhf.episodes.endpoint_wire import ChatAnswer, ChatRequest, RequestError, read_request
+from rlhf.episodes.ledger import TokenLedger
 from rlhf.errors import EpisodeError
 
 _MAX_BODY = 256 << 20
@@ -64,16 +65,22 @@ class RolloutServer:
         await self.close()
 
     @asynccontextmanager
-    async def episode(self, policy: Policy, *, name: str = "episode") -> AsyncIterator[Session]:
+    async def episode(
+        self, policy: Policy, *, ledger: TokenLedger | None = None, name: str = "episode"
+    ) -> AsyncIterator[Session]:
         """A session at an address of its own; afterwards nothing is answered there, and the record is complete.
 
-        It lasts for `policy.limits.episode_s` at most.
+        It lasts for `policy.limits.episode_s` at most. `ledger`: one that was begun, if not a new one.
         """
         if self._runner is None:
             raise EpisodeError("the endpoint is not started: enter it, or await start(), before an episode")
         key = f"{name}-{secrets.token_hex(12)}"
         session = Session(
-            self._dialect, policy, base_url=f"{self.url}/e/{key}/v1", api_key=key, model=self._model
+            self._dialect,
+            policy,
+            ledger or TokenLedger(),
+            base_url=f"{self.url}/e/{key}/v1",
+            api_key=key,
         )
         timer = asyncio.get_running_loop().call_later(policy.limits.episode_s, session.expire)
         self._sessions[key] = session

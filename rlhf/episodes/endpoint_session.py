@@ -17,7 +17,7 @@ from rlhf.episodes.endpoint_wire import (
     history_chain,
     message_key,
     next_digest,
-    read_message,
+    read_messages,
     written_message,
     written_usage,
 )
@@ -66,11 +66,13 @@ class Session:
     not send it back.
     """
 
-    def __init__(self, dialect: Dialect, policy: Policy, *, base_url: str, api_key: str, model: str) -> None:
+    def __init__(
+        self, dialect: Dialect, policy: Policy, ledger: TokenLedger, *, base_url: str, api_key: str
+    ) -> None:
         self.base_url = base_url
         """What the program takes for OpenAI's API."""
         self.api_key = api_key
-        self.ledger = TokenLedger()
+        self.ledger = ledger
         self.ignored: Counter[str] = Counter()
         """Requests by each parameter that was not obeyed."""
         self.conversations: Counter[str] = Counter()
@@ -84,7 +86,6 @@ class Session:
         """Set when nothing more is sampled."""
         self._dialect = dialect
         self._policy = policy
-        self._model = model
         self._stop: StopReason | None = None
         self._was_cut = False
         self._num_unread = 0
@@ -117,6 +118,9 @@ class Session:
             conversation = self._conversation(request, chain)
         except ModelError as error:
             raise RequestError(f"messages: {error}", param="messages") from error
+        except EpisodeEnded as ended:
+            self.end(ended.stop)
+            raise self.refusal() from ended
         self._busy.add(conversation)
         reply = Reply(asyncio.create_task(self._sample(conversation, request, chain[-1])))
         reply.task.add_done_callback(self._judge)
@@ -186,6 +190,7 @@ class Session:
                 self.conversations["fork"] += 1
                 conversation = conversation.fork(place.num_messages)
             conversation.show(request.messages[place.num_messages :])
+        conversation.write()
         self._note(chain[-1], conversation, tools)
         return conversation
 
@@ -231,7 +236,7 @@ class Session:
         self._watch(answer, request)
         given = self._given(answer, request)
         # As it will come back: calls nobody could read are text, thinking is gone.
-        message = read_message(given.message)
+        (message,) = read_messages([given.message])
         self._answers.add(message_key(message))
         self._note(next_digest(history, message), conversation, canonical(request.tools), is_answer=True)
         return given
@@ -246,7 +251,7 @@ class Session:
 
     def _given(self, answer: Answer, request: ChatRequest) -> ChatAnswer:
         completion = answer.completion
-        message = written_message(answer.message, reads_calls=request.reads_calls)
+        message = written_message(answer.message, request)
         is_cut, has_calls = completion.finish_reason == "length", "tool_calls" in message
         self.num_answers += 1
         return ChatAnswer(
@@ -255,7 +260,7 @@ class Session:
             usage=written_usage(answer.num_context, completion),
             tokens=self._tokens(completion) if request.wants_logprobs else [],
             id=f"chatcmpl-{self.api_key}-{self.num_answers}",
-            model=self._model,
+            model=request.model,
             created=int(time.time()),
         )
 

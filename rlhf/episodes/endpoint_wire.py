@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from rlhf.episodes.chat import Schema
+from rlhf.episodes.tool_arguments import SchemaArguments
 from rlhf.types import Completion, Message, ToolCall
 
 Json = dict[str, Any]
@@ -99,6 +100,7 @@ class _Tool(_Wire):
     class Described(_Wire):
         model_config = ConfigDict(extra="allow")
         name: str
+        parameters: dict[str, Any] | None = None
 
     model_config = ConfigDict(extra="allow")
     type: Literal["function"]
@@ -127,6 +129,7 @@ class _Body(BaseModel):
 class ChatRequest:
     """What a client asks for, as far as it is obeyed."""
 
+    model: str
     messages: tuple[Message, ...]
     tools: tuple[Schema, ...]
     max_tokens: int | None
@@ -162,6 +165,7 @@ def read_request(text: bytes) -> ChatRequest:
             )
     caps = [cap for cap in (body.max_tokens, body.max_completion_tokens) if cap is not None]
     return ChatRequest(
+        model=body.model,
         messages=_messages(body.messages),
         tools=tuple(raw.get("tools") or ()),
         max_tokens=min(caps, default=None),
@@ -185,13 +189,12 @@ def _ignored(raw: Json) -> Iterator[str]:
             yield name
 
 
-def read_message(raw: Json) -> Message:
-    """An answer as it will come back in a history."""
-    return _messages([_Message.model_validate(raw)])[0]
+def read_messages(raw: Sequence[Any]) -> tuple[Message, ...]:
+    """Messages as OpenAI's API writes them; a tool message has the name of the tool that was called."""
+    return _messages([_Message.model_validate(message) for message in raw])
 
 
 def _messages(raw: Sequence[_Message]) -> tuple[Message, ...]:
-    """Messages of a request; a tool message has the name of the tool that was called."""
     names: dict[str, str] = {}
     found = []
     for message in raw:
@@ -307,27 +310,34 @@ class ChatAnswer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def written_message(message: Message, *, reads_calls: bool) -> Json:
+def written_message(message: Message, request: ChatRequest) -> Json:
     """A sampled turn as a client sees it. A call that nobody could read is given as the text it is."""
-    calls = [call for call in message.tool_calls if reads_calls and call.name and call.arguments is not None]
+    calls = [
+        call
+        for call in message.tool_calls
+        if request.reads_calls and call.name and call.arguments is not None
+    ]
     unread = [call.raw for call in message.tool_calls if call not in calls]
     content = "\n".join(part for part in [message.content, *unread] if part)
     written: Json = {"role": "assistant", "content": content or (None if calls else "")}
     if message.reasoning is not None:
         written["reasoning_content"] = message.reasoning
     if calls:
-        written["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {
-                    "name": call.name,
-                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
-                },
-            }
-            for call in calls
-        ]
+        written["tool_calls"] = [_written_call(call, request.tools) for call in calls]
     return written
+
+
+def _written_call(call: ToolCall, tools: Sequence[Schema]) -> Json:
+    arguments: Mapping[str, Any] = call.arguments or {}
+    if call.is_text:
+        functions = (tool["function"] for tool in tools)
+        schema = next((f.get("parameters") for f in functions if f["name"] == call.name), None)
+        arguments = SchemaArguments(schema or {})(arguments, is_text=True).values
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+    }
 
 
 def written_usage(num_context: int, completion: Completion) -> Json:

@@ -1,7 +1,11 @@
 """The token ledger: one episode's tokens, written down as they are made and never re-tokenised."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +19,51 @@ from rlhf.types import (
     SegmentReason,
     Trajectory,
     Turn,
-    token_digest,
 )
 
 _NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
+
+
+class _RunningDigest:
+    """`rlhf.types.token_digest` of ids that become more."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.length = 0
+
+    def add(self, ids: Sequence[int]) -> None:
+        self._hash.update(array("q", ids).tobytes())
+        self.length += len(ids)
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
+
+
+class _RunningSeal:
+    """`Trajectory.seal` of what an engine returned so far."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.num_tokens = 0
+
+    def add(self, context: str, part: Completion) -> None:
+        """What was returned for the ids whose digest is `context`."""
+        if not part.token_ids:
+            return
+        self._hash.update(f"{context} {part.finish_reason}".encode())
+        self._hash.update(array("q", part.token_ids).tobytes())
+        self._hash.update(array("q", part.versions).tobytes())
+        self._hash.update(array("d", part.logprobs).tobytes())
+        for ids in part.kept or ():
+            self._hash.update(array("q", [len(ids), *ids]).tobytes())
+        self.num_tokens += len(part.token_ids)
+
+    def close(self, segments: Iterable["_RunningDigest"], dropped: Sequence[Dropped]) -> str:
+        """With all of the segments' ids, seen or not, and what was dropped."""
+        listed = json.dumps([*map(str, segments), *((part.num_tokens, part.reason) for part in dropped)])
+        whole = self._hash.copy()
+        whole.update(listed.encode())
+        return f"{self.num_tokens + sum(part.num_tokens for part in dropped)}-{whole.hexdigest()}"
 
 
 class _OpenSegment:
@@ -32,11 +77,13 @@ class _OpenSegment:
         self.versions: list[int] = []
         self.kept: list[NDArray[np.int32]] = []
         self.routing: list[NDArray[np.int16]] = []
+        self.digest = _RunningDigest()
         self.records: tuple[bool, bool] | None = None
         """Whether the engine reports (routing, kept sets); None before it has said."""
 
     def given(self, ids: Sequence[int]) -> None:
         self.token_ids += ids
+        self.digest.add(ids)
         self.loss_mask += [False] * len(ids)
         self.logprobs += [0.0] * len(ids)
         self.versions += [NOT_SAMPLED] * len(ids)
@@ -50,6 +97,7 @@ class _OpenSegment:
             )
         self.records = records
         self.token_ids += completion.token_ids
+        self.digest.add(completion.token_ids)
         self.loss_mask += [True] * len(completion.token_ids)
         self.logprobs += completion.logprobs
         self.versions += completion.versions
@@ -94,12 +142,19 @@ class TokenLedger:
     and trained where it was sampled. Several may grow at a time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dropped: Sequence[Dropped] = ()) -> None:
+        """`dropped`: what earlier attempts at the episode sampled."""
         self._segments: list[_OpenSegment] = []
         self._turns: list[Turn] = []
-        self._dropped: list[Dropped] = []
+        self._dropped = list(dropped)
+        self._seal = _RunningSeal()
         self.num_sampled = 0
-        """Tokens that the engine returned."""
+        """Tokens that the engine returned since the ledger was made."""
+
+    @property
+    def seal(self) -> str:
+        """`Trajectory.seal` of everything the engine returned so far."""
+        return self._seal.close([self._segments[i].digest for i in self._kept()], self._dropped)
 
     def open(self, ids: Sequence[int], reason: SegmentReason = "start") -> int:
         """Begin a segment with ids that nobody samples now; its place."""
@@ -111,6 +166,14 @@ class TokenLedger:
         """The ids to ask the engine with."""
         return tuple(self._segments[segment].token_ids)
 
+    def length(self, segment: int) -> int:
+        """Number of ids in a segment."""
+        return len(self._segments[segment].token_ids)
+
+    def last_id(self, segment: int) -> int:
+        """The last id of a segment."""
+        return self._segments[segment].token_ids[-1]
+
     def append(
         self,
         segment: int,
@@ -121,15 +184,18 @@ class TokenLedger:
         seconds: float = 0.0,
     ) -> None:
         """Add what the engine returned for a request whose ids were `seen`; `message` is its readable form."""
-        if tuple(seen) != self.context(segment):
+        grown = self._segments[segment]
+        if list(seen) != grown.token_ids:
             raise ValueError(
-                f"ledger: the engine saw {len(seen)} ids that are not the {len(self.context(segment))} written "
+                f"ledger: the engine saw {len(seen)} ids that are not the {len(grown.token_ids)} written "
                 "down; a context must be extended here before it is sampled from"
             )
-        self._segments[segment].sampled(completion)
+        context = str(grown.digest)
+        grown.sampled(completion)
+        self._seal.add(context, completion)
         self.num_sampled += len(completion.token_ids)
         turn = self._turn(segment, message, start=len(seen), seconds=seconds)
-        self._turns.append(replace(turn, finish=completion.finish_reason, context_digest=token_digest(seen)))
+        self._turns.append(replace(turn, finish=completion.finish_reason, context_digest=context))
 
     def observe(
         self, segment: int, ids: Sequence[int], *, messages: Sequence[Message], seconds: Sequence[float] = ()
@@ -138,18 +204,17 @@ class TokenLedger:
 
         They stand at the first of them: where one ends and the next begins is the template's affair.
         """
-        start = len(self.context(segment))
+        start = self.length(segment)
         self._segments[segment].given(ids)
         for message, taken in zip(messages, seconds or [0.0] * len(messages), strict=True):
             self._turns.append(self._turn(segment, message, start=start, seconds=taken))
-            start = len(self.context(segment))
+            start = self.length(segment)
 
-    def reward(self, rewards: Mapping[str, float]) -> None:
-        """Add to the rewards of the turn that was sampled last."""
+    def reward(self, value: float) -> None:
+        """Add to the reward of the turn that was sampled last."""
         place = next(i for i in reversed(range(len(self._turns))) if self._turns[i].finish is not None)
-        known = self._turns[place].rewards
-        added = {name: known.get(name, 0.0) + value for name, value in rewards.items()}
-        self._turns[place] = replace(self._turns[place], rewards={**known, **added})
+        turn = self._turns[place]
+        self._turns[place] = replace(turn, reward=turn.reward + value)
 
     def drop(self, completion: Completion, reason: str) -> None:
         """List a completion that will not be trained on (its episode went on from an earlier context)."""
@@ -159,51 +224,85 @@ class TokenLedger:
     def finish(self) -> tuple[tuple[Segment, ...], tuple[Turn, ...], tuple[Dropped, ...]]:
         """The segments, the turns in them, and what was dropped. Raises ValueError when a law is broken.
 
-        Segments without a sampled token are left out, save the only one: there is nothing to train in them.
+        Segments without a sampled token are left out, save a first one: there is nothing to train in them.
         """
-        segments = [segment.close() for segment in self._segments]
-        kept = [i for i, segment in enumerate(segments) if segment.num_sampled or len(segments) == 1]
-        place = {old: new for new, old in enumerate(kept)}
+        place = {old: new for new, old in enumerate(self._kept())}
         turns = [replace(t, segment=place[t.segment]) for t in self._turns if t.segment in place]
-        found = tuple(segments[i] for i in kept), tuple(turns), tuple(self._dropped)
-        check_laws(*found, num_sampled=self.num_sampled)
+        found = tuple(self._segments[i].close() for i in place), tuple(turns), tuple(self._dropped)
+        check_laws(*found, seal=self.seal)
         return found
 
+    def _kept(self) -> list[int]:
+        """The segments of the record."""
+        sampled = [i for i, segment in enumerate(self._segments) if any(segment.loss_mask)]
+        return sampled or [0] * bool(self._segments)
+
     def _turn(self, segment: int, message: Message, *, start: int, seconds: float) -> Turn:
-        stop = len(self._segments[segment].token_ids)
-        return Turn(message=message, segment=segment, start=start, stop=stop, seconds=seconds)
+        return Turn(message=message, segment=segment, start=start, stop=self.length(segment), seconds=seconds)
 
 
 def check_laws(
-    segments: Sequence[Segment], turns: Sequence[Turn], dropped: Sequence[Dropped], *, num_sampled: int
+    segments: Sequence[Segment], turns: Sequence[Turn], dropped: Sequence[Dropped], *, seal: str
 ) -> None:
-    """Raise ValueError when a record is not what the engine saw and returned.
-
-    `num_sampled` is the count of tokens that the engine returned, kept apart from the record.
-    """
+    """Raise ValueError when a record is not what the engine saw and returned, as its seal has it."""
+    sampled = [turn for turn in turns if turn.finish is not None and turn.start < turn.stop]
+    _check_masks(segments, sampled)
     num_kept = sum(segment.num_sampled for segment in segments)
     num_dropped = sum(part.num_tokens for part in dropped)
-    if num_kept + num_dropped != num_sampled:
+    if str(num_kept + num_dropped) != seal.partition("-")[0]:
         raise ValueError(
-            f"ledger: {num_sampled} tokens were sampled, but {num_kept} written and {num_dropped} dropped"
+            f"ledger: the seal {seal!r} begins with the number of tokens that were sampled, but {num_kept} are "
+            f"written and {num_dropped} dropped"
         )
-    masks = [[False] * len(segment.token_ids) for segment in segments]
-    for turn in turns:
-        ids = segments[turn.segment].token_ids
-        if turn.finish is None:
-            continue
-        if token_digest(ids[: turn.start]) != turn.context_digest:
+    digests = [_RunningDigest() for _ in segments]
+    found = _RunningSeal()
+    for turn in sampled:
+        segment, digest = segments[turn.segment], digests[turn.segment]
+        digest.add(segment.token_ids[digest.length : turn.start])
+        if str(digest) != turn.context_digest:
             raise ValueError(
-                f"ledger: the {turn.start} ids before a turn are not those that the engine was asked with"
+                f"ledger: the {turn.start} ids before a turn of segment {turn.segment} are not those that the "
+                "engine was asked with"
             )
-        masks[turn.segment][turn.start : turn.stop] = [True] * (turn.stop - turn.start)
-    if any(tuple(mask) != s.loss_mask for mask, s in zip(masks, segments, strict=True)):
+        found.add(turn.context_digest, _returned(segment, turn))
+    for segment, digest in zip(segments, digests, strict=True):
+        digest.add(segment.token_ids[digest.length :])
+    if found.close(digests, dropped) != seal:
         raise ValueError(
-            "ledger: the loss mask and the sampled turns disagree about which tokens were sampled"
+            "ledger: ids, log-probabilities, versions or kept sets of the record, or the order of its turns, are "
+            "not those that the engine returned"
         )
 
 
 def check_record(trajectory: Trajectory) -> None:
     """The laws on a whole record, however it was made or loaded. Raises ValueError."""
-    num_sampled = trajectory.num_sampled + sum(part.num_tokens for part in trajectory.dropped)
-    check_laws(trajectory.segments, trajectory.turns, trajectory.dropped, num_sampled=num_sampled)
+    check_laws(trajectory.segments, trajectory.turns, trajectory.dropped, seal=trajectory.seal)
+
+
+def _check_masks(segments: Sequence[Segment], sampled: Sequence[Turn]) -> None:
+    """Each token that the mask shows as sampled belongs to one turn, and the other way round."""
+    for place, segment in enumerate(segments):
+        mask = [False] * len(segment.token_ids)
+        mine = [turn for turn in sampled if turn.segment == place]
+        for turn in mine:
+            mask[turn.start : turn.stop] = [True] * (turn.stop - turn.start)
+        if tuple(mask) != segment.loss_mask:
+            raise ValueError(
+                f"ledger: the loss mask of segment {place} and its turns disagree about which tokens were sampled"
+            )
+        if any(turn.stop > after.start for turn, after in pairwise(mine)):
+            raise ValueError(f"ledger: turns of segment {place} overlap, or are not in order")
+    if any(turn.segment >= len(segments) for turn in sampled):
+        raise ValueError(f"ledger: a turn lies in a segment beyond the {len(segments)} there are")
+
+
+def _returned(segment: Segment, turn: Turn) -> Completion:
+    """What the engine returned in a turn, as the record has it."""
+    part = slice(turn.start, turn.stop)
+    return Completion(
+        token_ids=segment.token_ids[part],
+        logprobs=segment.rollout_logprobs[part],
+        versions=segment.versions[part],
+        finish_reason=turn.finish or "stop",
+        kept=None if segment.kept is None else segment.kept[part],
+    )

@@ -1,206 +1,130 @@
 """From a sampled turn's text to thinking, content and tool calls. Nothing that a model can write raises here."""
 
-import json
-import re
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
+from rlhf.engines.vllm_parsers import VllmCalls
+from rlhf.episodes.call_syntax import OPENERS, READERS, SYNTAXES, Found, Syntax, load_object
 from rlhf.errors import ConfigError
-from rlhf.types import CallError, Message, ToolCall
+from rlhf.types import Message, ToolCall
 
-Syntax = Literal["hermes", "qwen_xml", "llama3", "deepseek_v3", "none"]
-SYNTAXES: tuple[str, ...] = get_args(Syntax)
 THINK, END_THINK = "<think>", "</think>"
-_MAX_CALLS = 1000
-_LLAMA_TAG = "<|python_tag|>"
-_OPEN = "<tool_call>"
-_AFTER = re.compile(r"</tool_call>|(?=<tool_call>)")
-_XML_NAME = re.compile(r"\s*<function=([^>\n]*)>?(.*)", re.DOTALL)
-_XML_ARGUMENT = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
-_DEEPSEEK = re.compile(
-    r"<｜tool▁call▁begin｜>(.*?)(?:<｜tool▁call▁end｜>|(?=<｜tool▁call▁begin｜>)|<｜tool▁calls▁end｜>|\Z)",
-    re.DOTALL,
-)
-_FENCE = re.compile(r"\A\s*```(?:json)?\n?(.*?)\n?(?:```)?\s*\Z", re.DOTALL)
-
-Found = tuple[str, Any, CallError | None, str]
-"""(name, arguments, what is wrong, the text)."""
+VLLM = "vllm:"
+Tools = Sequence[Mapping[str, Any]]
 
 
 class Parse(Protocol):
     """Reads a sampled turn's text."""
 
-    def __call__(self, text: str, *, is_thinking: bool = False) -> Message:
-        """The message that a model meant."""
+    def __call__(self, text: str, *, is_thinking: bool = False, tools: Tools = ()) -> Message:
+        """The message that a model meant, which was shown `tools`; without any, nothing is a call."""
 
 
-def parse(text: str, *, syntax: Syntax, is_thinking: bool = False) -> Message:
+def parser_of(tool_syntax: str, *, written: str = "", tokenizer: Any = None) -> Parse:
+    """The parser that `task.environment.tool_syntax` names; `auto` goes by how the chat template writes a call.
+
+    `written` is `ChatRenderer.written_call()`; `tokenizer` is asked for by vLLM's parsers. ConfigError for a name
+    that is not known; for a way to write calls that is not known, only when there are tools.
+    """
+    if tool_syntax.startswith(VLLM):
+        return partial(_parse_by_vllm, calls=VllmCalls(tool_syntax.removeprefix(VLLM), tokenizer=tokenizer))
+    if tool_syntax == "auto":
+        syntax = syntax_of(written)
+        return partial(_parse_unknown, written=written) if syntax is None else partial(parse, syntax=syntax)
+    for known in SYNTAXES:
+        if tool_syntax == known:
+            return partial(parse, syntax=known)  # type: ignore[arg-type]
+    raise ConfigError(
+        f"task.environment.tool_syntax is {tool_syntax!r}, expected auto, one of {', '.join(SYNTAXES)}, or "
+        f"`{VLLM}NAME` for one of vLLM's parsers."
+    )
+
+
+def parse(text: str, *, syntax: Syntax, is_thinking: bool = False, tools: Tools = ()) -> Message:
     """The message that a model meant. `is_thinking`: the prompt ended inside its thoughts.
 
-    A turn that stops within its thoughts has no content. A text that looks like a call and is none becomes a call
-    with an error, so that the model is told; the ids of calls are their places, to be made unique by the episode.
+    A turn that stops within its thoughts has no content, and a call in there is a thought. A text that looks like a
+    call and is none becomes a call with an error, so that the model is told; the ids of calls are their places, to
+    be made unique by the episode.
     """
-    reasoning, rest = _thoughts(text, is_thinking=is_thinking)
-    content, found = _READERS[syntax](rest)
-    calls = tuple(
-        ToolCall(id=str(index), name=name, arguments=arguments, error=error, raw=raw)
-        for index, (name, arguments, error, raw) in enumerate(found)
-    )
-    return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)
+    syntax = syntax if tools else "none"
+    reasoning, rest = split_thoughts(text, is_thinking=is_thinking, opener=OPENERS.get(syntax))
+    content, found = READERS[syntax](rest)
+    return _message(content, reasoning, found)
 
 
-def syntax_of(written: str) -> Syntax:
-    """The syntax of a call as a chat template writes it. ConfigError for one that is not known here."""
+def syntax_of(written: str) -> Syntax | None:
+    """The syntax of a call as a chat template writes it; None for one that is not known here."""
     match written:
         case _ if "<function=" in written and "<parameter=" in written:
             return "qwen_xml"
         case _ if "<tool_call>" in written and '"arguments":' in written:
             return "hermes"
-        case _ if "<｜tool▁call▁begin｜>" in written:
+        case _ if "<arg_key>" in written and "<arg_value>" in written:
+            return "glm4"
+        case _ if "<｜tool▁call▁begin｜>" in written or "<｜DSML｜invoke" in written:
             return "deepseek_v3"
+        case _ if "[TOOL_CALLS]" in written:
+            return "mistral"
         case _ if '"parameters":' in written and '"name":' in written:
             return "llama3"
-    raise ConfigError(
-        f"task.environment.tool_syntax is auto, but the chat template writes calls in a way not known here: "
-        f"{written[:200]!r}. Expected one of {', '.join(SYNTAXES)}; or name the model's parser in vLLM as "
-        "`vllm:NAME`."
-    )
+        case _ if "(argument=" in written:
+            return "pythonic"
+    return None
 
 
-def _thoughts(text: str, *, is_thinking: bool) -> tuple[str | None, str]:
+def split_thoughts(text: str, *, is_thinking: bool, opener: str | None = None) -> tuple[str | None, str]:
+    """(what was thought, the rest). A block may be opened by the prompt or by the model, first of all or later on.
+
+    Not in JSON, nor after `opener`, with which a first call begins: what looks like one there is an argument.
+    """
+    thoughts: list[str] = []
     opened = text.lstrip().startswith(THINK)
-    if not (is_thinking or opened):
-        return None, text
-    inside = text.lstrip().removeprefix(THINK) if opened else text
-    thoughts, _, rest = inside.partition(END_THINK)
-    return thoughts.strip(), rest
-
-
-def _nothing(text: str) -> tuple[str, list[Found]]:
-    return text, []
-
-
-def _hermes(text: str) -> tuple[str, list[Found]]:
-    content, bodies = _tagged(text)
-    return content, [_from_json(body, ("arguments", "parameters"), raw) for body, raw in bodies]
-
-
-def _qwen_xml(text: str) -> tuple[str, list[Found]]:
-    found: list[Found] = []
-    content, bodies = _tagged(text)
-    for body, raw in bodies:
-        inside = _XML_NAME.match(body)
-        if inside is None:
-            found.append(_from_json(body, ("arguments", "parameters"), raw))
-        else:
-            arguments = {m[1].strip(): _value(m[2]) for m in _XML_ARGUMENT.finditer(inside[2])}
-            found.append((inside[1].strip(), arguments, None, raw))
-    return content, found
-
-
-def _tagged(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """What stands outside <tool_call> tags; (body, whole text) of each. A tag in a JSON string is none."""
+    if is_thinking or opened:
+        inside = text.lstrip().removeprefix(THINK) if opened else text
+        first, _, text = inside.partition(END_THINK)
+        thoughts.append(first)
+    if text.lstrip().startswith("{"):
+        return (thoughts[0].strip() if thoughts else None), text
     outside: list[str] = []
-    found: list[tuple[str, str]] = []
     place = 0
-    while len(found) < _MAX_CALLS and (start := text.find(_OPEN, place)) >= 0:
+    limit = text.find(opener) if opener else -1
+    limit = len(text) if limit < 0 else limit
+    while (start := text.find(THINK, place, limit)) >= 0:
+        # A call in a thought is a thought.
+        end = text.find(END_THINK, start)
+        if end < 0:
+            break
         outside.append(text[place:start])
-        body = start + len(_OPEN)
-        end = _AFTER.search(text, _json_end(text, body))
-        stop, place = (end.start(), end.end()) if end else (len(text), len(text))
-        found.append((text[body:stop], text[start:place]))
-    return "".join([*outside, text[place:]]), found
+        thoughts.append(text[start + len(THINK) : end])
+        place = end + len(END_THINK)
+        if opener and limit < place:
+            limit = text.find(opener, place)
+            limit = len(text) if limit < 0 else limit
+    rest = "".join([*outside, text[place:]])
+    return ("\n\n".join(part.strip() for part in thoughts) if thoughts else None), rest
 
 
-def _json_end(text: str, start: int) -> int:
-    """Where an object that begins here ends; `start` if there is none."""
-    begin = start + len(text[start:]) - len(text[start:].lstrip())
-    try:
-        return json.JSONDecoder().raw_decode(text, begin)[1]
-    except (ValueError, RecursionError):
-        return start
+def _parse_by_vllm(text: str, *, calls: VllmCalls, is_thinking: bool = False, tools: Tools = ()) -> Message:
+    reasoning, rest = split_thoughts(text, is_thinking=is_thinking)
+    if not tools:
+        return _message(rest, reasoning, [])
+    content, written = calls.read(rest, tools)
+    found = [Found(name, *load_object(arguments), arguments) for name, arguments in written]
+    return _message(content, reasoning, found)
 
 
-def _value(text: str) -> Any:
-    """What is written between tags has no type: JSON where it is some, else text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+def _parse_unknown(text: str, *, written: str, is_thinking: bool = False, tools: Tools = ()) -> Message:
+    if tools:
+        raise ConfigError(
+            f"task.environment.tool_syntax is auto, but the chat template writes calls in a way not known here: "
+            f"{written[:200]!r}. Expected one of {', '.join(SYNTAXES)}; or name the model's parser in vLLM as "
+            f"`{VLLM}NAME`."
+        )
+    return parse(text, syntax="none", is_thinking=is_thinking)
 
 
-def _llama3(text: str) -> tuple[str, list[Found]]:
-    before, tag, after = text.partition(_LLAMA_TAG)
-    body = (after if tag else text).strip()
-    if not tag and not re.match(r'\{\s*"(name|function|type)"', body):
-        return text, []
-    return (before if tag else ""), [
-        _from_json(part, ("parameters", "arguments"), part) for part in _objects(body)
-    ]
-
-
-def _objects(text: str) -> Iterator[str]:
-    """JSON objects one after another, with semicolons between; what cannot be read is the last."""
-    decoder = json.JSONDecoder()
-    for _ in range(_MAX_CALLS):
-        text = text.lstrip("; \n\t")
-        if not text:
-            return
-        try:
-            _, end = decoder.raw_decode(text)
-        except (ValueError, RecursionError):
-            yield text
-            return
-        yield text[:end]
-        text = text[end:]
-
-
-def _deepseek_v3(text: str) -> tuple[str, list[Found]]:
-    content = text.partition("<｜tool▁calls▁begin｜>")[0].partition("<｜tool▁call▁begin｜>")[0]
-    found: list[Found] = []
-    for match in list(_DEEPSEEK.finditer(text))[:_MAX_CALLS]:
-        head, _, tail = match[1].partition("<｜tool▁sep｜>")
-        # V3 writes `function<sep>name`, a line, a fence; V3.1 writes `name<sep>` and the object.
-        name, body = (tail.partition("\n")[::2]) if head.strip() == "function" else (head, tail)
-        fenced = _FENCE.match(body)
-        arguments, error = _load_object(fenced[1] if fenced else body)
-        found.append((name.strip(), arguments, error, match[0]))
-    return content, found
-
-
-def _from_json(body: str, keys: tuple[str, ...], raw: str) -> Found:
-    """A call written as one object with a name and its arguments under one of `keys`."""
-    call, error = _load_object(body)
-    if call is None:
-        return "", None, error, raw
-    inner = call.get("function")
-    if isinstance(inner, dict):
-        call = inner
-    name = call.get("name", inner)
-    arguments: Any = next((call[key] for key in keys if key in call), {})
-    if isinstance(arguments, str):
-        arguments, error = _load_object(arguments)
-    elif not isinstance(arguments, dict):
-        arguments, error = None, "not_an_object"
-    return name if isinstance(name, str) else "", arguments, error, raw
-
-
-def _load_object(text: str) -> tuple[dict[str, Any] | None, CallError | None]:
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return None, "invalid_json"
-    return (value, None) if isinstance(value, dict) else (None, "not_an_object")
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-_READERS: dict[str, Callable[[str], tuple[str, list[Found]]]] = {
-    "hermes": _hermes,
-    "qwen_xml": _qwen_xml,
-    "llama3": _llama3,
-    "deepseek_v3": _deepseek_v3,
-    "none": _nothing,
-}
+def _message(content: str, reasoning: str | None, found: Sequence[Found]) -> Message:
+    calls = tuple(ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found))
+    return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)

@@ -187,8 +187,22 @@ class Sandbox:
         self._tier: Tier | None = None
         self.unavailable: dict[Tier, str] = {}
         """Why the tiers that were tried before the present one, or in vain, cannot be had here."""
+        self._is_lent = False
+        self._borrowed: LauncherProcess | None = None
         self._begin()
         _sandboxes.add(self)
+
+    def lend(self) -> None:
+        """Start the launcher, and have later forks of this process use it, too, while this process lives.
+
+        SandboxError as for `tier`. A fork whose lender's launcher is gone starts one of its own.
+        """
+        self._is_lent = bool(self.tier)
+
+    def _begin_in_fork(self) -> None:
+        if self._is_lent:
+            self._borrowed, self._is_lent = self._launcher, False
+        self._begin()
 
     def _begin(self) -> None:
         """Nothing runs: at first, and in a fork of the process, whatever its threads were about."""
@@ -205,7 +219,8 @@ class Sandbox:
         if self._remote is not None:
             return self._remote.tier
         with self._lock:
-            self._running()
+            if self._borrowed is None:
+                self._running()
             assert self._tier is not None
             return self._tier
 
@@ -241,15 +256,18 @@ class Sandbox:
 
     def _hand_over(self, theirs: socket.socket, limits: Limits) -> None:
         """Give a job's socket to the launcher; once more to a new one if it has died."""
-        for attempt in range(2):
+        for attempt in range(-bool(self._borrowed), 2):
             with self._lock:
-                launcher = self._running()
+                launcher = self._borrowed or self._running()
                 try:
                     header = {"limits": asdict(limits)}
                     wire.send(launcher.connection, header, descriptors=[theirs.fileno()])
                     launcher.num_jobs += 1
                     return
                 except OSError as error:
+                    if launcher is self._borrowed:
+                        self._borrowed = None
+                        continue
                     self._launcher = None
                     self._retired.append(launcher)
                     if attempt:
@@ -305,7 +323,7 @@ _sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 def _begin_again() -> None:
     _Default.lock = threading.Lock()
     for sandbox in _sandboxes:
-        sandbox._begin()
+        sandbox._begin_in_fork()
 
 
 os.register_at_fork(after_in_child=_begin_again)
@@ -329,6 +347,7 @@ class _Default:
 
     lock = threading.Lock()
     policy = Policy()
+    max_jobs = MAX_JOBS
     sandbox: Sandbox | None = None
 
 
@@ -336,14 +355,14 @@ def default_sandbox() -> Sandbox:
     """The process's own sandbox, with the policy of the recipe."""
     with _Default.lock:
         if _Default.sandbox is None:
-            _Default.sandbox = Sandbox(_Default.policy)
+            _Default.sandbox = Sandbox(_Default.policy, max_jobs=_Default.max_jobs)
             atexit.register(_Default.sandbox.close)
         return _Default.sandbox
 
 
-def set_default_policy(policy: Policy) -> None:
+def set_default_policy(policy: Policy, *, max_jobs: int = MAX_JOBS) -> None:
     """Decide what `default_sandbox` accepts; called once where a process learns its recipe."""
     with _Default.lock:
         if _Default.sandbox is not None:
             _Default.sandbox.close()
-        _Default.policy, _Default.sandbox = policy, None
+        _Default.policy, _Default.max_jobs, _Default.sandbox = policy, max_jobs, None

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import signal
 from collections.abc import Container, Iterator
 
 CLONE_NEWNS = 0x00020000
@@ -139,6 +140,11 @@ def set_no_new_privileges() -> None:
 def set_subreaper() -> None:
     """Become the parent of every descendant whose own parent ends."""
     _control("child_subreaper", _PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    _control("PR_SET_PDEATHSIG", 1, signal.SIGKILL)
 
 
 def set_dumpable(is_dumpable: bool) -> None:

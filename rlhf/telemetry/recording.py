@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import DataError
-from rlhf.types import Message, Prompt, RewardResult, Segment, Trajectory, TrajectoryGroup, Turn
+from rlhf.types import (
+    Dropped,
+    Prompt,
+    RewardResult,
+    Segment,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    message_of,
+)
 
 Decode = Callable[[Sequence[int]], list[str]]
 """Token ids -> the text piece of each."""
@@ -147,7 +156,7 @@ def _choose(rewards: Sequence[RewardResult | None], count: int, rng: random.Rand
 
 def _group(raw: Mapping[str, Any]) -> TrajectoryGroup:
     prompt = dict(raw["prompt"])
-    prompt["messages"] = tuple(Message(**m) for m in prompt["messages"])
+    prompt["messages"] = tuple(map(message_of, prompt["messages"]))
     prompt["images"] = tuple(prompt["images"])
     trajectories = tuple(_trajectory(t) for t in raw["trajectories"])
     return TrajectoryGroup(index=raw["index"], prompt=Prompt(**prompt), trajectories=trajectories)
@@ -156,14 +165,19 @@ def _group(raw: Mapping[str, Any]) -> TrajectoryGroup:
 def _trajectory(raw: Mapping[str, Any]) -> Trajectory:
     fields = dict(raw)
     fields["segments"] = tuple(_segment(segment) for segment in raw["segments"])
-    fields["turns"] = tuple(Turn(**{**turn, "message": Message(**turn["message"])}) for turn in raw["turns"])
+    fields["turns"] = tuple(Turn(**{**turn, "message": message_of(turn["message"])}) for turn in raw["turns"])
+    fields["dropped"] = tuple(Dropped(**part) for part in raw["dropped"])
     if reward := raw["reward"]:
         fields["reward"] = RewardResult(**{**reward, "steps": tuple(map(tuple, reward["steps"]))})
     return Trajectory(**fields)
 
 
 def _segment(raw: Mapping[str, Any]) -> Segment:
-    fields: dict[str, Any] = {name: tuple(values) for name, values in raw.items() if values is not None}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in raw.items()
+        if value is not None
+    }
     if "routing" in fields:
         fields["routing"] = np.array(fields["routing"], np.int16)
     if "kept" in fields:

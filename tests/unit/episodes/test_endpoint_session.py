@@ -3,12 +3,11 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from rlhf.episodes.conversation import Conversation
-from rlhf.episodes.ledger import TokenLedger
-from rlhf.types import Message
+from rlhf.episodes.parsing import parser_of
 from tests.endpoints import (
     ADD,
     CALLS,
@@ -18,7 +17,6 @@ from tests.endpoints import (
     assistant,
     body,
     make_dialect,
-    make_policy,
     make_session,
     user,
 )
@@ -142,21 +140,6 @@ def test_message_that_the_model_has_not_answered_is_not_a_place_to_go_on_from(qw
     assert "a0" not in contexts[1]
 
 
-def test_message_shown_and_never_answered_stays_in_the_conversation(qwen):
-    async def main():
-        ledger, engine = TokenLedger(), TextEngine(qwen, Numbering())
-        conversation = Conversation(qwen, make_policy(engine, qwen), ledger)
-        await conversation.sample(Message(role="user", content="u0"))
-        conversation.show([Message(role="user", content="u1")])
-        await conversation.sample(Message(role="user", content="u2"))
-        return ledger.finish(), qwen.chat.text(engine.requests[1].prompt_token_ids)
-
-    (segments, _, _), context = asyncio.run(main())
-    assert [segment.reason for segment in segments] == ["start", "rewrite"]
-    assert re.findall(r"\b[uat]\d\b", context) == ["u0", "a0", "u1", "u2"]
-    assert context.count("assistant\n") == 2
-
-
 def test_roles_are_compared(qwen):
     system = {"role": "system", "content": "s"}
     session, _ = play(qwen, [[user("s"), user("u0")], [system, user("u0"), assistant("a0"), user("u1")]])
@@ -224,6 +207,22 @@ def test_calls_are_compared_by_value(qwen):
         return session
 
     assert len(asyncio.run(main()).finish()[0]) == 1
+
+
+def test_untyped_arguments_have_the_types_of_the_clients_schema(qwen):
+    call = (
+        "<tool_call>\n<function=add>\n<parameter=a>\n40\n</parameter>\n<parameter=b>\nx\n</parameter>\n"
+        "</function>\n</tool_call>"
+    )
+
+    async def main():
+        dialect = replace(qwen, parse=parser_of("qwen_xml"))
+        answer = await ask_session(
+            make_session(dialect, TextEngine(dialect, lambda _: call)), [user("u0")], tools=[ADD]
+        )
+        return answer.message["tool_calls"][0]["function"]
+
+    assert asyncio.run(main()) == {"name": "add", "arguments": '{"a": 40, "b": "x"}'}
 
 
 def test_call_that_nobody_could_read_is_text_to_the_client(qwen):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rlhf.config.environment import EpisodeLimits
-from rlhf.episodes.context import EpisodeContext
+from rlhf.episodes.context import EpisodeContext, Start
 from rlhf.episodes.conversation import Conversation
 from rlhf.episodes.endpoint import RolloutServer
 from rlhf.episodes.ledger import TokenLedger
@@ -42,10 +42,8 @@ class NoLink:
 
 
 def make_context(folder, *, episode_s=30.0):
-    limits = EpisodeLimits(episode_s=episode_s)
-    return EpisodeContext(
-        episode_id="e", prompt=PROMPT, seed=0, limits=limits, folder=str(folder), link=NoLink()
-    )
+    start = Start(episode_id="e", prompt=PROMPT, seed=0, limits=EpisodeLimits(episode_s=episode_s))
+    return EpisodeContext(start, folder=str(folder), link=NoLink())
 
 
 def nothing(context):
@@ -60,7 +58,7 @@ def run(code, folder, *, limit_s=20.0, **environment):
 
 def reads_answer(context):
     text = Path(context.folder, "answer.txt").read_text()
-    return {"right": float(context.prompt.reference in text), "ended": float(context.state.exit_code == 0)}
+    return {"score": float(context.prompt.reference in text), "ended": float(context.state.exit_code == 0)}
 
 
 def test_plain_openai_script_is_played_as_it_is_and_its_record_is_the_native_one(tmp_path):
@@ -82,7 +80,7 @@ def test_plain_openai_script_is_played_as_it_is_and_its_record_is_the_native_one
             endpoint = Endpoint(base_url=session.base_url, api_key=session.api_key)
             finished = await environment.play(endpoint, context)
         assert finished.exit_code == 0, finished.stderr
-        assert environment.score(context) == {"right": 1.0, "ended": 1.0}
+        assert environment.score(context) == {"score": 1.0, "ended": 1.0}
         return session.finish()
 
     async def native():

@@ -1,0 +1,310 @@
+"""One episode's own process: it plays the environment and asks its runner for the model's turns.
+
+Everything that a user wrote runs here and only here. The process is forked from one that has imported the
+environment (`zygote`); it talks JSON lines with the runner, which kills it when a phase takes too long.
+"""
+
+import asyncio
+import inspect
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, NoReturn
+
+from rlhf.config.environment import EpisodeLimits
+from rlhf.episodes.context import EpisodeContext
+from rlhf.episodes.line import EpisodeOver, Line
+from rlhf.episodes.tool_environment import environment_of
+from rlhf.errors import EpisodeError
+from rlhf.types import Message, Prompt, Step, StopReason, message_of
+
+TRACEBACK_CHARACTERS = 3000
+Kind = Literal["object", "function"]
+Loaded = tuple[Callable[[], Any], Kind]
+"""What makes an episode's environment, and how it is played."""
+
+
+def play(line: "Line", folder: str, environment: Loaded) -> NoReturn:
+    """The whole life of an episode's process, in a folder of its own."""
+    make, kind = environment
+    start = line.start()
+    _bound(start.limits)
+    os.chdir(folder)
+    context = EpisodeContext(start, folder=folder, link=line)
+    try:
+        if kind == "function":
+            end = asyncio.run(_Function(line, context).play(make()))
+        else:
+            end = _Object(line, context, make, scores_truncated=start.scores_truncated).play()
+    except BaseException as error:  # noqa: BLE001 -- whatever a user's code raises is the runner's to judge
+        end = {"do": "failed", "error": _short(error), "trace": _trace(error)}
+    line.drop_checkpoint()
+    line.tell(end)
+    os._exit(0)
+
+
+def _bound(limits: EpisodeLimits) -> None:
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    memory = held + (limits.memory_mb << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.disk_mb << 20,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A file over its limit is an error that can be told, not a death.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+class _Object:
+    """Plays an object with reset, step and perhaps score and close."""
+
+    def __init__(
+        self, line: Line, context: EpisodeContext, make: Callable[[], Any], *, scores_truncated: bool
+    ) -> None:
+        self._line = line
+        self._context = context
+        self._make = make
+        self._scores_truncated = scores_truncated
+
+    def play(self) -> dict[str, Any]:
+        context, limits = self._context, self._context.limits
+        with context.phase("reset", limits.setup_s):
+            environment = self._make()
+            opening = _opening(_now(environment.reset(context.prompt, context)), context.prompt)
+        tools = [tool.schema for tool in getattr(environment, "tools", ())]
+        stop = self._turns(environment, opening, tools)
+        score = None
+        if self._scores_truncated or stop in ("stop", "env_done"):
+            with context.phase("score", limits.score_s):
+                score = _now(environment.score(context)) if hasattr(environment, "score") else 0.0
+        with context.phase("close", limits.score_s):
+            if hasattr(environment, "close"):
+                _now(environment.close())
+        return {"do": "done", "stop": stop, "score": _score(score), "scalars": context.scalars}
+
+    def _turns(self, environment: Any, new: Sequence[Message], tools: Sequence[Any]) -> StopReason:
+        context, limits = self._context, self._context.limits
+        seconds: Sequence[float] = ()
+        num_calls = num_invalid = 0
+        try:
+            while True:
+                context.note(*new)
+                action = self._sample(new, seconds, tools)
+                context.note(action)
+                num_calls += len(action.tool_calls)
+                if num_calls > limits.max_tool_calls:
+                    return "max_tool_calls"
+                if not getattr(environment, "keeps_checkpoints", False):
+                    context.checkpoint()
+                with context.phase("step", limits.step_s):
+                    step = _step(_now(environment.step(action, context)))
+                self._line.drop_checkpoint()
+                if step.reward:
+                    self._line.tell({"do": "reward", "value": _number(step.reward)})
+                num_invalid = num_invalid + 1 if step.is_invalid else 0
+                if num_invalid >= limits.max_parse_errors:
+                    return "parse_error"
+                if step.terminated or step.truncated:
+                    return "env_done" if action.tool_calls or step.messages else "stop"
+                new, seconds = _answering(step.messages, action), step.seconds
+        except EpisodeOver as over:
+            if over.last is not None:
+                context.note(over.last)
+            return over.stop
+
+    def _sample(self, new: Sequence[Message], seconds: Sequence[float], tools: Sequence[Any]) -> Message:
+        answer = self._line.ask(
+            {
+                "do": "sample",
+                "thread": 0,
+                "messages": [asdict(message) for message in new],
+                "seconds": list(seconds),
+                "tools": list(tools),
+            }
+        )
+        return _answer(answer)
+
+
+class _Function:
+    """Plays an async function (prompt, model, context) that owns its loop."""
+
+    def __init__(self, line: Line, context: EpisodeContext) -> None:
+        self._line = line
+        self._context = context
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+
+    async def play(self, function: Callable[..., Awaitable[Any]]) -> dict[str, Any]:
+        reader = threading.Thread(target=self._read, args=(asyncio.get_running_loop(),), daemon=True)
+        reader.start()
+        stop: StopReason = "stop"
+        try:
+            score = await function(self._context.prompt, ThreadModel(self), self._context)
+        except EpisodeOver as over:
+            score, stop = None, over.stop
+        return {"do": "done", "stop": stop, "score": _score(score), "scalars": self._context.scalars}
+
+    async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        number = len(self._waiting)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        self._line.tell({**message, "id": number})
+        return await future
+
+    def note(self, *messages: Message) -> None:
+        self._context.note(*messages)
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            answer = self._line.hear()
+            loop.call_soon_threadsafe(self._waiting[answer["id"]].set_result, answer)
+
+
+class ThreadModel:
+    """interfaces.Model over the runner."""
+
+    def __init__(self, episode: _Function, thread: int = 0) -> None:
+        self._episode = episode
+        self._thread = thread
+
+    async def __call__(self, *new: Message, max_tokens: int | None = None) -> Message:
+        """Show the model messages and have it answer. EpisodeOver when a limit does not allow it."""
+        self._episode.note(*new)
+        message = {"do": "sample", "messages": [asdict(m) for m in new], "max_tokens": max_tokens}
+        answer = _answer(await self._episode.ask({**message, "thread": self._thread}))
+        self._episode.note(answer)
+        return answer
+
+    async def rewrite(self, messages: Sequence[Message]) -> None:
+        """Go on from these messages instead."""
+        plain = [asdict(message) for message in messages]
+        await self._episode.ask({"do": "rewrite", "thread": self._thread, "messages": plain})
+
+    async def fork(self) -> "ThreadModel":
+        """Another conversation that begins with what this one has said."""
+        answer = await self._episode.ask({"do": "fork", "thread": self._thread})
+        return ThreadModel(self._episode, answer["thread"])
+
+
+def _answer(answer: Mapping[str, Any]) -> Message:
+    if "ended" in answer:
+        last = answer.get("message")
+        raise EpisodeOver(answer["ended"], None if last is None else message_of(last))
+    return message_of(answer["message"])
+
+
+def _now(value: Any) -> Any:
+    """A coroutine's result, or the value itself."""
+    if not inspect.isawaitable(value):
+        return value
+
+    async def wait() -> Any:
+        return await value
+
+    return asyncio.run(wait())
+
+
+def _opening(found: Any, prompt: Prompt) -> Sequence[Message]:
+    if found is None:
+        return prompt.messages
+    if isinstance(found, str):
+        return (Message(role="user", content=found),)
+    messages = tuple(found)
+    if not messages or not all(isinstance(m, Message) for m in messages):
+        raise EpisodeError(
+            f"reset returned {found!r:.200}, expected messages, a text, or None for the prompt's own"
+        )
+    if messages[-1].role == "assistant":
+        raise EpisodeError("reset ended with the assistant's message, expected the user's or a tool's")
+    return messages
+
+
+def _step(found: Any) -> Step:
+    if not isinstance(found, Step):
+        raise EpisodeError(f"step returned {found!r:.200}, expected an rlhf.types.Step")
+    if not (found.messages or found.terminated or found.truncated):
+        raise EpisodeError(
+            "step returned no message and did not end the episode: the model has nothing to answer"
+        )
+    return found
+
+
+def _answering(messages: Sequence[Message], action: Message) -> Sequence[Message]:
+    """The messages, if they answer every call once."""
+    wanted = [call.id for call in action.tool_calls]
+    answered = [m.tool_call_id for m in messages if m.role == "tool"]
+    if sorted(wanted) != sorted(map(str, answered)):
+        raise EpisodeError(
+            f"step answered the calls {answered}, expected one tool message for each of {wanted}"
+        )
+    if any(m.role == "assistant" for m in messages):
+        raise EpisodeError("step returned an assistant's message: those are the model's alone")
+    return messages
+
+
+def _score(found: Any) -> dict[str, float] | None:
+    """The score and its parts; None stays None: not gradable."""
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        return {"score": _number(found)}
+    if "score" not in found:
+        raise EpisodeError(
+            f"score returned {sorted(found)}, expected `score` among them; the others are logged"
+        )
+    return {str(name): _number(value) for name, value in found.items()}
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise EpisodeError(f"a reward is {value!r:.100}, expected a number") from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise EpisodeError(f"a reward is {number}, expected a finite number")
+    return number
+
+
+def _short(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except Exception:  # noqa: BLE001 -- a user's __str__ may raise anything
+        return type(error).__name__
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+    except Exception:  # noqa: BLE001
+        return ""
+
+
+def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any], Kind]:
+    """How an environment is made for each episode, and how it is played. EpisodeError for what is none."""
+    if inspect.iscoroutinefunction(loaded):
+        return lambda: lambda prompt, model, context: loaded(prompt, model, context, **kwargs), "function"
+    if inspect.isclass(loaded):
+        made: Callable[[], Any] = lambda: loaded(**kwargs)  # noqa: E731
+        if hasattr(loaded, "step"):
+            return made, "object"
+        return lambda: environment_of(loaded, kwargs), "object"
+    if callable(loaded):
+        return lambda: loaded(**kwargs), "object"
+    if hasattr(loaded, "step") and kwargs:
+        raise EpisodeError(
+            f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
+        )
+    if hasattr(loaded, "step"):
+        # Forked for every episode: each has its own.
+        return lambda: loaded, "object"
+    raise EpisodeError(
+        f"{loaded!r:.100} is no environment: expected a class, an async function or an object with step"
+    )
+
+
+if sys.platform != "linux":
+    raise EpisodeError("environments need Linux: their processes are forked and kept by the kernel")
