@@ -119,6 +119,10 @@ class ChatRenderer:
         text: str = self.tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
         return text
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id on its own, special tokens by name."""
+        return self._renderer.pieces(ids)
+
     def delta(
         self, new: Sequence[Message], tools: Sequence[Schema] = (), *, before: Sequence[Message] = ()
     ) -> tuple[str, str]:

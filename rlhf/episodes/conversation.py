@@ -81,6 +81,25 @@ def turn_seed(seed: int, turn: int) -> int:
     return (seed + turn * 0x9E3779B97F4A7C15) & ((1 << 63) - 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A turn of the model: what it meant, what was sampled, after how many tokens of context."""
+
+    message: Message
+    completion: Completion
+    num_context: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mark:
+    """Where a conversation stood after some of its messages, in ids."""
+
+    segment: int
+    num_ids: int
+    is_asked: bool
+    is_thinking: bool
+
+
 class Conversation:
     """One thread of messages over one segment at a time. An episode has one, or more where it forks.
 
@@ -107,6 +126,8 @@ class Conversation:
         self._is_asked = False
         """The segment ends where the model's turn begins."""
         self._is_thinking = False
+        self._marks: dict[int, _Mark] = {}
+        """By the number of messages: where turns of the model began and ended."""
         self._lock = asyncio.Lock()
 
     async def sample(self, *new: Message, max_tokens: int | None = None) -> Message:
@@ -117,11 +138,25 @@ class Conversation:
         async with self._lock:
             self.show(new)
             await self._make_room()
-            message, completion = await self._ask(max_tokens)
-            if completion.finish_reason != "stop":
+            answer = await self._ask(max_tokens)
+            if answer.completion.finish_reason != "stop":
                 full = self.num_context >= self._policy.limits.max_tokens
-                raise EpisodeEnded("max_tokens" if full else "length", message)
-            return message
+                raise EpisodeEnded("max_tokens" if full else "length", answer.message)
+            return answer.message
+
+    async def answer(self, *, max_tokens: int | None = None) -> Answer:
+        """As `sample`, for whoever owns the history: never compacted, and an answer that was cut is one like others."""
+        async with self._lock:
+            return await self._ask(max_tokens)
+
+    def write(self) -> None:
+        """Make tokens of what was shown, up to the model's turn. EpisodeEnded where there is no room for one."""
+        if self._num_written < len(self.messages) or (self._segment is not None and not self._is_asked):
+            rendered, reason = self._next()
+            self._policy.room(self._length_with(rendered, reason))
+            self._write(rendered, reason)
+        if self._segment is None:
+            raise EpisodeError("an episode must begin with a message: reset returned none")
 
     def show(self, new: Sequence[Message], seconds: Sequence[float] = ()) -> None:
         """Messages that the model will see when it is asked next; `seconds` is what each took to make."""
@@ -140,15 +175,23 @@ class Conversation:
         self.messages, self._num_written = list(messages), 0
         self._seconds = [0.0] * len(messages)
         self._segment, self._reason, self._is_asked = None, reason, False
+        self._marks.clear()
 
-    def fork(self) -> "Conversation":
-        """Another conversation that begins with what this one has said."""
+    def fork(self, num_messages: int | None = None) -> "Conversation":
+        """Another conversation that begins with what this one has said, or with its first `num_messages`.
+
+        Those must end where a turn of the model began or ended: there the ids are known. EpisodeError otherwise.
+        """
         other = Conversation(self._dialect, self._policy, self._ledger, tools=self.tools)
+        if num_messages is not None:
+            other._begin_as(self, num_messages)
+            return other
         other.messages, other._num_written = list(self.messages), self._num_written
         other._seconds, other._reason = list(self._seconds), self._reason
         if self._segment is not None:
             other._segment = self._ledger.open(self._ledger.context(self._segment), "fork")
             other._is_asked, other._is_thinking = self._is_asked, self._is_thinking
+        other._marks = dict(self._marks)
         return other
 
     @property
@@ -156,14 +199,21 @@ class Conversation:
         """Tokens of the context, as far as it is written."""
         return 0 if self._segment is None else self._ledger.length(self._segment)
 
-    async def _ask(self, max_tokens: int | None = None) -> tuple[Message, Completion]:
+    def _begin_as(self, other: "Conversation", num_messages: int) -> None:
+        mark = other._marks.get(num_messages)
+        if mark is None:
+            raise EpisodeError(
+                f"no turn of the model begins or ends after message {num_messages} of a conversation"
+            )
+        self._segment = self._ledger.open(self._ledger.context(mark.segment)[: mark.num_ids], "fork")
+        self._is_asked, self._is_thinking = mark.is_asked, mark.is_thinking
+        self.messages, self._num_written = other.messages[:num_messages], num_messages
+        self._marks = {place: known for place, known in other._marks.items() if place <= num_messages}
+
+    async def _ask(self, max_tokens: int | None = None) -> Answer:
         """The model's turn, recorded."""
-        if self._num_written < len(self.messages):
-            rendered, reason = self._next()
-            self._policy.room(self._length_with(rendered, reason))
-            self._write(rendered, reason)
-        if self._segment is None:
-            raise EpisodeError("an episode must begin with a message: reset returned none")
+        self.write()
+        assert self._segment is not None
         context = self._ledger.context(self._segment)
         began = time.perf_counter()
         completion = await self._policy.sample(context, max_tokens=max_tokens)
@@ -174,7 +224,17 @@ class Conversation:
         # Others may have been shown meanwhile.
         self.messages.insert(self._num_written, message)
         self._num_written += 1
-        return message, completion
+        self._mark()
+        return Answer(message=message, completion=completion, num_context=len(context))
+
+    def _mark(self) -> None:
+        assert self._segment is not None
+        self._marks[self._num_written] = _Mark(
+            segment=self._segment,
+            num_ids=self.num_context,
+            is_asked=self._is_asked,
+            is_thinking=self._is_thinking,
+        )
 
     def _next(self) -> tuple[Rendered, SegmentReason | None]:
         """What would be written now, and why in a new segment, if so."""
@@ -203,6 +263,8 @@ class Conversation:
             self._ledger.observe(self._segment, rendered.token_ids, messages=new, seconds=self._seconds)
         self._num_written, self._seconds = len(self.messages), []
         self._is_asked, self._is_thinking = True, rendered.is_thinking
+        if new:
+            self._mark()
 
     async def _make_room(self) -> None:
         """Compact a context that has become too long, as the recipe says."""
@@ -231,9 +293,9 @@ class Conversation:
         if room < self._policy.limits.max_tokens // 20:
             del self.messages[asked:], self._seconds[-1:]
             return None
-        message, _ = await self._ask()
+        summary = (await self._ask()).message.content
         del self.messages[asked:]
-        return message.content
+        return summary
 
     def _would_drop(self, new: Sequence[Message]) -> bool:
         """Whether the template shows less of what was thought once these messages have come."""
