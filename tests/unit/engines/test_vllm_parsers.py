@@ -79,11 +79,11 @@ def told(message):
 
 def test_malformed_calls_by_ours_and_by_vllms(both):
     ours, theirs = both["hermes"]
-    print()
+    print()  # noqa: T201
     for kind, (body, *_) in {**MALFORMED, **UNUSUAL}.items():
         text = f"so <tool_call>{body}</tool_call>"
         mine, other = ours(text, tools=TOOLS), theirs(text, tools=TOOLS)
-        print(f"{kind:36} ours: {told(mine):28} vLLM: {told(other)}")
+        print(f"{kind:36} ours: {told(mine):28} vLLM: {told(other)}")  # noqa: T201
         # Where vLLM reads a call, so do we, and the same one; we tell the model of the others.
         assert len(mine.tool_calls) == 1
         if other.tool_calls and other.tool_calls[0].error is None:
@@ -93,11 +93,11 @@ def test_malformed_calls_by_ours_and_by_vllms(both):
 @pytest.mark.parametrize("form", THEIRS)
 def test_vllms_parsers_never_raise(both, form):
     text = block(form, [written(form, "look", call) for call in GOOD])
-    print()
+    print()  # noqa: T201
     for share in (0.3, 0.6, 0.8, 0.95):
         cut = text[: int(share * len(text))]
         mine, other = (parse(cut, tools=TOOLS) for parse in both[form])
-        print(f"{form:14} cut at {share:.0%}: ours: {told(mine)} | vLLM: {told(other)}")
+        print(f"{form:14} cut at {share:.0%}: ours: {told(mine)} | vLLM: {told(other)}")  # noqa: T201
 
 
 def test_parser_that_vllm_does_not_have_is_refused(tokenizers):

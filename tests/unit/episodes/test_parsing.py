@@ -259,7 +259,7 @@ def test_long_texts_are_read_in_linear_time(syntax):
             began = time.perf_counter()
             parse(text, syntax=syntax, tools=TOOLS)
             slowest = max(slowest, (time.perf_counter() - began, start + piece))
-    print(f"{syntax}: slowest of {len(ADVERSARIAL) * len(STARTS)} texts of {SIZE:,} characters: {slowest}")
+    print(f"{syntax}: slowest of {len(ADVERSARIAL) * len(STARTS)} texts of {SIZE:,} characters: {slowest}")  # noqa: T201
     assert slowest[0] < 1.0, slowest
 
 
