@@ -21,10 +21,11 @@ from rlhf.data.prompts import PromptStream
 from rlhf.engines.choice import choose_engine
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
-from rlhf.episodes.runner import SingleTurn
-from rlhf.interfaces import Placement
+from rlhf.episodes.host import EnvironmentHost
+from rlhf.episodes.runner import EpisodeRunner, SingleTurn
+from rlhf.interfaces import Placement, RolloutFunction
 from rlhf.learner.plan import LearnerPlan, RankPlace
-from rlhf.materials import Materials, local_model, worker_settings
+from rlhf.materials import Materials, load_environment, local_model, worker_settings
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
@@ -58,6 +59,12 @@ async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> A
         stack.push_async_callback(reward.close)
         view.phase("starting reward workers")
         await reward.start()
+        host = (
+            None if recipe.task.environment is None else EnvironmentHost(load_environment(recipe, code_dir))
+        )
+        if host is not None:
+            stack.push_async_callback(host.close)
+            await host.start()
         seating = seat(recipe, materials.device)
         group = reserve(seating, limit_s=recipe.timeouts.start_s)
         cluster = Cluster(recipe=recipe, device=materials.device, seating=seating, group=group)
@@ -70,7 +77,9 @@ async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> A
         if checkpoints:
             await learner.load(str(checkpoints[-1].resolve() / "learner"))
         sync = await _open_sync(materials, learner, engine)
-        parts = _Parts(learner=learner, engine=engine, sync=sync, reward=reward, algorithm=algorithm)
+        parts = _Parts(
+            learner=learner, engine=engine, sync=sync, reward=reward, algorithm=algorithm, host=host
+        )
         run = _assemble(materials, view, parts)
         for sink in run.sinks:
             stack.callback(sink.close)
@@ -84,6 +93,7 @@ class _Parts:
     sync: VerifiedSync
     reward: RewardPool
     algorithm: Algorithm
+    host: EnvironmentHost | None
 
 
 def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
@@ -94,7 +104,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
-    rollout = SingleTurn(parts.engine, renderer=materials.renderer)
+    rollout = _rollout(materials, parts)
     sampling = Sampling(
         max_tokens=recipe.sampling.max_tokens,
         temperature=recipe.sampling.temperature,
@@ -114,7 +124,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         drop_zero_variance=schedule.drop_zero_variance,
         temperature_points=recipe.sampling.temperature_points,
         version=lambda: state.step,
-        least_rewards=parts.algorithm.least_rewards,
+        least_rewards=_least_rewards(recipe, parts.algorithm),
     )
     return Run(
         recipe=recipe,
@@ -143,6 +153,20 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
         view=view,
         state=state,
     )
+
+
+def _least_rewards(recipe: Recipe, algorithm: Algorithm) -> int:
+    if recipe.task.environment is None:
+        return algorithm.least_rewards
+    half = -(-recipe.schedule.samples_per_prompt // 2)
+    return max(algorithm.least_rewards, recipe.task.environment.min_group or half)
+
+
+def _rollout(materials: Materials, parts: _Parts) -> RolloutFunction:
+    environment = materials.recipe.task.environment
+    if environment is None or parts.host is None or materials.dialect is None:
+        return SingleTurn(parts.engine, renderer=materials.renderer)
+    return EpisodeRunner(parts.engine, parts.host, dialect=materials.dialect, config=environment)
 
 
 def _warn_of_one_epoch(recipe: Recipe, num_prompts: int) -> None:
@@ -239,8 +263,7 @@ async def _start_engines(cluster: Cluster, materials: Materials) -> EngineClient
         config=recipe.engine,
         device="cuda" if materials.device == "cuda" else "cpu",
         dtype=recipe.model.dtype,
-        max_model_len=recipe.sampling.max_prompt_tokens
-        + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0),
+        max_model_len=recipe.longest_context,
         seed=recipe.seed,
         transfer=choose_sync(recipe, materials.device),
         trust_remote_code=recipe.model.trust_remote_code,
@@ -317,7 +340,7 @@ def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
 
 
 def _evaluator(
-    materials: Materials, view: LiveView, rollout: SingleTurn, reward: RewardPool
+    materials: Materials, view: LiveView, rollout: RolloutFunction, reward: RewardPool
 ) -> Evaluator | None:
     config, sampling = materials.recipe.eval, materials.recipe.sampling
     if not materials.heldout:

@@ -109,9 +109,23 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[
     pool = RewardPool(recipe.task.rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
     try:
         await pool.start()
+        await _try_environment(recipe, code_dir)
         return pool.required_columns
     finally:
         await pool.close()
+
+
+async def _try_environment(recipe: Recipe, code_dir: Path) -> None:
+    from rlhf.episodes.host import EnvironmentHost
+    from rlhf.materials import load_environment
+
+    if recipe.task.environment is None:
+        return
+    host = EnvironmentHost(load_environment(recipe, code_dir))
+    try:
+        await host.start()
+    finally:
+        await host.close()
 
 
 def _check_room(recipe: Recipe, device: str) -> None:

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.cluster.launch import device_for
+from rlhf.config.environment import EnvironmentConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.data.prompts import load_prompts
 from rlhf.engines.choice import choose_engine
+from rlhf.episodes.chat import ChatRenderer
+from rlhf.episodes.conversation import Dialect
+from rlhf.episodes.parsing import parser_of
 from rlhf.episodes.render import Renderer
+from rlhf.episodes.template_check import check_template
+from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import ConfigError
 from rlhf.plan import replays_routing
 from rlhf.rollout.scoring import WorkerSettings
@@ -34,6 +41,8 @@ class Materials:
     engine_kind: str
     keeps_routing: bool = False
     """sampling.keep_routing, decided for the model."""
+    dialect: Dialect | None = None
+    """How turns become tokens, where there is an environment."""
 
 
 def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
@@ -64,6 +73,7 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
     if recipe.algorithm.reference is not None:
         found = ModelConfig(path=recipe.algorithm.reference)
         renderer.check_reference(prepare_model_folder(found, "", seed=0, key="algorithm.reference"))
+    dialect = None if recipe.task.environment is None else dialect_for(recipe.task.environment, renderer)
     train, heldout = load_task(recipe)
     limit = recipe.sampling.max_prompt_tokens
     renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
@@ -82,23 +92,52 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
         device=device_for(recipe.placement),
         engine_kind=kind,
         keeps_routing=replays_routing(recipe, config),
+        dialect=dialect,
+    )
+
+
+def load_environment(recipe: Recipe, code_dir: Path) -> LoadEnvironment:
+    """What an environment's process imports."""
+    environment = recipe.task.environment
+    assert environment is not None
+    return LoadEnvironment(
+        use=environment.use,
+        kwargs=environment.kwargs,
+        code_dir=str(code_dir),
+        sandbox=Policy(**recipe.sandbox.model_dump()),
+    )
+
+
+def dialect_for(environment: EnvironmentConfig, renderer: Renderer) -> Dialect:
+    """How the turns of an environment become tokens. ModelError for a chat template that cannot be extended."""
+    chat = ChatRenderer(renderer)
+    check_template(chat)
+    return Dialect(
+        chat=chat,
+        parse=parser_of(environment.tool_syntax, written=chat.written_call(), tokenizer=renderer.tokenizer),
+        history=environment.history,
+        compaction=environment.compaction,
+        compaction_at=environment.compaction_at,
     )
 
 
 def _check_context(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """Refuse rows that are longer than what the model was made for."""
-    longest = recipe.sampling.max_prompt_tokens + max(recipe.sampling.max_tokens, recipe.eval.max_tokens or 0)
-    problem = context_problem(config, longest=longest)
+    problem = context_problem(config, longest=recipe.longest_context)
     if problem is not None:
         raise ConfigError(problem)
 
 
 def worker_settings(recipe: Recipe) -> WorkerSettings:
     """What the reward workers of a recipe have in common. ConfigError for a sandbox that needs a confession."""
+    environment = recipe.task.environment
     return WorkerSettings(
         memory_mb=recipe.task.reward_memory_mb,
         max_steps=recipe.schedule.num_steps,
         sandbox=Policy(**recipe.sandbox.model_dump()),
+        environment=None
+        if environment is None
+        else RewardConfig(use=environment.use, weight=environment.weight),
     )
 
 

@@ -28,9 +28,9 @@ class ModelSize:
 
 def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, how much) lines: the arithmetic that batch sizes, slots and memory follow from."""
-    s, learner, sampling = recipe.schedule, recipe.learner, recipe.sampling
+    s, learner = recipe.schedule, recipe.learner
     sequences = s.prompts_per_step * s.samples_per_prompt
-    row = sampling.max_prompt_tokens + sampling.max_tokens
+    row = recipe.longest_row
     per_minibatch = sequences // s.minibatches
     per_rank = -(-per_minibatch // learner.num_ranks)
     at_most = -(-per_rank // (learner.microbatch_tokens // row))
@@ -58,7 +58,7 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
         ("staleness bound", f"no token is trained more than {s.max_staleness} weight versions late"),
         *algorithm.lines(),
         *_around(recipe, algorithm),
-        ("rewards", ", ".join(f"{r.weight:g} x {r.use}" for r in recipe.task.rewards)),
+        *_judges(recipe),
         ("learner", f"{learner.num_ranks} FSDP2 ranks, {recipe.model.dtype} compute, float32 master weights"),
         (
             "engines",
@@ -103,6 +103,23 @@ def _around(recipe: Recipe, algorithm: Algorithm) -> list[tuple[str, str]]:
     if task.curriculum is not None:
         band = f"pass rate {task.curriculum.low:g} to {task.curriculum.high:g} or never measured"
         lines.append(("curriculum", f"{band}; others with chance {task.curriculum.revisit:g}"))
+    return lines
+
+
+def _judges(recipe: Recipe) -> list[tuple[str, str]]:
+    environment, rewards = recipe.task.environment, recipe.task.rewards
+    lines = []
+    if environment is not None:
+        limits = environment.limits
+        lines.append(
+            (
+                "environment",
+                f"{environment.use}, weight {environment.weight:g}; at most {limits.max_turns} turns, "
+                f"{limits.max_tokens} tokens, {limits.episode_s:g} s; history {environment.history}",
+            )
+        )
+    if rewards:
+        lines.append(("rewards", ", ".join(f"{r.weight:g} x {r.use}" for r in rewards)))
     return lines
 
 

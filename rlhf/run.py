@@ -16,6 +16,7 @@ from rlhf.algorithms.shaping import shaping_metrics
 from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
+from rlhf.data.packing import pack
 from rlhf.data.prompts import PromptStream
 from rlhf.data.steps import Decode
 from rlhf.interfaces import Learner, Placement, Reward, RolloutEngine, WeightSync
@@ -102,6 +103,16 @@ class Run:
     _evaluated: Mapping[str, float] = field(default_factory=dict)
     _busy_mark: float = 0.0
     _discard_mark: dict[str, int] = field(default_factory=dict)
+
+    def pack(self, groups: Sequence[TrajectoryGroup]) -> Batch:
+        """The groups of a step as one batch, with what the algorithm reads of their rewards."""
+        environment = self.recipe.task.environment
+        return pack(
+            groups,
+            reward_parts=self.reward_parts,
+            decode=self.decode_steps,
+            truncated="train" if environment is None else environment.truncated,
+        )
 
     def minibatch_seeds(self) -> list[int]:
         """Seed of this step's split into mini-batches, for each pass over them."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 
-from rlhf.data.packing import pack, split_minibatches
+from rlhf.data.packing import split_minibatches
 from rlhf.run import Run
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ async def train(run: Run) -> None:
                 groups = await run.buffer.take()
             async with run.placement.training():
                 with clock.time("pack_s"):
-                    batch = pack(groups, reward_parts=run.reward_parts, decode=run.decode_steps)
+                    batch = run.pack(groups)
                 with clock.time("logprobs_s"):
                     for annotate in run.annotators:
                         batch = await annotate(batch)

@@ -271,7 +271,9 @@ class Trajectory:
     error: str = ""
     """What went wrong, for people; the status says whether it counts."""
     scalars: Mapping[str, float] = field(default_factory=dict)
-    """What the environment logged, and what the episode cost."""
+    """What the environment logged."""
+    is_episode: bool = False
+    """Played in an environment, rather than one question and one answer."""
 
     @property
     def status(self) -> Status:

@@ -88,7 +88,8 @@ class Algorithm:
             batch = self.shaping(batch)
         if self.kl_in_reward is not None:
             penalty = kl_token_rewards(batch, kl_coef=self.kl_in_reward, estimator=self.loss.kl_estimator)
-            batch = replace(batch, token_rewards=penalty)
+            of_turns = batch.token_rewards
+            batch = replace(batch, token_rewards=penalty if of_turns is None else of_turns + penalty)
         advantages = self.advantages(batch)
         _check_advantages(advantages, batch)
         if self.whiten:

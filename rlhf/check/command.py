@@ -24,7 +24,8 @@ from rlhf.check.judging import CONTRACT, UNGRADABLE, Tally, doubt_of, with_doubt
 from rlhf.check.probes import GOLD_COLUMN, ProbeSet
 from rlhf.check.report import Finding, Report, num_of
 from rlhf.check.rows import repeated_rows, shared_rows
-from rlhf.config.schema import Recipe, SourceConfig
+from rlhf.config.schema import Recipe
+from rlhf.config.task import SourceConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import ConfigError, DataError, LoadError, RewardError
 from rlhf.materials import renderer_for, worker_settings

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from rlhf.config.section import Count, Fraction, Positive, Section
+from rlhf.config.section import Count, Positive, Section
 
 
 class EpisodeLimits(Section):
@@ -12,10 +12,8 @@ class EpisodeLimits(Section):
 
     max_turns: PositiveInt = 32
     """Turns of the model."""
-    max_tokens: PositiveInt = 32_768
-    """Tokens of a context: the prompt and everything after it."""
-    max_turn_tokens: PositiveInt = 8_192
-    """Tokens sampled in one turn."""
+    max_tokens: PositiveInt = 8_192
+    """Tokens of a context: the prompt and everything after it. A turn has sampling.max_tokens at most."""
     max_sampled_tokens: PositiveInt | None = None
     """Tokens sampled in all turns; none: as many as fit."""
     max_tool_calls: PositiveInt = 128
@@ -81,5 +79,3 @@ class EnvironmentConfig(Section):
     """Fewest graded samples with which a group is trained; default: half of them, and 2."""
     max_live: PositiveInt = 256
     """Episodes at the same time."""
-    max_errors: Fraction = 0.1
-    """Stop the run when a larger share of the last 200 episodes ended in an error."""

@@ -214,6 +214,6 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     close = get_close_matches(leaf, siblings, n=1, cutoff=0.8)
     elsewhere = [k for k in known if k.rpartition(".")[2] == leaf]
     if not close and elsewhere:
-        return elsewhere[0]
+        return min(elsewhere, key=lambda known_key: known_key.count("."))
     close = close or get_close_matches(leaf, siblings, n=1)
     return siblings[close[0]] if close else None

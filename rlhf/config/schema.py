@@ -9,9 +9,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
-from rlhf.config.rewards import RewardConfig
 from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
+from rlhf.config.task import SourceConfig, TaskConfig
 
 
 class ModelConfig(Section):
@@ -40,96 +40,13 @@ class ModelConfig(Section):
         return self
 
 
-class SourceConfig(Section):
-    """Where prompts come from. Exactly one of file, dataset, generator."""
-
-    file: str | None = None
-    """A .jsonl or .parquet file, or a folder of them, or a `datasets` folder written by save_to_disk."""
-    dataset: str | None = None
-    """A hub data set, `name` or `name:config`."""
-    generator: str | None = None
-    """`module:attribute`: a function (seed=, size=, **kwargs) -> rows."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the generator."""
-    split: str = "train"
-    """Split of a `datasets` source, or of a folder whose file names name splits."""
-    mapper: str | None = None
-    """`module:attribute`: row -> row, before the columns are read (returns None to leave a row out)."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Rename columns: {prompt: question, reference: answer}."""
-    limit: PositiveInt | None = None
-    """Use only the first rows."""
-    seed: int = 0
-    """Seed of a generator."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "SourceConfig":
-        given = [name for name in ("file", "dataset", "generator") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of file, dataset, generator; found {given or 'none'}")
-        return self
-
-
-class CurriculumConfig(Section):
-    """Pass over prompts whose measured pass rate lies outside [low, high]."""
-
-    low: Fraction = 0.05
-    high: Fraction = 0.95
-    revisit: Fraction = 0.1
-    """Chance, drawn anew each epoch, to roll out such a prompt all the same."""
-
-    @model_validator(mode="after")
-    def _is_band(self) -> "CurriculumConfig":
-        if self.low > self.high:
-            raise ValueError(f"low is {self.low} and high is {self.high}: low must not be above high.")
-        if (self.low, self.high) == (0, 1) or self.revisit == 1:
-            raise ValueError(
-                f"low is {self.low}, high is {self.high} and revisit is {self.revisit}: no prompt would ever be "
-                "passed over. Narrow the band and set revisit below 1, or set task.curriculum: null."
-            )
-        return self
-
-
-class TaskConfig(Section):
-    """What is asked and how it is judged."""
-
-    train: SourceConfig
-    heldout: SourceConfig | None = None
-    """Prompts for evaluation; never trained on."""
-    template: str = "chat"
-    """`chat` (the tokenizer's chat template) or a plain template with {prompt}, for example 'Q: {prompt}\\nA: '."""
-    system_prompt: str | None = None
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    curriculum: CurriculumConfig | None = None
-    """Roll out prompts by how often training has solved them; none: every prompt once an epoch."""
-    needs_reference: bool = True
-    """Refuse rows without a gold answer. False for rewards that do not compare with one (a format, a judge)."""
-    gold_template: str = "<think>x</think><answer>{reference}</answer>"
-    """What a right completion looks like, for `rlhf check`; {reference} stands for the gold answer. A row's column
-    `gold_completion`, the whole text, comes first."""
-    reward_workers: PositiveInt = 2
-    """Processes that grade."""
-    reward_memory_mb: PositiveInt = 2048
-    """Resident memory of a reward worker above which it is killed (in a call) or replaced (after one)."""
-    max_ungradable: Fraction = 0.05
-    """Stop the run when a larger share of the last 200 samples was not gradable."""
-
-    @model_validator(mode="after")
-    def _has_slot(self) -> "TaskConfig":
-        if "{reference}" not in self.gold_template:
-            raise ValueError(
-                f"task.gold_template is {self.gold_template!r}, expected a text with {{reference}} where the gold "
-                r"answer stands, for example '\boxed{{reference}}'."
-            )
-        return self
-
-
 class SamplingConfig(Section):
     """How training trajectories are drawn."""
 
     max_prompt_tokens: PositiveInt = 512
     """A longer prompt is refused at load (counted, named)."""
     max_tokens: PositiveInt = 1024
+    """Of one answer; in an environment, of one turn."""
     temperature: Positive = 1.0
     temperature_points: tuple[tuple[Count, Positive], ...] = ()
     """[step, temperature] pairs in the order of their steps, in place of `temperature`: linear between two
@@ -350,12 +267,13 @@ class Recipe(Section):
                 "colocated runs are synchronous. Set schedule.max_staleness: 0, or give the engine its own cores "
                 "or GPUs (placement.kind: split)."
             )
-        longest = self.sampling.max_prompt_tokens + self.sampling.max_tokens
-        if longest > self.learner.microbatch_tokens:
+        if self.longest_row > self.learner.microbatch_tokens:
+            what = "sampling.max_prompt_tokens + sampling.max_tokens"
+            if self.task.environment is not None:
+                what = "task.environment.limits.max_tokens"
             raise ValueError(
-                f"sampling.max_prompt_tokens + sampling.max_tokens is {longest} but learner.microbatch_tokens is "
-                f"{self.learner.microbatch_tokens}: one row must fit in a micro-batch. Raise the last or lower "
-                "the first two."
+                f"{what} is {self.longest_row} but learner.microbatch_tokens is {self.learner.microbatch_tokens}: "
+                "one row must fit in a micro-batch. Raise the last or lower the first."
             )
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
         if truncated and not self.sampling.keep_sampling_mask and (found := self.algorithm.engine_ratio):
@@ -376,3 +294,17 @@ class Recipe(Section):
                 f"schedule.minibatches ({self.schedule.minibatches})."
             )
         return self
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens that a training row has at most."""
+        if self.task.environment is not None:
+            return self.task.environment.limits.max_tokens
+        return self.sampling.max_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens that the engine must be able to hold of one sequence, in training and evaluation."""
+        if self.task.environment is not None:
+            return self.longest_row
+        return max(self.longest_row, self.sampling.max_prompt_tokens + (self.eval.max_tokens or 0))

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.config.schema import CurriculumConfig
+from rlhf.config.task import CurriculumConfig
 
 
 class Curriculum:

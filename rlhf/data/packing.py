@@ -7,7 +7,7 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,22 +16,29 @@ from torch import Tensor
 
 from rlhf.batch import Batch
 from rlhf.data.steps import Decode, step_rewards
+from rlhf.data.turns import turn_token_rewards
 from rlhf.errors import DataError, RewardError
 from rlhf.types import Segment, Trajectory, TrajectoryGroup
 
+Truncated = Literal["train", "mask", "drop"]
 ATTENTION_TOKENS = 16_384
 """Row length at which attention costs about as much as everything else (12 hidden sizes of a 1.5 B model)."""
 
 
 def pack(
-    groups: Sequence[TrajectoryGroup], *, reward_parts: Sequence[str] = (), decode: Decode | None = None
+    groups: Sequence[TrajectoryGroup],
+    *,
+    reward_parts: Sequence[str] = (),
+    decode: Decode | None = None,
+    truncated: Truncated = "train",
 ) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
     `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. `reward_parts` names the
     parts of the reward that become columns (NaN where a trajectory has no such part); `decode` asks for the
-    rewards of steps. Raises RewardError for a trajectory without a score or with one that is not finite,
-    DataError for images, which are not packed yet.
+    rewards of steps. `truncated` says what becomes of trajectories that a limit ended: trained, masked (in the
+    baseline, not in the loss) or dropped (in neither). Raises RewardError for a trajectory without a score or with
+    one that is not finite, DataError for images, which are not packed yet.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     num_samples = [len(group.trajectories) for group in groups]
@@ -54,14 +61,15 @@ def pack(
         tokens=per_token((s.token_ids for s in segments), np.int64),
         positions=torch.from_numpy(np.arange(num_tokens) - np.repeat(starts, lengths)),
         segment_ids=torch.from_numpy(np.repeat(np.arange(len(segments)), lengths)),
-        loss_mask=per_token((s.trained_mask for s in segments), np.bool_),
+        loss_mask=per_token(_masks(trajectories, truncated), np.bool_),
         rollout_logprobs=per_token((s.rollout_logprobs for s in segments), np.float32),
         versions=per_token((s.versions for s in segments), np.int64),
-        rewards=per_row([_reward(t) for t in trajectories], np.float32),
+        rewards=per_row([_reward(t, truncated) for t in trajectories], np.float32),
         group_ids=per_row(np.repeat(np.arange(len(groups)), num_samples).tolist(), np.int64),
-        truncated=per_row([t.stop == "length" for t in trajectories], np.bool_),
+        truncated=per_row([t.status == "truncated" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
         temperatures=None if set(temperatures) <= {1.0} else per_row(temperatures, np.float32),
+        token_rewards=turn_token_rewards(trajectories),
         step_rewards=None if decode is None else step_rewards(trajectories, decode),
         reward_parts=_reward_parts(trajectories, reward_parts, num_segments),
         routing=_routing(segments),
@@ -223,7 +231,16 @@ def _reward_parts(
     return torch.from_numpy(np.repeat(np.asarray(columns, np.float32), num_segments, axis=0))
 
 
-def _reward(trajectory: Trajectory) -> float:
+def _masks(trajectories: Sequence[Trajectory], truncated: Truncated) -> Iterable[Sequence[bool]]:
+    for trajectory in trajectories:
+        is_left_out = truncated != "train" and trajectory.status == "truncated"
+        for segment in trajectory.segments:
+            yield [False] * len(segment.token_ids) if is_left_out else segment.trained_mask
+
+
+def _reward(trajectory: Trajectory, truncated: Truncated) -> float:
+    if truncated == "drop" and trajectory.status == "truncated":
+        return math.nan
     if trajectory.reward is None:
         raise RewardError(f"sample {trajectory.sample_index} was not scored: score its group before packing")
     value = trajectory.reward.value

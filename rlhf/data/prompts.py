@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from rlhf.config.schema import CurriculumConfig, SourceConfig
+from rlhf.config.task import CurriculumConfig, SourceConfig
 from rlhf.data.curriculum import Curriculum
 from rlhf.data.records import REFERENCE_COLUMNS, parse_row
 from rlhf.data.sources import BadRows, read_rows

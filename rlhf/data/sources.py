@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.schema import SourceConfig
+from rlhf.config.task import SourceConfig
 from rlhf.errors import DataError
 from rlhf.importing import load_function
 

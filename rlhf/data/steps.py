@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlhf.data.turns import turn_steps
 from rlhf.errors import RewardError
 from rlhf.types import Trajectory
 
@@ -17,12 +18,14 @@ Decode = Callable[[Sequence[int]], str]
 def step_rewards(trajectories: Sequence[Trajectory], decode: Decode) -> Tensor:
     """[N]: the reward of the step that ends with the token, NaN where none ends; several on one token add up.
 
-    A step ends with the first token of the last assistant turn up to which the text has `end` characters.
+    A step ends with the first token of the last assistant turn up to which the text has `end` characters. In an
+    environment that rewards turns, every turn is a step.
     Raises RewardError when no reward gave steps, and for a step that ends outside the completion.
     """
     found: list[float] = []
+    by_turns = any(turn.reward for trajectory in trajectories for turn in trajectory.turns)
     for trajectory in trajectories:
-        rows = [[math.nan] * len(segment.token_ids) for segment in trajectory.segments]
+        rows = turn_steps(trajectory) if by_turns else _nothing(trajectory)
         for end, value in trajectory.reward.steps if trajectory.reward is not None else ():
             segment, place = _ends_at(trajectory, end, decode)
             before = rows[segment][place]
@@ -33,9 +36,13 @@ def step_rewards(trajectories: Sequence[Trajectory], decode: Decode) -> Tensor:
         raise RewardError(
             "algorithm.advantages is process, but no reward of this step's samples gave steps: return "
             "RewardResult(value=..., steps=((end, value), ...)) or {'score': ..., 'steps': [[end, value], ...]}, "
-            "with `end` in characters of the completion."
+            "with `end` in characters of the completion; or have an environment reward its turns."
         )
     return rewards
+
+
+def _nothing(trajectory: Trajectory) -> list[list[float]]:
+    return [[math.nan] * len(segment.token_ids) for segment in trajectory.segments]
 
 
 def _ends_at(trajectory: Trajectory, end: int, decode: Decode) -> tuple[int, int]:

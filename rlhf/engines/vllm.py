@@ -307,7 +307,7 @@ class VllmEngine:
             # Else it takes the core's end for a crash.
             llm.output_handler.cancel()
             await asyncio.gather(llm.output_handler, return_exceptions=True)
-        await asyncio.to_thread(llm.shutdown)
+        await asyncio.to_thread(llm.shutdown, 0.0)
         # It sits in a reference cycle, and finalised at interpreter exit it would print an error.
         del llm
         gc.collect()

@@ -73,7 +73,7 @@ class Policy:
             left = min(left, limits.max_sampled_tokens - self.num_sampled)
         if left <= 0:
             raise EpisodeEnded("max_tokens")
-        return min(left, limits.max_turn_tokens, self.sampling.max_tokens)
+        return min(left, self.sampling.max_tokens)
 
 
 def turn_seed(seed: int, turn: int) -> int:

@@ -185,7 +185,8 @@ class EnvironmentHost:
     def send(self, header: dict[str, Any], *, descriptors: tuple[int, ...] | list[int] = ()) -> None:
         """Give an order. EpisodeError when nobody is there to take it."""
         try:
-            assert self._control is not None
+            if self._control is None:
+                raise BrokenPipeError
             wire.send(self._control, header, descriptors=descriptors)
         except OSError as error:
             raise EpisodeError(self._death()) from error
@@ -230,9 +231,10 @@ class EnvironmentHost:
 
     async def close(self) -> None:
         """End the environment's process and every episode."""
-        if self._control is not None:
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()
+        control, self._control = self._control, None
+        if control is not None:
+            asyncio.get_running_loop().remove_reader(control)
+            control.close()
         if self._process is not None:
             try:
                 await asyncio.to_thread(self._process.wait, _ANSWER_S)

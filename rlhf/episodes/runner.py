@@ -295,6 +295,7 @@ def _record(ledger: TokenLedger, verdict: Verdict, *, index: int, seed: int) -> 
         seal=ledger.seal,
         error=verdict.error,
         scalars=dict(verdict.scalars or {}),
+        is_episode=True,
     )
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf.episodes.worker import TRACEBACK_CHARACTERS, Kind, Line, describe, play
+from rlhf.episodes.line import Line
+from rlhf.episodes.worker import TRACEBACK_CHARACTERS, Kind, describe, play
 from rlhf.errors import EpisodeError, LoadError, RlhfError
 from rlhf.importing import load_object
 from rlhf.sandbox import kernel, storage, wire

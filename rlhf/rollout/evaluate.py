@@ -100,7 +100,7 @@ def _metrics(problems: Sequence[Sequence[_Sample]], *, num_samples: int) -> dict
         "eval/accuracy_high": high,
         "eval/reward_mean": math.fsum(rewards) / len(rewards),
         "eval/completion_tokens_mean": sum(s.trajectory.num_sampled for s in samples) / len(samples),
-        "eval/truncated_share": sum(s.trajectory.stop == "length" for s in samples) / len(samples),
+        "eval/truncated_share": sum(s.trajectory.status == "truncated" for s in samples) / len(samples),
         "eval/num_prompts": float(len(problems)),
         "eval/ungradable": float(len(samples) - len(rewards)),
     }

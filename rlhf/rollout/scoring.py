@@ -16,6 +16,8 @@ from rlhf.rollout.reward_worker import Job, Load, RewardSpec
 from rlhf.sandbox.policy import Policy
 from rlhf.types import RewardResult, TrajectoryGroup
 
+ENVIRONMENT = "environment"
+"""Name of the part that the environment itself scored."""
 _START_S = 120.0
 """Longest wait for a worker to import its rewards, or to take up a job it was sent."""
 _AWAIT_GRACE_S = 1.0
@@ -38,6 +40,8 @@ class WorkerSettings:
     """schedule.num_steps, for rewards that ask; 0: unknown."""
     sandbox: Policy = field(default_factory=Policy)
     """What `default_sandbox` accepts in the workers."""
+    environment: RewardConfig | None = None
+    """How the environment's own score counts, which trajectories bring with them; None: there is no environment."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,14 +81,14 @@ class RewardPool:
         max_ungradable: float = 0.05,
         settings: WorkerSettings | None = None,
     ) -> None:
-        if all(reward.gate for reward in rewards):
+        self._settings = settings or WorkerSettings()
+        if all(reward.gate for reward in (*rewards, *self._environment())):
             raise ConfigError(
                 "task.rewards: every reward is a gate, so there is nothing to add up. Set gate: false on one."
             )
         self._rewards = tuple(rewards)
         self.names = short_names(rewards)
         self.shapes: tuple[Shape, ...] = ()
-        self._settings = settings or WorkerSettings()
         self._load = Load(
             rewards=tuple(_spec(f"task.rewards[{i}]", reward) for i, reward in enumerate(rewards)),
             code_dir=code_dir,
@@ -102,7 +106,7 @@ class RewardPool:
     async def start(self) -> None:
         """Start the workers. LoadError when a reward cannot be loaded or has an unknown signature."""
         async with self._starting:
-            if self._workers:
+            if self._workers or not self._rewards:
                 return
             slots = range(self._num_workers)
             started = await asyncio.gather(*(self._replace(slot) for slot in slots), return_exceptions=True)
@@ -134,10 +138,17 @@ class RewardPool:
         await self.start()
         chosen = [i for i, reward in enumerate(self._rewards) if applies(reward, group.prompt.columns)]
         results = await asyncio.gather(*(self._grade(i, group) for i in chosen))
+        given = [t.reward or RewardResult(value=None, outcome="not_applicable") for t in group.trajectories]
         return [
-            Part(name=self.names[i], reward=self._rewards[i], results=graded)
-            for i, graded in zip(chosen, results, strict=True)
+            *(Part(name=ENVIRONMENT, reward=reward, results=given) for reward in self._environment()),
+            *(
+                Part(name=self.names[i], reward=self._rewards[i], results=graded)
+                for i, graded in zip(chosen, results, strict=True)
+            ),
         ]
+
+    def _environment(self) -> tuple[RewardConfig, ...]:
+        return () if self._settings.environment is None else (self._settings.environment,)
 
     def metrics(self) -> dict[str, float]:
         """Per reward: mean, outcome shares, seconds, queue time, kills, retries, leaks. Reading resets them."""

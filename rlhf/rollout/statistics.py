@@ -21,7 +21,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
         "rollout/accuracy": _mean([float(is_correct(t.reward)) for t in trajectories]),
         "rollout/completion_tokens_mean": _mean(lengths),
         "rollout/completion_tokens_max": float(max(lengths, default=0)),
-        "rollout/truncated_share": _mean([float(t.stop == "length") for t in trajectories]),
+        "rollout/truncated_share": _mean([float(t.status == "truncated") for t in trajectories]),
         "rollout/num_tokens": float(sum(lengths)),
         "rollout/num_trajectories": float(len(trajectories)),
         "rollout/groups": float(len(groups)),
@@ -34,12 +34,40 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
     outcomes = Counter(t.reward.outcome for t in trajectories if t.reward is not None)
     for outcome, count in outcomes.items():
         metrics[f"rollout/outcome/{outcome}"] = count / len(trajectories)
+    metrics |= environment_metrics(trajectories)
     recorded = [s for t in trajectories for s in t.segments if s.kept is not None]
     if recorded:
         num_sampled = sum(s.num_sampled for s in recorded)
         num_trained = sum(sum(s.trained_mask) for s in recorded)
         metrics["rollout/kept_overflow_share"] = 1.0 - num_trained / max(num_sampled, 1)
     return {**metrics, **_part_metrics([t.reward for t in trajectories if t.reward is not None])}
+
+
+def environment_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """`env/` metrics of episodes; empty where nothing was an episode."""
+    episodes = [t for t in trajectories if t.is_episode]
+    if not episodes:
+        return {}
+    sampled = [sum(turn.finish is not None for turn in t.turns) for t in episodes]
+    tools = [turn for t in episodes for turn in t.turns if turn.message.role == "tool"]
+    count = len(episodes)
+    metrics = {
+        "env/turns_mean": _mean(sampled),
+        "env/turns_max": float(max(sampled)),
+        "env/tool_calls_mean": len(tools) / count,
+        "env/tool_errors_share": _mean([float(turn.message.is_error) for turn in tools]),
+        "env/segments_mean": _mean([len(t.segments) for t in episodes]),
+        "env/retried_share": _mean([float(t.attempt > 0) for t in episodes]),
+        "env/dropped_tokens": float(sum(part.num_tokens for t in episodes for part in t.dropped)),
+        "env/answer_s": _mean([turn.seconds for t in episodes for turn in t.turns if turn.finish is None]),
+    }
+    for stop, number in Counter(t.stop for t in episodes).items():
+        metrics[f"env/stop/{stop}"] = number / count
+    logged: dict[str, list[float]] = {}
+    for trajectory in episodes:
+        for name, value in trajectory.scalars.items():
+            logged.setdefault(name, []).append(value)
+    return metrics | {f"env/log/{_trackable(name)}": _mean(values) for name, values in logged.items()}
 
 
 def solved(group: TrajectoryGroup) -> list[bool]:
@@ -58,8 +86,12 @@ def is_correct(result: RewardResult | None) -> bool:
 def part_metric(part: str) -> str:
     """The metric of a part, `<reward>` or `<reward>/<name that the reward gave>`, in characters that trackers take."""
     reward, _, name = part.partition("/")
-    inner = "/" + re.sub(r"[^\w.-]", "_", name) if name else ""
+    inner = f"/{_trackable(name)}" if name else ""
     return f"reward/{reward}{inner}/mean"
+
+
+def _trackable(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _part_metrics(results: Sequence[RewardResult]) -> Mapping[str, float]:

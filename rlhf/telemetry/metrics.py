@@ -155,6 +155,25 @@ _DECLARED = (
     Metric("time/eval_s", "sum", "s", "Evaluation on held-out prompts."),
     Metric("time/checkpoint_s", "sum", "s", "Writing a checkpoint."),
     Metric("time/overlap_share", "mean", "share", "Share of the step in which engine and learner both ran."),
+    Metric("env/turns_mean", "mean", "turns", "Mean turns of the model in an episode."),
+    Metric("env/turns_max", "max", "turns", "Turns of the longest episode."),
+    Metric("env/tool_calls_mean", "mean", "calls", "Mean tool calls of an episode."),
+    Metric("env/tool_errors_share", "mean", "share", "Share of calls that were answered by an error."),
+    Metric(
+        "env/segments_mean",
+        "mean",
+        "rows",
+        "Mean training rows of an episode; rewritten contexts add some.",
+    ),
+    Metric(
+        "env/retried_share", "mean", "share", "Share of episodes that followed one which ended in an error."
+    ),
+    Metric(
+        "env/dropped_tokens", "sum", "tokens", "Sampled tokens that are not trained on, for a listed reason."
+    ),
+    Metric("env/answer_s", "mean", "s", "Mean time the environment or a tool took to answer."),
+    Metric("env/stop/*", "mean", "share", "Share of episodes that ended so."),
+    Metric("env/log/*", "mean", "", "Mean of a number that the environment logged."),
     Metric("eval/accuracy", "mean", "share", "Share of held-out completions that are right."),
     Metric("eval/accuracy_low", "mean", "share", "Lower end of its Wilson 95 % interval."),
     Metric("eval/accuracy_high", "mean", "share", "Upper end of its Wilson 95 % interval."),

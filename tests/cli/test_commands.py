@@ -108,6 +108,8 @@ def test_doctor_says_that_a_recipe_can_run_here():
     assert "Ready: a run can start here." in done.stderr
     assert "Hugging Face" in done.stderr  # the model is not a folder here
     assert "12 of 12" in done.stderr
+    for subject in ("python", "cores", "memory", "GPU", "torch", "transformers", "engine", "Ray", "sandbox"):
+        assert f"│ {subject} " in done.stderr, subject
 
 
 @pytest.mark.slow

@@ -164,6 +164,7 @@ def test_bad_optional_rewards_are_named_and_the_healthy_one_is_trained_on(tmp_pa
     recipe = write_task(
         tmp_path,
         [*bad, {"use": "bad_rewards:leaks", "weight": 0}],
+        engine={"kind": "hf"},
         schedule={"num_steps": 4},
         telemetry={"samples_per_step": 64, "live": False},
     )

@@ -27,10 +27,10 @@ def rise(steps: list[dict[str, Any]], name: str = "rollout/reward_mean") -> floa
 
 
 def test_ppo_learns_with_its_critic(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
     steps = run(
         tmp_path,
         num_steps=16,
+        engine={"kind": "hf"},
         algorithm={"name": "ppo"},
         critic={"lr": 3e-3, "pretrain_steps": 2},
         learner={"lr": 3e-3, "microbatch_tokens": 2048, "num_ranks": 2},

@@ -10,10 +10,12 @@ from tests.toy import column, metrics, toy_recipe, train
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1, 4])
-def test_loop_learns_and_keeps_the_staleness_bound(tmp_path: Path, max_staleness: int) -> None:
-    pytest.importorskip("vllm")
-    recipe = toy_recipe(tmp_path, schedule={"num_steps": 24, "max_staleness": max_staleness})
+@pytest.mark.parametrize(("max_staleness", "engine"), [(0, "vllm"), (1, "hf"), (4, "vllm")])
+def test_loop_learns_and_keeps_the_staleness_bound(tmp_path: Path, max_staleness: int, engine: str) -> None:
+    if engine == "vllm":
+        pytest.importorskip("vllm")
+    schedule = {"num_steps": 24, "max_staleness": max_staleness}
+    recipe = toy_recipe(tmp_path, schedule=schedule, engine={"kind": engine})
     code, output = train(recipe, "checkpoint.every=0")
     assert code == 0, output
     steps = metrics(tmp_path / "run")

@@ -21,10 +21,10 @@ def example() -> tuple[str, dict]:
 
 
 def test_an_algorithm_from_a_users_file_learns_without_touching_the_package(tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
     code, sections = example()
     (tmp_path / "my_algos.py").write_text(code)
-    recipe = toy_recipe(tmp_path, schedule={"num_steps": 24, "minibatches": 2}, **sections)
+    schedule = {"num_steps": 24, "minibatches": 2}
+    recipe = toy_recipe(tmp_path, schedule=schedule, engine={"kind": "hf"}, **sections)
     code, output = train(recipe, "checkpoint.every=0", "--code-dir", str(tmp_path))
     assert code == 0, output
     rewards = column(metrics(tmp_path / "run"), "rollout/reward_mean")

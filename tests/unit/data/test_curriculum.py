@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlhf.config.schema import CurriculumConfig
+from rlhf.config.task import CurriculumConfig
 from rlhf.data.curriculum import Curriculum
 from rlhf.data.prompts import PromptStream
 from tests.fakes import make_prompt

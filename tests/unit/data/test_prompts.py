@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.config.schema import CurriculumConfig, SourceConfig
+from rlhf.config.task import CurriculumConfig, SourceConfig
 from rlhf.data.prompts import PromptStream, load_prompts
 from rlhf.errors import CheckpointError, DataError
 from rlhf.types import Message, Prompt

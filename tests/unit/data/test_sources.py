@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlhf.config.schema import SourceConfig
+from rlhf.config.task import SourceConfig
 from rlhf.data.sources import read_rows
 from rlhf.errors import DataError
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ def rows(name):
 
 
 def say(text):
-    print(text)  # noqa: T201
+    print(text)
 
 
 def failures(sandbox, mapped):
@@ -77,13 +78,15 @@ def test_mutants_of_humaneval_references_fail(sandbox):
 
 
 def test_mbpp_references_pass(sandbox):
+    """Every fourth of them; all with MBPP=all in the environment."""
     all_rows = rows("mbpp/mbpp.jsonl")
     mapped = [row for row in map(mbpp_row, all_rows) if row is not None]
-    start = time.monotonic()
-    failed = failures(sandbox, mapped)
-    say(f"MBPP: {len(mapped) - len(failed)} of {len(mapped)} in {time.monotonic() - start:.1f} s")
-    assert failed == {}
     assert len(mapped) >= 970
+    tried = mapped if os.environ.get("MBPP") == "all" else mapped[::4]
+    start = time.monotonic()
+    failed = failures(sandbox, tried)
+    say(f"MBPP: {len(tried) - len(failed)} of {len(tried)} in {time.monotonic() - start:.1f} s")
+    assert failed == {}
     left_out = {row["task_id"] for row in all_rows if mbpp_row(row) is None}
     assert left_out == {367, 601, 927}
 

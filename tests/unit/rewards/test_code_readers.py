@@ -13,7 +13,7 @@ import pytest
 from rewards import code_readers
 from rewards.code_extraction import extract
 from rewards.code_records import FunctionTests, StdioTests, parse_record
-from rlhf.config.schema import SourceConfig
+from rlhf.config.task import SourceConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import DataError
 

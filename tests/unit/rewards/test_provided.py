@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config.schema import RewardConfig, TaskConfig
+from rlhf.config.schema import RewardConfig
+from rlhf.config.task import TaskConfig
 from rlhf.errors import LoadError
 from rlhf.importing import load_function, load_object
 from rlhf.rollout.reward_shapes import bind

@@ -20,7 +20,7 @@ def sample(completion: str, reference: str) -> object:
 
 def _act(completion: str, reference: str | None) -> object:
     if completion == "hang":
-        print("about to hang")  # noqa: T201
+        print("about to hang")
         time.sleep(1000)
     elif completion.startswith("fork "):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
@@ -28,12 +28,12 @@ def _act(completion: str, reference: str | None) -> object:
             file.write(str(child.pid))
         time.sleep(1000)
     elif completion == "exit":
-        print("last words")  # noqa: T201
+        print("last words")
         os._exit(3)
     elif completion == "sys.exit":
         sys.exit(1)
     elif completion == "raise":
-        print("seen in the detail")  # noqa: T201
+        print("seen in the detail")
         raise ValueError("bad sample")
     elif completion == "chatter":
         os.write(2, b"x" * 100_000)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rlhf.telemetry.metrics import METRICS, declared, reduce_metrics, wilson
 
 PREFIXES = {
+    "env",
     "rollout",
     "reward",
     "update",

@@ -116,7 +116,7 @@ def test_gap_to_the_sampler_is_smaller_with_its_routing(live, learner, capsys) -
     gaps["bfloat16"] = gap(start(live, "bfloat16"), batch)
     with capsys.disabled():
         for dtype, (own, kept) in gaps.items():
-            print(  # noqa: T201  # the figures that the test is there for
+            print(  # the figures that the test is there for
                 f"\n|learner - sampler| over {int(batch.loss_mask.sum())} tokens, learner in {dtype}: "
                 f"own routing mean {own.mean():.2e} max {own.max():.2e}, "
                 f"kept routing mean {kept.mean():.2e} max {kept.max():.2e}"
