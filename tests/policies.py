@@ -1,5 +1,6 @@
 """Policies without a model: turns that a test wrote, and random tokens, the strictest tester of exactness."""
 
+import asyncio
 import random
 
 from rlhf.episodes.chat import ChatRenderer
@@ -64,6 +65,7 @@ class WrittenPolicy:
 
     async def generate(self, request):
         self.requests.append(request)
+        await asyncio.sleep(0)
         text = self._texts.pop(0)
         if isinstance(text, Exception):
             raise text

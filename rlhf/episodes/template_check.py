@@ -68,7 +68,6 @@ def _check_extension(
         raise _refusal(
             probe, f"after {end!r} the template writes {text!r}, expected every content once, in order"
         )
-    _check_opening(chat, tools, dialogue=[QUESTION, turn, *new], text=text)
     for name, before in _histories(turn):
         other_end, other = chat.delta(new, tools, before=before)
         if (other_end, other) == (end, text):

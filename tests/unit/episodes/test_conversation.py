@@ -244,6 +244,8 @@ def test_turns_have_seeds_of_their_own_the_same_in_every_retry(chat_of):
         ("qwen3", False, False),  # leaves it to the model
         ("deepseekv3", True, False),  # opens it after a user, but not after results
         ("nemotron_3_nano", True, True),
+        ("llama3_1", False, False),  # whose results may say <think>, which is no token here
+        ("qwen2_5", False, False),
     ],
 )
 def test_thinking_that_the_prompt_opens_is_read_as_such(chat_of, template, first, after):
@@ -284,6 +286,13 @@ def test_template_history_is_one_row_where_nothing_was_thought_or_thoughts_are_k
     played.sample(QUESTION)
     played.sample(user("More."))
     assert played.reasons() == ["start"]
+
+
+def test_thoughts_are_dropped_once(chat_of):
+    played = Played(chat_of("qwen3"), ["<think>hm</think>one", "two", "three"], history="template")
+    for text in "xyz":
+        played.sample(user(text))
+    assert played.reasons() == ["start", "template"]
 
 
 def test_append_history_keeps_every_thought(chat_of):
