@@ -210,6 +210,23 @@ def test_bad_template_is_refused(tmp_path, defect):
     print(f"\n{defect}: {error.value}")  # noqa: T201
 
 
+class CarelessRenderer(ChatRenderer):
+    """Encodes messages as they come."""
+
+    def _hide(self, value, hidden):
+        return value
+
+
+@pytest.mark.parametrize("tools", [(), TOOLS], ids=["plain", "tools"])
+def test_renderer_whose_messages_forge_tokens_is_refused(tmp_path, tools):
+    load(tmp_path, CHATML)
+    careless = CarelessRenderer(Renderer(model_folder=str(tmp_path)))
+    with pytest.raises(
+        ModelError, match=r"\(markers in a user message\): .*'<\|im_end\|>': 1.* become tokens"
+    ):
+        check_template(careless, tools)
+
+
 def test_refused_system_message_refuses_no_template(chat_of):
     check_template(chat_of("gemma"))
 
