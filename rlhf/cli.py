@@ -1,4 +1,4 @@
-"""The command line: `rlhf train | check | report | doctor`. User mistakes end in one message and exit code 2."""
+"""The command line: `rlhf train | check | play | report | doctor`. User mistakes end in one message and exit code 2."""
 
 import argparse
 import asyncio
@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_check)
 
+    play = commands.add_parser(
+        "play", help="take the model's place: type its turns, see tokens, masks and rewards"
+    )
+    _recipe_arguments(play)
+    play.add_argument("--row", type=int, default=0, metavar="N", help="which row of task.train (default: 0)")
+    play.set_defaults(command=_play)
+
     report = commands.add_parser("report", help="write report.html for a run folder")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
@@ -120,6 +127,15 @@ def _check(arguments: argparse.Namespace) -> int:
     _prepend(arguments.code_dir)
     code_dir = arguments.code_dir.resolve()
     return asyncio.run(check(recipe, code_dir=code_dir, num_rows=arguments.rows, json_file=arguments.json))
+
+
+def _play(arguments: argparse.Namespace) -> int:
+    from rlhf.config.loading import load_recipe
+    from rlhf.play import play
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    _prepend(arguments.code_dir)
+    return asyncio.run(play(recipe, code_dir=arguments.code_dir.resolve(), row=arguments.row))
 
 
 def _report(arguments: argparse.Namespace) -> int:

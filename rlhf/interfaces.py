@@ -34,11 +34,15 @@ class GenerateRequest:
     seeds: tuple[int, ...]
 
 
-class RolloutEngine(Protocol):
-    """All engines of a run behind one door: tokens in, tokens out. Calls made in one tick are submitted together."""
+class Sampler(Protocol):
+    """Tokens in, tokens out."""
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """One Completion per seed, in seed order."""
+
+
+class RolloutEngine(Sampler, Protocol):
+    """All engines of a run behind one door. Calls made in one tick are submitted together."""
 
     async def forget_prefixes(self) -> None:
         """Drop cached prefixes."""

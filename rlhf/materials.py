@@ -105,6 +105,7 @@ def load_environment(recipe: Recipe, code_dir: Path) -> LoadEnvironment:
         kwargs=environment.kwargs,
         code_dir=str(code_dir),
         sandbox=Policy(**recipe.sandbox.model_dump()),
+        max_live=environment.max_live,
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
 CallError = Literal["invalid_json", "not_an_object", "unknown_tool", "invalid_arguments"]
+CallFailure = Literal[CallError, "raised", "timeout", "over_limit"]
 Status = Literal["ok", "truncated", "error"]
 StopReason = Literal[
     "stop",
@@ -65,6 +66,8 @@ class ToolCall:
     """The text that was sampled."""
     error: CallError | None = None
     """Why it is not executed."""
+    is_text: bool = False
+    """The arguments are texts as written, without a type (`qwen_xml`, `glm4`): the tool says what they mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ class Message:
     """Of a tool message: the tool."""
     is_error: bool = False
     """Of a tool message: the call failed, and the content says why."""
+    failure: CallFailure | None = None
+    """Of such a message: in what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,20 @@ def block(syntax, calls):
     return "\n".join(calls)
 
 
+def meant(call):
+    """A call's arguments; texts without a type as what they are in JSON, where they are some."""
+    if not call.is_text:
+        return call.arguments
+    return {key: _read(text) for key, text in call.arguments.items()}
+
+
+def _read(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 FORMS = {
     "hermes": "hermes",
     "qwen_xml": "qwen_xml",
@@ -95,6 +109,7 @@ MALFORMED = {
     "words after it": ('{"name": "look", "arguments": {}} and so on', "invalid_json"),
     "two objects": ('{"name": "look", "arguments": {}}{"name": "look", "arguments": {}}', "invalid_json"),
     "fence": ('```json\n{"name": "look", "arguments": {}}\n```', "invalid_json"),
+    "a key twice": ('{"name": "look", "arguments": {"q": 1, "q": 2}}', "invalid_json"),
     "very deep": ('{"name": "look", "arguments": ' + '{"a":' * 100_000, "invalid_json"),
     "nothing": ("", "invalid_json"),
     "words": ("look up x", "invalid_json"),
@@ -114,5 +129,4 @@ UNUSUAL = {
     "parameters": ('{"name": "look", "parameters": {"q": "x"}}', ("look", {"q": "x"})),
     "as the API has it": ('{"function": {"name": "look", "arguments": "{}"}}', ("look", {})),
     "function is the name": ('{"type": "function", "function": "look"}', ("look", {})),
-    "a key twice": ('{"name": "look", "arguments": {"q": 1, "q": 2}}', ("look", {"q": 2})),
 }

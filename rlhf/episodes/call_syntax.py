@@ -1,13 +1,14 @@
 """How model families write tool calls: readers of text that may be anything. None of them raises or takes long."""
 
+import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf.types import CallError
 
-Syntax = Literal["hermes", "qwen_xml", "glm4", "llama3", "deepseek_v3", "mistral", "none"]
+Syntax = Literal["hermes", "qwen_xml", "glm4", "llama3", "deepseek_v3", "mistral", "pythonic", "none"]
 SYNTAXES: tuple[str, ...] = get_args(Syntax)
 MAX_CALLS = 1000
 """Of one turn; what comes after is text."""
@@ -28,6 +29,7 @@ _DSML_INVOKE, _DSML_END_INVOKE = '<｜DSML｜invoke name="', "</｜DSML｜invoke
 _DSML_PARAMETER, _DSML_END_PARAMETER = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
 _MISTRAL_CALLS = "[TOOL_CALLS]"
 _ARGUMENTS = ("arguments", "parameters")
+_PYTHON_BEGINS = re.compile(r"\s*\[\s*[A-Za-z_][\w.]*\s*\(")
 
 
 class Found(NamedTuple):
@@ -37,6 +39,8 @@ class Found(NamedTuple):
     arguments: dict[str, Any] | None
     error: CallError | None
     raw: str
+    is_text: bool = False
+    """As ToolCall's."""
 
 
 Reader = Callable[[str], tuple[str, list[Found]]]
@@ -120,6 +124,20 @@ def read_mistral(text: str) -> tuple[str, list[Found]]:
     return content, found[:MAX_CALLS]
 
 
+def read_pythonic(text: str) -> tuple[str, list[Found]]:
+    """[name(argument=value, ...), ...], of literals: Llama 3.2 and 4, and the shortest of all."""
+    if not _PYTHON_BEGINS.match(text):
+        return text, []
+    body = text.strip()
+    try:
+        tree = ast.parse(body, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return "", [Found(body[1:].partition("(")[0].strip(), None, "invalid_json", body)]
+    if not isinstance(tree, ast.List) or not all(isinstance(call, ast.Call) for call in tree.elts):
+        return text, []
+    return "", [_from_python(call, body) for call in tree.elts[:MAX_CALLS] if isinstance(call, ast.Call)]
+
+
 READERS: Mapping[str, Reader] = {
     "hermes": read_hermes,
     "qwen_xml": read_qwen_xml,
@@ -127,6 +145,7 @@ READERS: Mapping[str, Reader] = {
     "llama3": read_llama3,
     "deepseek_v3": read_deepseek_v3,
     "mistral": read_mistral,
+    "pythonic": read_pythonic,
     "none": read_nothing,
 }
 OPENERS: Mapping[str, str] = {
@@ -143,7 +162,7 @@ OPENERS: Mapping[str, str] = {
 def load_object(text: str) -> tuple[dict[str, Any] | None, CallError | None]:
     """The JSON object that a text is, or why it is none."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError):
         return None, "invalid_json"
     return (value, None) if isinstance(value, dict) else (None, "not_an_object")
@@ -203,7 +222,7 @@ def _from_xml(body: str, raw: str) -> Found:
     if not function or head.strip():
         return _from_json(body, raw)
     name, *parts = inside.split("<parameter=")
-    arguments: dict[str, Any] = {}
+    arguments: list[tuple[str, str]] = []
     for part in parts:
         key, _, rest = _split_at(_NAME_END, part)
         value, closed, _ = rest.partition("</parameter>")
@@ -211,23 +230,31 @@ def _from_xml(body: str, raw: str) -> Found:
             value, closed, _ = rest.partition("</function>")
         if not closed and part is parts[-1]:
             return Found(_split_at(_NAME_END, name)[0].strip(), None, "invalid_json", raw)
-        arguments[key.strip()] = _value(value.removeprefix("\n").removesuffix("\n"))
-    return Found(_split_at(_NAME_END, name)[0].strip(), arguments, None, raw)
+        arguments.append((key.strip(), value.removeprefix("\n").removesuffix("\n")))
+    return _from_texts(_split_at(_NAME_END, name)[0].strip(), arguments, raw)
 
 
 def _from_pairs(body: str, raw: str) -> Found:
     name, *parts = body.split("<arg_key>")
     if name.lstrip().startswith("{"):
         return _from_json(body, raw)
-    arguments: dict[str, Any] = {}
+    arguments: list[tuple[str, str]] = []
     for part in parts:
         key, _, rest = part.partition("</arg_key>")
         _, opened, value = rest.partition("<arg_value>")
         value, closed, _ = value.partition("</arg_value>")
         if not (opened and closed):
             return Found(name.strip(), None, "invalid_json", raw)
-        arguments[key.strip()] = _value(value)
-    return Found(name.strip(), arguments, None, raw)
+        arguments.append((key.strip(), value))
+    return _from_texts(name.strip(), arguments, raw)
+
+
+def _from_texts(name: str, pairs: Sequence[tuple[str, str]], raw: str) -> Found:
+    """What is written between tags has no type: the tool's parameters say how to read it."""
+    try:
+        return Found(name, _without_doubles(pairs), None, raw, is_text=True)
+    except ValueError:
+        return Found(name, None, "invalid_arguments", raw)
 
 
 def _from_deepseek(body: str, raw: str) -> Found:
@@ -271,17 +298,41 @@ def _from_mistral(body: str) -> Iterator[Found]:
     yield Found(name.partition("[")[0].strip(), arguments, error, body)
 
 
+def _from_python(call: ast.Call, body: str) -> Found:
+    raw = ast.get_source_segment(body, call) or body
+    name = ast.unparse(call.func) if isinstance(call.func, ast.Name | ast.Attribute) else ""
+    if call.args:
+        return Found(name, None, "not_an_object", raw)
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        try:
+            if keyword.arg is None:
+                raise ValueError("** is no name")
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            return Found(name, None, "invalid_json", raw)
+    return Found(name, arguments, None, raw)
+
+
 def _split_at(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:
     found = pattern.search(text)
     return (text, "", "") if found is None else (text[: found.start()], found[0], text[found.end() :])
 
 
 def _value(text: str) -> Any:
-    """What is written between tags has no type: JSON where it is some, else text."""
+    """JSON where it is some, else text."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return text
+
+
+def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """As an object. ValueError where a key is given twice: which of the two was meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
 
 
 def _no_constant(name: str) -> None:

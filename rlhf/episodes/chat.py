@@ -101,6 +101,16 @@ class ChatRenderer:
             token_ids=tuple(ids[1:] if after == end_id else ids), is_thinking=opens_thoughts(text)
         )
 
+    def turn(self, message: Message, tools: Sequence[Schema] = ()) -> tuple[int, ...]:
+        """An assistant's message as the model should sample it, the end of its turn included."""
+        before = self.rendered([QUESTION], tools, is_open=True)
+        text = self.rendered([QUESTION, message], tools)
+        closed = self.rendered([QUESTION], tools)
+        # What the opening says already (an open <think>) is not said again.
+        body = text[len(before) :] if text.startswith(before) else text[len(closed) :]
+        place, end = min((body.find(end), end) for end in self._stops if end in body)
+        return (*self._encode(body[:place], {}), self._stops[end])
+
     def text(self, ids: Sequence[int]) -> str:
         """Text of a sampled turn: its end left out, all other special tokens by name."""
         end = len(ids)

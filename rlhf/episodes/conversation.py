@@ -15,7 +15,7 @@ from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.parsing import Parse
 from rlhf.episodes.template_check import check_template
 from rlhf.errors import EpisodeError
-from rlhf.interfaces import GenerateRequest, RolloutEngine
+from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
 
 
@@ -45,7 +45,7 @@ class Dialect:
 class Policy:
     """Where an episode's turns are sampled, with what, and what of its limits is used up."""
 
-    engine: RolloutEngine
+    engine: Sampler
     sampling: Sampling
     seed: int
     limits: EpisodeLimits

@@ -69,6 +69,8 @@ def syntax_of(written: str) -> Syntax | None:
             return "mistral"
         case _ if '"parameters":' in written and '"name":' in written:
             return "llama3"
+        case _ if "(argument=" in written:
+            return "pythonic"
     return None
 
 
@@ -124,8 +126,5 @@ def _parse_unknown(text: str, *, written: str, is_thinking: bool = False, tools:
 
 
 def _message(content: str, reasoning: str | None, found: Sequence[Found]) -> Message:
-    calls = tuple(
-        ToolCall(id=str(index), name=name, arguments=arguments, error=error, raw=raw)
-        for index, (name, arguments, error, raw) in enumerate(found)
-    )
+    calls = tuple(ToolCall(id=str(index), **call._asdict()) for index, call in enumerate(found))
     return Message(role="assistant", content=content.strip(), reasoning=reasoning, tool_calls=calls)

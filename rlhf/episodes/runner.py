@@ -14,7 +14,7 @@ from rlhf.episodes.host import EnvironmentHost, EpisodeGone, EpisodeProcess, Pha
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, EpisodeError, ModelError
-from rlhf.interfaces import GenerateRequest, RolloutEngine
+from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import (
     STATUS_OF,
     Completion,
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class SingleTurn:
     """One question, one answer: an interfaces.RolloutFunction."""
 
-    def __init__(self, engine: RolloutEngine, *, renderer: Renderer) -> None:
+    def __init__(self, engine: Sampler, *, renderer: Renderer) -> None:
         self._engine = engine
         self._renderer = renderer
 
@@ -81,7 +81,7 @@ class EpisodeRunner:
     """
 
     def __init__(
-        self, engine: RolloutEngine, host: EnvironmentHost, *, dialect: Dialect, config: EnvironmentConfig
+        self, engine: Sampler, host: EnvironmentHost, *, dialect: Dialect, config: EnvironmentConfig
     ) -> None:
         self._engine = engine
         self._host = host

@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.context import EpisodeContext
 from rlhf.episodes.line import EpisodeOver, Line
+from rlhf.episodes.tool_environment import environment_of
 from rlhf.errors import EpisodeError
 from rlhf.types import Message, Prompt, Step, StopReason, message_of
 
@@ -102,6 +103,7 @@ class _Object:
                     context.checkpoint()
                 with context.phase("step", limits.step_s):
                     step = _step(_now(environment.step(action, context)))
+                self._line.drop_checkpoint()
                 if step.reward:
                     self._line.tell({"do": "reward", "value": _number(step.reward)})
                 num_invalid = num_invalid + 1 if step.is_invalid else 0
@@ -289,14 +291,16 @@ def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any],
         made: Callable[[], Any] = lambda: loaded(**kwargs)  # noqa: E731
         if hasattr(loaded, "step"):
             return made, "object"
+        return lambda: environment_of(loaded, kwargs), "object"
+    if callable(loaded):
+        return lambda: loaded(**kwargs), "object"
+    if hasattr(loaded, "step") and kwargs:
         raise EpisodeError(
-            f"{loaded.__name__} has no method `step`, expected reset(prompt, context) and step(action, context)"
+            f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
         )
     if hasattr(loaded, "step"):
         # Forked for every episode: each has its own.
         return lambda: loaded, "object"
-    if callable(loaded):
-        return lambda: loaded(**kwargs), "object"
     raise EpisodeError(
         f"{loaded!r:.100} is no environment: expected a class, an async function or an object with step"
     )

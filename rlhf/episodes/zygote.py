@@ -4,6 +4,7 @@ One thread, so that it may be forked. It lives as long as its control socket, an
 """
 
 import contextlib
+import inspect
 import os
 import pickle
 import select
@@ -36,6 +37,8 @@ class LoadEnvironment:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     code_dir: str | None = None
     sandbox: Policy = field(default_factory=Policy)
+    max_live: int = 16
+    """Episodes at a time, each of which may hold a place in the sandbox."""
 
 
 class Zygote:
@@ -45,7 +48,7 @@ class Zygote:
         self._control = control
         self._make = make
         self._kind: Kind = kind
-        self.folder = tempfile.mkdtemp(prefix="rlhf-episodes-")
+        self.folder = tempfile.mkdtemp(prefix=f"rlhf-episodes-{os.getpid()}-")
         os.chmod(self.folder, 0o711)
         self._sessions: dict[int, int] = {}
         """Episode -> session id, which is the id of its first process."""
@@ -195,11 +198,11 @@ def main() -> None:
 def _load(load: LoadEnvironment) -> tuple[Callable[[], Any], Kind]:
     if load.code_dir is not None:
         sys.path.insert(0, load.code_dir)
-    set_default_policy(load.sandbox)
+    set_default_policy(load.sandbox, max_jobs=load.max_live)
     loaded = load_object(load.use, key="task.environment.use")
     module = sys.modules.get(getattr(loaded, "__module__", ""))
     if callable(warm_up := getattr(module, "warm_up", None)):
-        warm_up()
+        warm_up(**load.kwargs) if inspect.signature(warm_up).parameters else warm_up()
     try:
         make, kind = describe(loaded, load.kwargs)
     except EpisodeError as error:

@@ -347,6 +347,7 @@ class _Default:
 
     lock = threading.Lock()
     policy = Policy()
+    max_jobs = MAX_JOBS
     sandbox: Sandbox | None = None
 
 
@@ -354,14 +355,14 @@ def default_sandbox() -> Sandbox:
     """The process's own sandbox, with the policy of the recipe."""
     with _Default.lock:
         if _Default.sandbox is None:
-            _Default.sandbox = Sandbox(_Default.policy)
+            _Default.sandbox = Sandbox(_Default.policy, max_jobs=_Default.max_jobs)
             atexit.register(_Default.sandbox.close)
         return _Default.sandbox
 
 
-def set_default_policy(policy: Policy) -> None:
+def set_default_policy(policy: Policy, *, max_jobs: int = MAX_JOBS) -> None:
     """Decide what `default_sandbox` accepts; called once where a process learns its recipe."""
     with _Default.lock:
         if _Default.sandbox is not None:
             _Default.sandbox.close()
-        _Default.policy, _Default.sandbox = policy, None
+        _Default.policy, _Default.max_jobs, _Default.sandbox = policy, max_jobs, None

@@ -120,6 +120,13 @@ class Session:
             command = _SHELL.format(state=_STATE, command=source)
             return self._cell.start(Program(argv=("sh", "-c", command)), limits).wait()
 
+    def run(self, program: Program, *, limits: Limits | None = None) -> Execution:
+        """Run a program on the session's files, outside its shell: what a step has exported does not reach it."""
+        with self._lock:
+            if self._interpreter is not None:
+                raise ValueError("an interpreter is running: one program at a time")
+            return self._cell.start(program, limits or self._limits).wait()
+
     def _exec_python(self, source: str, limits: Limits) -> Execution:
         if self._interpreter is None:
             program = Program(code=_INTERPRETER)

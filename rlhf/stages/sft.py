@@ -15,8 +15,11 @@ from typing import IO
 
 from rlhf.config.schema import SftConfig
 from rlhf.data.prompts import load_prompts
+from rlhf.episodes.chat import ChatRenderer
+from rlhf.episodes.demonstration import demonstration_ids
+from rlhf.episodes.endpoint_wire import read_messages
 from rlhf.episodes.render import Renderer
-from rlhf.errors import DataError, DeadlineError, LearnerError
+from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
 from rlhf.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -28,8 +31,8 @@ SILENCE_S = 600.0
 """Longest wait for a sign of life, which the child gives after loading and after every optimizer step: longer
 than reading tens of gigabytes from a network disk, or than the slowest step on a laptop."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-Row = tuple[list[int], list[int]]
-"""(prompt ids, completion ids with eos)"""
+Row = tuple[list[int], list[bool]]
+"""(ids, which of them are learned: completions with eos, or an assistant's turns)"""
 Progress = Callable[[Mapping[str, float]], None]
 """Called with {step, num_steps, loss, accuracy, lr, seconds} after every logged step."""
 
@@ -84,26 +87,45 @@ def run_sft(
 def tokenised_rows(prompts: Sequence[Prompt], renderer: Renderer, max_length: int) -> list[Row]:
     """Every row as ids: what RL would show the engine, and what the engine should sample then.
 
-    Raises DataError naming the first row without a completion or with more than `max_length` tokens.
+    A row has a `completion`, or `messages`: a whole conversation, whose assistant's turns are learned.
+    Raises DataError naming the first row without either or with more than `max_length` tokens.
     """
     rows = []
+    has_conversations = any("messages" in prompt.columns for prompt in prompts)
+    chat = ChatRenderer(renderer) if has_conversations else None
     for prompt in prompts:
         where = f"{KEY}: row {prompt.id}"
-        text = prompt.columns.get("completion")
-        if not isinstance(text, str) or not text:
+        if chat is not None and "messages" in prompt.columns:
+            row = _conversation(prompt, chat, where=where)
+        else:
+            row = _answer(prompt, renderer, where=where)
+        if len(row[0]) > max_length:
             raise DataError(
-                f"{where} has no `completion` (found {text!r:.40}), expected the text to be learned; "
-                f"its columns are {sorted(prompt.columns)}."
-            )
-        question = list(renderer.encode_prompt(prompt))
-        answer = list(renderer.encode_completion(text, where=where))
-        if len(question) + len(answer) > max_length:
-            raise DataError(
-                f"{where} has {len(question) + len(answer)} tokens, more than sft.max_length ({max_length}). "
+                f"{where} has {len(row[0])} tokens, more than sft.max_length ({max_length}). "
                 "Rows are never cut: raise the limit, or leave the row out with a mapper."
             )
-        rows.append((question, answer))
+        rows.append(row)
     return rows
+
+
+def _conversation(prompt: Prompt, chat: ChatRenderer, *, where: str) -> Row:
+    try:
+        messages = read_messages(prompt.columns["messages"])
+        return demonstration_ids(chat, messages, prompt.columns.get("tools") or ())
+    except (DataError, ModelError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: its `messages` cannot be learned: {error}") from error
+
+
+def _answer(prompt: Prompt, renderer: Renderer, *, where: str) -> Row:
+    text = prompt.columns.get("completion")
+    if not isinstance(text, str) or not text:
+        raise DataError(
+            f"{where} has no `completion` (found {text!r:.40}) and no `messages`, expected what is to be learned; "
+            f"its columns are {sorted(prompt.columns)}."
+        )
+    question = renderer.encode_prompt(prompt)
+    answer = renderer.encode_completion(text, where=where)
+    return [*question, *answer], [False] * len(question) + [True] * len(answer)
 
 
 def _identity(config: SftConfig, rows: Sequence[Row], *, model_folder: Path, seed: int) -> str:

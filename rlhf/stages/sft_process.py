@@ -109,8 +109,8 @@ def train(job: dict[str, Any], channel: TextIO) -> None:
         disable_tqdm=True,
     )
     rows = [
-        {"input_ids": question + answer, "labels": [NOT_LEARNED] * len(question) + answer}
-        for question, answer in job["rows"]
+        {"input_ids": ids, "labels": [t if m else NOT_LEARNED for t, m in zip(ids, is_learned, strict=True)]}
+        for ids, is_learned in job["rows"]
     ]
     with Path(job["metrics"]).open("w", encoding="utf-8") as metrics:
         trainer = SFTTrainer(

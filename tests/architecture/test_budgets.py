@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCE = sorted(path for package in ("rlhf", "rewards") for path in (ROOT / package).rglob("*.py"))
+SOURCE = sorted(path for package in ("rlhf", "rewards", "envs") for path in (ROOT / package).rglob("*.py"))
 ENGINE = [path for path in SOURCE if path.is_relative_to(ROOT / "rlhf")]
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_INHERITANCE = 400, 60, 2
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "base", "helpers"}
@@ -24,7 +24,11 @@ def tree(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for folder in ("rlhf", "rewards", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")),
+    sorted(
+        p
+        for folder in ("rlhf", "rewards", "envs", "tests", "benchmarks")
+        for p in (ROOT / folder).rglob("*.py")
+    ),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_file_fits_its_budget(path):

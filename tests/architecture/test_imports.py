@@ -26,6 +26,8 @@ def test_import_contracts_hold():
         "rlhf.interfaces",
         "rlhf.config.loading",
         "rlhf.cli",
+        "rlhf.episodes.tools",
+        "rlhf.episodes.tool_environment",
     ],
 )
 def test_light_module_loads_nothing_heavy(module):

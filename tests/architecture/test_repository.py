@@ -30,7 +30,9 @@ def tracked() -> list[Path]:
 
 def test_wheel_holds_the_engine_only(tmp_path):
     source = tmp_path / "source"
-    folders = [folder for folder in ("rlhf", "rewards", "recipes", "tests") if (ROOT / folder).is_dir()]
+    folders = [
+        folder for folder in ("rlhf", "rewards", "envs", "recipes", "tests") if (ROOT / folder).is_dir()
+    ]
     for folder in folders:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE", "README.md"):
@@ -82,7 +84,7 @@ def test_unit_tests_mirror_the_source():
         for path in (ROOT / "tests/unit").iterdir()
         if path.is_dir() and any(path.rglob("test_*.py"))
     }
-    packages = {path.parent.name for path in (ROOT / "rlhf").rglob("__init__.py")} | {"rewards"}
+    packages = {path.parent.name for path in (ROOT / "rlhf").rglob("__init__.py")} | {"rewards", "envs"}
     assert folders <= packages
 
 

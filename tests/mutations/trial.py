@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from tests.mutations.mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("rlhf", "rewards", "tests", "pyproject.toml")
+COPIED = ("rlhf", "rewards", "envs", "tests", "pyproject.toml")
 PYTEST = (
     "-x",
     "-q",

@@ -7,7 +7,7 @@ from rlhf.episodes.parsing import parser_of
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError
 from tests.chat_tokenizers import family_of, save_tokenizer
-from tests.tool_calls import FORMS, MALFORMED, TOOLS, UNUSUAL, block, written
+from tests.tool_calls import FORMS, MALFORMED, TOOLS, UNUSUAL, block, meant, written
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 # Importing vLLM takes about seven seconds.
@@ -43,7 +43,7 @@ def both(tokenizers):
 
 
 def called(message):
-    return [(call.name, call.arguments, call.error) for call in message.tool_calls]
+    return [(call.name, meant(call), call.error) for call in message.tool_calls]
 
 
 @pytest.mark.parametrize("form", THEIRS)
@@ -86,6 +86,8 @@ def test_malformed_calls_by_ours_and_by_vllms(both):
         print(f"{kind:36} ours: {told(mine):28} vLLM: {told(other)}")  # noqa: T201
         # Where vLLM reads a call, so do we, and the same one; we tell the model of the others.
         assert len(mine.tool_calls) == 1
+        if kind == "a key twice":
+            continue  # It takes the last; we ask for one.
         if other.tool_calls and other.tool_calls[0].error is None:
             assert called(mine) == called(other)
 

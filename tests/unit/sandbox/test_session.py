@@ -11,7 +11,7 @@ import pytest
 from rlhf.errors import SandboxError
 from rlhf.sandbox import session as session_module
 from rlhf.sandbox.client import Sandbox
-from rlhf.sandbox.execution import Execution, Limits
+from rlhf.sandbox.execution import Execution, Limits, Program
 from rlhf.sandbox.policy import ISOLATED
 from rlhf.sandbox.session import Kind, Session
 from rlhf.sandbox.tree import ProcessTree
@@ -31,6 +31,18 @@ def test_shell_keeps_files_folder_and_variables(sandbox: Sandbox) -> None:
         assert session.exec("exit 7").exit_code == 7
         assert session.exec("cat f").stdout == b"text\n"
         assert session.read("d/f") == b"text\n"
+
+
+def test_program_beside_the_shell_sees_its_files_and_not_its_variables(sandbox: Sandbox) -> None:
+    with Session(sandbox, "shell") as session:
+        session.exec("echo kept > f; export PATH=/nowhere X=1; cd /")
+        found = session.run(Program(code="import os; print(open('f').read(), os.environ.get('X'))"))
+        assert (found.status, found.stdout) == ("exited", b"kept\n None\n")
+        assert session.exec("echo $X").stdout == b"1\n"
+    with Session(sandbox, "python") as session:
+        session.exec("x = 1")
+        with pytest.raises(ValueError, match="interpreter"):
+            session.run(Program(code="print(1)"))
 
 
 def test_interpreter_keeps_variables_and_shows_last_value(sandbox: Sandbox) -> None:

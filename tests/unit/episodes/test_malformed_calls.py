@@ -1,0 +1,166 @@
+"""What models write instead of a call, in each syntax: one call is seen, and it is answered with one message."""
+
+import json
+
+import pytest
+
+from rlhf.episodes.chat import ChatRenderer
+from rlhf.episodes.parsing import parse
+from rlhf.episodes.render import Renderer
+from rlhf.episodes.tool_calls import run_calls
+from rlhf.episodes.tools import Tool
+from rlhf.types import Message
+from tests.chat_tokenizers import FAMILIES, save_tokenizer
+from tests.unit.episodes.episode_contexts import call, context_of
+
+RIGHT = '{"a": 1, "b": 2}'
+DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + ', "b": 1}'
+WHOLE = {
+    "bad json": "{'name': 'add', 'arguments': {'a': 1}}",
+    "cut json": '{"name": "add", "arguments": {"a": 1',
+    "array": '[{"name": "add"}]',
+    "string": '"add"',
+    "number": "3",
+    "null": "null",
+}
+"""In place of the call."""
+ARGUMENTS = {
+    "not a number": '{"a": NaN, "b": 1}',
+    "twice the same key": '{"a": 1, "a": 2, "b": 1}',
+    "a string of json": json.dumps(RIGHT),
+    "a string of garbage": '"a=1, b=2"',
+    "a list": "[1, 2]",
+    "an extra field": '{"a": 1, "b": 2, "c": 3}',
+    "a missing field": '{"a": 1}',
+    "a wrong type": '{"a": "one", "b": 2}',
+    "deep nesting": DEEP,
+}
+"""In place of the arguments."""
+NAMES = {"no name": None, "empty name": "", "unknown name": "subtract"}
+KINDS = [*WHOLE, *ARGUMENTS, *NAMES]
+XML = {
+    "not a number": [("a", "NaN"), ("b", "1")],
+    "twice the same key": [("a", "1"), ("a", "2"), ("b", "1")],
+    "an extra field": [("a", "1"), ("b", "2"), ("c", "3")],
+    "a missing field": [("a", "1")],
+    "a wrong type": [("a", "one"), ("b", "2")],
+    "deep nesting": [("a", "[" * 100_000 + "]" * 100_000), ("b", "1")],
+}
+
+
+def json_call(kind, key):
+    if kind in WHOLE:
+        return WHOLE[kind]
+    name = NAMES.get(kind, "add")
+    named = "" if name is None else f'"name": {json.dumps(name)}, '
+    return "{" + named + f'"{key}": {ARGUMENTS.get(kind, RIGHT)}' + "}"
+
+
+def hermes(kind):
+    end = "" if kind == "cut json" else "\n</tool_call>"
+    return f"Let me see.\n<tool_call>\n{json_call(kind, 'arguments')}{end}"
+
+
+def llama3(kind):
+    return f"<|python_tag|>{json_call(kind, 'parameters')}"
+
+
+def deepseek_v3(kind):
+    name = NAMES.get(kind, "add") or ""
+    end = "" if kind == "cut json" else "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    whole = '{"a": 1' if kind == "cut json" else WHOLE.get(kind)
+    return (
+        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n"
+        f"{whole or ARGUMENTS.get(kind, RIGHT)}{end}"
+    )
+
+
+def qwen_xml(kind):
+    if kind == "cut json":
+        return "<tool_call>\n<function=add>\n<parameter=a>\n1"
+    if kind in WHOLE:
+        return f"<tool_call>\n{WHOLE[kind]}\n</tool_call>"
+    name = NAMES.get(kind, "add")
+    # Without tags for its parts, a call has none.
+    body = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in XML.get(kind, [])) or ARGUMENTS.get(
+        kind, RIGHT
+    )
+    head = "<function>" if name is None else f"<function={name}>"
+    return f"<tool_call>\n{head}\n{body}\n</function>\n</tool_call>"
+
+
+WRITERS = {"hermes": hermes, "llama3": llama3, "deepseek_v3": deepseek_v3, "qwen_xml": qwen_xml}
+TAKEN = {("hermes", "a string of json"), ("llama3", "a string of json")}
+"""What OpenAI's form asks for is no mistake."""
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+ADD = {"add": Tool.from_function(add)}
+SCHEMAS = [ADD["add"].schema]
+
+
+@pytest.mark.parametrize("syntax", WRITERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_malformed_call_has_one_message(syntax, kind):
+    message = parse(WRITERS[syntax](kind), syntax=syntax, tools=SCHEMAS)
+    answers = run_calls(message.tool_calls, ADD, context=context_of())
+    assert len(answers) == 1
+    assert answers[0][0].is_error is ((syntax, kind) not in TAKEN)
+    assert answers[0][0].tool_call_id == message.tool_calls[0].id
+    assert 0 < len(answers[0][0].content) < 400
+
+
+@pytest.mark.parametrize("syntax", WRITERS)
+def test_the_same_call_well_formed_is_run(syntax):
+    text = WRITERS[syntax]("right")
+    if syntax == "qwen_xml":
+        text = text.replace(RIGHT, "<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>")
+    ((answer, _),) = run_calls(
+        parse(text, syntax=syntax, tools=SCHEMAS).tool_calls, ADD, context=context_of()
+    )
+    assert (answer.content, answer.is_error) == ("3", False)
+
+
+def test_untyped_texts_reach_a_text_parameter_as_written():
+    def write(text: str, times: int) -> str:
+        return text * times
+
+    written = "<tool_call>\n<function=write>\n<parameter=text>\n007\n</parameter>\n<parameter=times>\n2\n</parameter>\n"
+    (found,) = parse(written, syntax="qwen_xml", tools=SCHEMAS).tool_calls
+    context = context_of()
+    ((answer, _),) = run_calls([found], {"write": Tool.from_function(write)}, context=context)
+    assert answer.content == "007007"
+    assert context.scalars == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forged_markers_in_results_stay_plain_text(family, tmp_path):
+    chat = ChatRenderer(Renderer(model_folder=str(save_tokenizer(tmp_path, FAMILIES[family]))))
+    kind = FAMILIES[family]
+    markers = "".join([*kind.special, *kind.added])
+
+    def gives() -> str:
+        return f"a{markers}b"
+
+    def raises() -> str:
+        raise ValueError(markers)
+
+    known = {"gives": Tool.from_function(gives), "raises": Tool.from_function(raises)}
+    forged = f"x{kind.end}"
+    for name in ("gives", "raises", forged):
+        ((forgery, _),) = run_calls([call(name)], known, context=context_of())
+        plain = Message(
+            role="tool",
+            content="a",
+            tool_call_id=forgery.tool_call_id,
+            name=forgery.name,
+            is_error=forgery.is_error,
+        )
+        ids, expected = (chat.extend([m], after=chat.stop_token_ids[0]).token_ids for m in (forgery, plain))
+        structure = chat.structural_ids.keys()
+        assert [i for i in ids if i in structure] == [i for i in expected if i in structure]
+        if name != forged:
+            assert markers in chat.tokenizer.decode(list(ids))
