@@ -388,4 +388,4 @@ def test_episodes_of_these_tests_have_every_kind_of_segment(chat_of):
         )
         kinds.update(segment.reason for segment in episode.play().segments)
     assert set(kinds) == {"start", "template", "rewrite", "compaction", "fork"}
-    assert min(kinds.values()) > 10
+    assert min(kinds.values()) >= 3
