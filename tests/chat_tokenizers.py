@@ -73,7 +73,7 @@ _TURN_ENDS = {
     "llama3": ("<|eot_id|>", "<|eom_id|>"),
     "muse_glimmer": ("<|eot|>", "<|eom|>"),
     "nemotron": ("<|im_end|>",),
-    "phi3": ("<|end|>", "<|endoftext|>"),
+    "phi3": ("<|endoftext|>", "<|end|>"),
     "qwen": ("<|im_end|>", "<|endoftext|>"),
 }
 _IMAGES = ("idefics3", "llava_next", "smolvlm", "_vl")
@@ -118,8 +118,8 @@ def _pieces() -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(folder: Path, family: Family) -> Path:
-    """Write the family's tokenizer, with its template, into `folder`."""
+def save_tokenizer(folder: Path, family: Family, chat_template: str | None = None) -> Path:
+    """Write the family's tokenizer, with its template or another, into `folder`."""
     fresh = Tokenizer.from_str(_pieces().to_str())
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=fresh,
@@ -129,7 +129,7 @@ def save_tokenizer(folder: Path, family: Family) -> Path:
         additional_special_tokens=list(family.special),
     )
     tokenizer.add_tokens(list(family.added))
-    tokenizer.chat_template = template_text(family.template)
+    tokenizer.chat_template = chat_template or template_text(family.template)
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": tokenizer.convert_tokens_to_ids([family.end, *family.stops])})

@@ -264,7 +264,8 @@ class ChatRenderer:
         """Ids of a text, what is hidden in it as plain text."""
         meanings = {word: meaning for meaning, word in hidden.items()}
         parts = re.split(f"({'|'.join(meanings)})", text) if meanings else [text]
-        return [token for part in parts if part for token in self._encode_part(part, meanings)]
+        ids = {part: self._encode_part(part, meanings) for part in dict.fromkeys(filter(None, parts))}
+        return [token for part in parts if part for token in ids[part]]
 
     def _encode_part(self, part: str, meanings: Mapping[str, str]) -> list[int]:
         if part in meanings:

@@ -1,9 +1,11 @@
 """The model's side of an episode: messages in, a message out, every token in the ledger, every limit kept."""
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from rlhf.config.environment import EpisodeLimits
@@ -11,6 +13,7 @@ from rlhf.episodes.chat import ChatRenderer, Rendered, Schema
 from rlhf.episodes.compaction import ASK, SHARE_LEFT_OUT, Compaction, with_summary, without_oldest
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.parsing import Parse
+from rlhf.episodes.template_check import check_template
 from rlhf.errors import EpisodeError
 from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
@@ -98,6 +101,12 @@ class _Mark:
     num_ids: int
     is_asked: bool
     is_thinking: bool
+
+
+@lru_cache(maxsize=64)
+def _check_once(chat: ChatRenderer, tools: str) -> None:
+    """Which tools there are, only an episode knows."""
+    check_template(chat, json.loads(tools))
 
 
 class Conversation:
@@ -240,6 +249,7 @@ class Conversation:
         """What would be written now, and why in a new segment, if so."""
         chat, new = self._dialect.chat, self.messages[self._num_written :]
         if self._segment is None:
+            _check_once(chat, json.dumps(self.tools))
             return chat.start(self.messages, self.tools), self._reason
         if self._is_asked:
             # Nothing can follow the opening of a turn that never came.

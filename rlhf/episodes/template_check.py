@@ -13,6 +13,7 @@ _LOG = logging.getLogger(__name__)
 _USER = Message(role="user", content="word0of0the0user")
 _SYSTEM = Message(role="system", content="word0of0the0system")
 _NEXT = Message(role="assistant", content="word0of0the0next0answer")
+_WORDS = "words0of0the0turn"
 _UNICODE = "naïve 漢字 🦜 مرحبا e\u0301 a\u200db"
 _ADVICE = "Give another template in model.chat_template."
 
@@ -67,16 +68,11 @@ def _check_extension(
         raise _refusal(
             probe, f"after {end!r} the template writes {text!r}, expected every content once, in order"
         )
-    _check_opening(chat, tools, dialogue=[QUESTION, turn, *new], text=text)
     for name, before in _histories(turn):
         other_end, other = chat.delta(new, tools, before=before)
         if (other_end, other) == (end, text):
             continue
-        if name == "an earlier call" and other_end == end and text.endswith(other):
-            _LOG.warning(
-                "the chat template begins tool results with %r only once in a conversation; here every round begins so",
-                text.removesuffix(other),
-            )
+        if other_end == end and _is_told(name, text, other):
             continue
         raise _refusal(
             f"{probe} after {name}", f"the template writes {other_end + other!r} there, else {end + text!r}"
@@ -87,6 +83,25 @@ def _check_extension(
         if content not in text:
             raise _refusal(f"{probe} in several scripts", f"the template writes {text!r} for {content!r}")
         _check_opening(chat, tools, dialogue=[QUESTION, turn, *told], text=text)
+
+
+def _is_told(name: str, text: str, other: str) -> bool:
+    """Whether the difference is a template's way that stands to reason: then it is logged."""
+    if name == "an earlier call" and text.endswith(other):
+        # DeepSeek V3.
+        _LOG.warning(
+            "the chat template begins tool results with %r only once in a conversation; here every round begins so",
+            text.removesuffix(other),
+        )
+        return True
+    if name == "words beside the call" and other.startswith(text + _WORDS):
+        # Gemma 4: there the words are the answer, for which the call was made.
+        _LOG.warning(
+            "the chat template moves what is said beside a call behind its results; here it stays where it was "
+            "sampled"
+        )
+        return True
+    return False
 
 
 def _check_opening(
@@ -125,8 +140,9 @@ def _histories(turn: Message) -> Iterator[tuple[str, tuple[Message, ...]]]:
     yield "a turn without thinking", (QUESTION, replace(turn, reasoning=None))
     yield "a longer conversation", (QUESTION, ANSWER, _USER, turn)
     if not turn.tool_calls:
-        yield "other words", (QUESTION, replace(turn, content=f"{_UNICODE}\n\n{turn.content}"))
+        yield "other words", (QUESTION, replace(turn, content=f"{_WORDS}\n\n{turn.content}"))
         return
+    yield "words beside the call", (QUESTION, replace(turn, content=_WORDS))
     earlier = ToolCall(id="call00009", name=turn.tool_calls[0].name, arguments={"argument": "word"})
     asked = replace(turn, tool_calls=(earlier,))
     result = _result(earlier.id, earlier.name)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -13,7 +14,6 @@ from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Conversation, Dialect, EpisodeEnded, Policy
 from rlhf.episodes.ledger import TokenLedger, check_record
 from rlhf.episodes.parsing import parser_of
-from rlhf.episodes.render import Renderer
 from rlhf.telemetry.recording import load_groups, save_groups
 from rlhf.types import (
     NOT_SAMPLED,
@@ -25,20 +25,12 @@ from rlhf.types import (
     Trajectory,
     TrajectoryGroup,
 )
-from tests.chat_tokenizers import FAMILIES, save_tokenizer
-from tests.random_policy import RandomPolicy
+from tests.chat_tokenizers import FAMILIES
+from tests.policies import RandomPolicy
 from tests.tool_calls import TOOLS, block, written
 
 SYNTAX = {"qwen3": "hermes", "qwen2.5": "hermes", "llama3.2": "llama3", "deepseek_v3": "deepseek_v3"}
 START = (Message(role="system", content="be short"), Message(role="user", content="What is 2 + 2?"))
-
-
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory):
-    return {
-        name: ChatRenderer(Renderer(model_folder=str(save_tokenizer(tmp_path_factory.mktemp(name), family))))
-        for name, family in FAMILIES.items()
-    }
 
 
 @dataclass
@@ -181,9 +173,9 @@ def held_against_the_engine(record: Trajectory, engine: RandomPolicy) -> None:
     seed=st.integers(0, 10**6),
     compaction=st.sampled_from(["none", "none", "summary", "discard_75", "discard_all"]),
 )
-def test_records_keep_both_laws(chats, family, role, history, seed, compaction):
+def test_records_keep_both_laws(chat_of, family, role, history, seed, compaction):
     episode = Episode(
-        chats[family],
+        chat_of(family),
         SYNTAX[family],
         seed,
         history=history,
@@ -197,25 +189,24 @@ def test_records_keep_both_laws(chats, family, role, history, seed, compaction):
     assert all(len(segment.token_ids) <= episode.max_tokens for segment in record.segments)
 
 
-def test_whole_histories_made_into_tokens_anew_differ_on_most_turns(chats):
+def test_whole_histories_made_into_tokens_anew_differ_on_most_turns(chat_of):
     """The control: without a ledger, the laws would not hold."""
     for family in FAMILIES:
         differing = compared = 0
         for seed in range(40):
-            episode = Episode(chats[family], SYNTAX[family], seed)
+            episode = Episode(chat_of(family), SYNTAX[family], seed)
             for asked, anew in episode.whole_histories(episode.play()):
                 compared, differing = compared + 1, differing + (asked != anew)
-        print(
-            f"\n{family:12} re-tokenised histories differ on {differing / compared:.0%} of {compared} turns"
-        )
+        share = differing / compared
+        print(f"\n{family:12} re-tokenised histories differ on {share:.0%} of {compared} turns")
         assert differing > 0.5 * compared
 
 
 @pytest.fixture(scope="module")
-def record(chats):
+def record(chat_of):
     """A record with many kinds of segments, several turns in the first, something dropped, a tail."""
     for seed in range(500):
-        found = Episode(chats["qwen3"], "hermes", seed, history="template", num_actions=16).play()
+        found = Episode(chat_of("qwen3"), "hermes", seed, history="template", num_actions=16).play()
         kinds = {segment.reason for segment in found.segments}
         if len(kinds) >= 3 and found.dropped and tails(found) and len(sampled_turns(found, 0)) > 1:
             return found
@@ -382,3 +373,19 @@ def test_saved_and_loaded_record_is_whole(record, tmp_path):
     assert loaded.trajectories[0].seal == record.seal
     with pytest.raises(ValueError, match="ledger"):
         check_record(without_segment(loaded.trajectories[0], 0))
+
+
+def test_episodes_of_these_tests_have_every_kind_of_segment(chat_of):
+    kinds = Counter()
+    for seed in range(60):
+        episode = Episode(
+            chat_of("qwen3"),
+            "hermes",
+            seed,
+            history="template",
+            compaction=("none", "summary", "discard_75", "discard_all")[seed % 4],
+            max_tokens=4000 if seed % 4 == 0 else 700,
+        )
+        kinds.update(segment.reason for segment in episode.play().segments)
+    assert set(kinds) == {"start", "template", "rewrite", "compaction", "fork"}
+    assert min(kinds.values()) >= 3

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.episodes.ledger import TokenLedger
-from rlhf.types import NOT_SAMPLED, Completion, Dropped, Message
+from rlhf.episodes.ledger import TokenLedger, check_laws
+from rlhf.types import NOT_SAMPLED, Completion, Dropped, Message, token_digest
 
 
 def completion(ids, version=3):
@@ -187,3 +187,91 @@ def test_routing_of_another_length_is_refused():
             seen=[10, 11],
             message=Message(role="assistant", content=""),
         )
+
+
+SAID = Message(role="assistant", content="")
+
+
+def test_segments_grow_side_by_side():
+    ledger = TokenLedger()
+    left, right = ledger.open([1]), ledger.open([2, 3], "fork")
+    ledger.append(right, completion([30]), seen=[2, 3], message=SAID)
+    ledger.append(left, completion([10, 11]), seen=[1], message=SAID)
+    ledger.observe(right, [4], messages=[Message(role="tool", content="t")])
+    ledger.append(right, completion([31]), seen=[2, 3, 30, 4], message=SAID)
+    segments, turns, _ = ledger.finish()
+    assert [segment.token_ids for segment in segments] == [(1, 10, 11), (2, 3, 30, 4, 31)]
+    assert [(turn.segment, turn.start, turn.stop) for turn in turns] == [
+        (1, 2, 3),
+        (0, 1, 3),
+        (1, 3, 4),
+        (1, 4, 5),
+    ]
+
+
+def test_digests_are_of_the_ids_that_the_engine_was_asked_with():
+    ledger = TokenLedger()
+    segment = ledger.open([1, 2])
+    ledger.append(segment, completion([10]), seen=[1, 2], message=SAID)
+    ledger.observe(segment, [4, 5], messages=[Message(role="tool", content="t")])
+    ledger.append(segment, completion([11]), seen=[1, 2, 10, 4, 5], message=SAID)
+    _, turns, _ = ledger.finish()
+    assert [turn.context_digest for turn in turns] == [
+        token_digest([1, 2]),
+        "",
+        token_digest([1, 2, 10, 4, 5]),
+    ]
+
+
+def test_segments_that_nobody_sampled_are_left_out_but_for_the_first():
+    ledger = TokenLedger()
+    ledger.open([1])
+    ledger.open([2], "rewrite")
+    assert [segment.token_ids for segment in ledger.finish()[0]] == [(1,)]
+    ledger.append(1, completion([20]), seen=[2], message=SAID)
+    assert [segment.token_ids for segment in ledger.finish()[0]] == [(2, 20)]
+    assert TokenLedger().finish() == ((), (), ())
+
+
+def test_turns_of_no_token_and_empty_observations_are_records_too():
+    ledger = TokenLedger()
+    segment = ledger.open([1])
+    ledger.append(segment, completion([]), seen=[1], message=SAID)
+    ledger.observe(segment, [], messages=[Message(role="tool", content=""), Message(role="user", content="")])
+    ledger.append(segment, completion([10]), seen=[1], message=SAID)
+    assert [(turn.start, turn.stop) for turn in ledger.finish()[1]] == [(1, 1), (1, 1), (1, 1), (1, 2)]
+
+
+def test_seal_counts_what_earlier_attempts_lost():
+    lost = Dropped(num_tokens=5, reason="env_error")
+    ledger = TokenLedger([lost])
+    segment = ledger.open([1])
+    ledger.append(segment, completion([10, 11]), seen=[1], message=SAID)
+    segments, turns, dropped = ledger.finish()
+    assert dropped == (lost,)
+    assert ledger.num_sampled == 2
+    assert ledger.seal.startswith("7-")
+    check_laws(segments, turns, dropped, seal=ledger.seal)
+    with pytest.raises(ValueError, match="but 2 are written and 0 dropped"):
+        check_laws(segments, turns, (), seal=ledger.seal)
+
+
+def test_changed_kept_sets_break_the_seal():
+    ledger = TokenLedger()
+    segment = ledger.open([1])
+    kept = (np.array([3, 20], np.int32),)
+    ledger.append(segment, replace(completion([20]), kept=kept), seen=[1], message=SAID)
+    (found,), turns, dropped = ledger.finish()
+    other = replace(found, kept=(found.kept[0], np.array([3, 21], np.int32)))
+    with pytest.raises(ValueError, match="kept sets"):
+        check_laws([other], turns, dropped, seal=ledger.seal)
+
+
+def test_rewards_belong_to_the_turn_sampled_last():
+    ledger = TokenLedger()
+    segment = ledger.open([1])
+    ledger.append(segment, completion([10]), seen=[1], message=SAID)
+    ledger.observe(segment, [2], messages=[Message(role="tool", content="t")])
+    ledger.reward(0.5)
+    ledger.reward(0.25)
+    assert [turn.reward for turn in ledger.finish()[1]] == [0.75, 0.0]

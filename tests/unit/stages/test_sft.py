@@ -59,8 +59,11 @@ def settings(tmp_path, **changes):
 def test_rows_are_the_ids_rl_shows_the_engine(tmp_path, renderer):
     prompts = load_prompts(source(tmp_path, *ROWS), key="sft.source", require_reference=False)
     rows = tokenised_rows(prompts, renderer, 64)
-    assert [tuple(question) for question, _ in rows] == [renderer.encode_prompt(prompt) for prompt in prompts]
-    assert {answer[-1] for _, answer in rows} == {renderer.stop_token_ids[0]}
+    for prompt, (ids, is_learned) in zip(prompts, rows, strict=True):
+        question = renderer.encode_prompt(prompt)
+        assert tuple(ids[: len(question)]) == question
+        assert is_learned == [False] * len(question) + [True] * (len(ids) - len(question))
+    assert {ids[-1] for ids, _ in rows} == {renderer.stop_token_ids[0]}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""A policy that samples tokens at random: the strictest tester of whether an episode's tokens are exact."""
+"""Policies without a model: turns that a test wrote, and random tokens, the strictest tester of exactness."""
 
+import asyncio
 import random
 
 from rlhf.episodes.chat import ChatRenderer
@@ -46,3 +47,38 @@ class RandomPolicy:
         )
         self.log.append((request.prompt_token_ids, found))
         return found
+
+
+class WrittenPolicy:
+    """An engine that answers with these texts in turn, each ended with the stop token; `CUT` at an end leaves it out.
+
+    `log` is as RandomPolicy's; a text that is an exception is raised.
+    """
+
+    CUT = "[cut]"
+
+    def __init__(self, chat: ChatRenderer, texts) -> None:
+        self.log: list[tuple[tuple[int, ...], Completion]] = []
+        self.requests = []
+        self._chat = chat
+        self._texts = list(texts)
+
+    async def generate(self, request):
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        text = self._texts.pop(0)
+        if isinstance(text, Exception):
+            raise text
+        is_cut = text.endswith(self.CUT)
+        ids = self._chat.tokenizer.encode(text.removesuffix(self.CUT), add_special_tokens=False)
+        if not is_cut and (not ids or ids[-1] not in self._chat.stop_token_ids):
+            ids.append(self._chat.stop_token_ids[0])
+        ids = tuple(ids[: request.sampling.max_tokens])
+        found = Completion(
+            token_ids=ids,
+            logprobs=(-1.0,) * len(ids),
+            versions=(0,) * len(ids),
+            finish_reason="stop" if ids[-1] in self._chat.stop_token_ids else "length",
+        )
+        self.log.append((request.prompt_token_ids, found))
+        return [found]
