@@ -80,7 +80,10 @@ async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> A
         parts = _Parts(
             learner=learner, engine=engine, sync=sync, reward=reward, algorithm=algorithm, host=host
         )
-        run = _assemble(materials, view, parts)
+        rollout = _rollout(materials, parts)
+        if isinstance(rollout, EpisodeRunner):
+            stack.push_async_callback(rollout.close)
+        run = _assemble(materials, view, parts, rollout)
         for sink in run.sinks:
             stack.callback(sink.close)
         yield run
@@ -96,7 +99,7 @@ class _Parts:
     host: EnvironmentHost | None
 
 
-def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
+def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: RolloutFunction) -> Run:
     recipe, schedule, inputs = materials.recipe, materials.recipe.schedule, parts.algorithm.inputs
     prompts = PromptStream(materials.train, seed=recipe.seed, curriculum=recipe.task.curriculum)
     state = _restore(materials.folder, prompts)
@@ -104,7 +107,6 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts) -> Run:
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
-    rollout = _rollout(materials, parts)
     sampling = Sampling(
         max_tokens=recipe.sampling.max_tokens,
         temperature=recipe.sampling.temperature,
@@ -162,7 +164,7 @@ def _least_rewards(recipe: Recipe, algorithm: Algorithm) -> int:
     return max(algorithm.least_rewards, recipe.task.environment.min_group or half)
 
 
-def _rollout(materials: Materials, parts: _Parts) -> RolloutFunction:
+def _rollout(materials: Materials, parts: _Parts) -> EpisodeRunner | SingleTurn:
     environment = materials.recipe.task.environment
     if environment is None or parts.host is None or materials.dialect is None:
         return SingleTurn(parts.engine, renderer=materials.renderer)

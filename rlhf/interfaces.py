@@ -179,12 +179,14 @@ class Context(Protocol):
     rng: random.Random
     """Seeded by the episode: the same in every retry."""
     limits: "EpisodeLimits"
-    messages: Sequence[Message]
-    """The conversation so far, read-only."""
     state: Any
     """Whatever the environment keeps here; tools find it by annotating a parameter `Context`."""
     folder: str
     """An empty folder of the episode's own, removed with it."""
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The conversation so far."""
 
     @property
     def sandbox(self) -> "Sandbox":

@@ -123,6 +123,15 @@ class ChatRenderer:
         """The text of each id on its own, special tokens by name."""
         return self._renderer.pieces(ids)
 
+    def shortened(self, text: str, max_tokens: int) -> str:
+        """The text, if it has more tokens, without its middle, and a mark that says how many are missing."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) <= max_tokens:
+            return text
+        head, tail = ids[: max_tokens // 2], ids[len(ids) - max_tokens // 2 :]
+        mark = f"\n[... {len(ids) - len(head) - len(tail)} tokens left out ...]\n"
+        return str(self.text(head)) + mark + str(self.text(tail))
+
     def delta(
         self, new: Sequence[Message], tools: Sequence[Schema] = (), *, before: Sequence[Message] = ()
     ) -> tuple[str, str]:

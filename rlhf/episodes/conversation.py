@@ -14,7 +14,7 @@ from rlhf.episodes.compaction import ASK, SHARE_LEFT_OUT, Compaction, with_summa
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.parsing import Parse
 from rlhf.episodes.template_check import check_template
-from rlhf.errors import EpisodeError
+from rlhf.errors import ConfigError, EpisodeError, ModelError
 from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
 
@@ -105,8 +105,11 @@ class _Mark:
 
 @lru_cache(maxsize=64)
 def _check_once(chat: ChatRenderer, tools: str) -> None:
-    """Which tools there are, only an episode knows."""
-    check_template(chat, json.loads(tools))
+    """Which tools there are, only an episode knows. ConfigError: no other episode would fare better."""
+    try:
+        check_template(chat, json.loads(tools))
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
 
 
 class Conversation:

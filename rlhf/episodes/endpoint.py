@@ -32,11 +32,17 @@ class RolloutServer:
         self._keep_alive_s = keep_alive_s
         self._sessions: dict[str, Session] = {}
         self._runner: web.AppRunner | None = None
+        self._starting = asyncio.Lock()
         self.url = ""
         """Where it listens, once started."""
 
     async def start(self) -> None:
-        """Listen on a free port."""
+        """Listen on a free port, unless it does."""
+        async with self._starting:
+            if self._runner is None:
+                await self._start()
+
+    async def _start(self) -> None:
         app = web.Application(client_max_size=_MAX_BODY, middlewares=[_in_their_form])
         for base in ("/e/{key}/v1", "/v1"):
             app.router.add_post(f"{base}/chat/completions", self._complete)

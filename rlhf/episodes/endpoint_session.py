@@ -97,6 +97,8 @@ class Session:
         self._places: dict[str, list[_Place]] = {}
         self._answers: set[str] = set()
         self._busy: set[Conversation] = set()
+        self.threads: list[Conversation] = []
+        """All that was said here."""
 
     @property
     def stop(self) -> StopReason:
@@ -121,6 +123,8 @@ class Session:
         except EpisodeEnded as ended:
             self.end(ended.stop)
             raise self.refusal() from ended
+        if conversation not in self.threads:
+            self.threads.append(conversation)
         self._busy.add(conversation)
         reply = Reply(asyncio.create_task(self._sample(conversation, request, chain[-1])))
         reply.task.add_done_callback(self._judge)

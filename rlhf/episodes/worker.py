@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.context import EpisodeContext
 from rlhf.episodes.line import EpisodeOver, Line
+from rlhf.episodes.program import Endpoint, ProgramEnvironment
 from rlhf.episodes.tool_environment import environment_of
 from rlhf.errors import EpisodeError
 from rlhf.types import Message, Prompt, Step, StopReason, message_of
@@ -75,7 +76,11 @@ class _Object:
         context, limits = self._context, self._context.limits
         with context.phase("reset", limits.setup_s):
             environment = self._make()
-            opening = _opening(_now(environment.reset(context.prompt, context)), context.prompt)
+            is_program = hasattr(environment, "play")
+            found = None if is_program else _now(environment.reset(context.prompt, context))
+        if is_program:
+            return self._run(environment)
+        opening = _opening(found, context.prompt)
         tools = [tool.schema for tool in getattr(environment, "tools", ())]
         stop = self._turns(environment, opening, tools)
         score = None
@@ -86,6 +91,23 @@ class _Object:
             if hasattr(environment, "close"):
                 _now(environment.close())
         return {"do": "done", "stop": stop, "score": _score(score), "scalars": context.scalars}
+
+    def _run(self, program: ProgramEnvironment) -> dict[str, Any]:
+        """Run a program that asks the model at an endpoint, and score what it leaves."""
+        context = self._context
+        endpoint = Endpoint(**self._line.ask({"do": "serve"}))
+        finished = asyncio.run(program.play(endpoint, context))
+        context.note(*map(message_of, self._line.ask({"do": "messages"})["messages"]))
+        with context.phase("score", context.limits.score_s):
+            score = _now(program.score(context))
+        return {
+            "do": "done",
+            "stop": "episode_timeout" if finished.exit_code is None else "stop",
+            "score": _score(score),
+            "scalars": context.scalars,
+            "exit_code": finished.exit_code,
+            "stderr": finished.stderr[-TRACEBACK_CHARACTERS:],
+        }
 
     def _turns(self, environment: Any, new: Sequence[Message], tools: Sequence[Any]) -> StopReason:
         context, limits = self._context, self._context.limits
@@ -294,16 +316,16 @@ def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any],
         return lambda: environment_of(loaded, kwargs), "object"
     if callable(loaded):
         return lambda: loaded(**kwargs), "object"
-    if hasattr(loaded, "step") and kwargs:
+    if not (hasattr(loaded, "step") or hasattr(loaded, "play")):
+        raise EpisodeError(
+            f"{loaded!r:.100} is no environment: expected a class, an async function, or an object with step or play"
+        )
+    if kwargs:
         raise EpisodeError(
             f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
         )
-    if hasattr(loaded, "step"):
-        # Forked for every episode: each has its own.
-        return lambda: loaded, "object"
-    raise EpisodeError(
-        f"{loaded!r:.100} is no environment: expected a class, an async function or an object with step"
-    )
+    # Forked for every episode: each has its own.
+    return lambda: loaded, "object"
 
 
 if sys.platform != "linux":

@@ -1,0 +1,264 @@
+"""One attempt at an episode: what its process asks for, and every deadline of it."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rlhf.config.environment import EnvironmentConfig
+from rlhf.episodes.context import Start
+from rlhf.episodes.conversation import Conversation, Dialect, EpisodeEnded, Policy
+from rlhf.episodes.endpoint import RolloutServer
+from rlhf.episodes.endpoint_session import Session
+from rlhf.episodes.host import EnvironmentHost, EpisodeGone, EpisodeProcess, Phases
+from rlhf.episodes.ledger import TokenLedger
+from rlhf.errors import EpisodeError, ModelError
+from rlhf.types import Message, Prompt, StopReason, message_of
+
+_SLACK_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How an attempt at an episode ended."""
+
+    stop: StopReason
+    score: Mapping[str, float] | None = None
+    """In parts; None: not gradable, or not scored."""
+    scalars: Mapping[str, float] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What the episodes of a run are played on: one for all of them."""
+
+    host: EnvironmentHost
+    server: RolloutServer
+    dialect: Dialect
+    config: EnvironmentConfig
+
+
+class Episode:
+    """One attempt: a process that plays, conversations that are sampled, and the deadlines of both."""
+
+    def __init__(self, stage: Stage, policy: Policy, ledger: TokenLedger) -> None:
+        self._stage = stage
+        self._config = stage.config
+        self._policy = policy
+        self._ledger = ledger
+        self._open = AsyncExitStack()
+        self._session: Session | None = None
+        """Where a program of its own asks the model."""
+        self._threads: list[Conversation] = []
+        self._phases = Phases(policy.limits.episode_s)
+        self._stop: StopReason | None = None
+        """Decided here, and not in the episode's process."""
+        self._hung: list[str] = []
+        """Calls that hung since the model spoke last."""
+        self._sampling: dict[asyncio.Task[None], int | None] = {}
+        """With the numbers of the questions that they answer."""
+
+    async def play(self, prompt: Prompt, episode_id: str) -> Verdict:
+        """Play to the end, whatever that is."""
+        try:
+            process = await self._stage.host.open()
+        except (EpisodeError, TimeoutError, OSError) as error:
+            return Verdict(stop="env_error", error=f"no process for the episode: {error!r}")
+        start = Start(
+            episode_id=episode_id,
+            prompt=prompt,
+            seed=self._policy.seed,
+            limits=self._policy.limits,
+            scores_truncated=self._config.score_truncated,
+        )
+        try:
+            process.begin(start)
+            return await self._serve(process)
+        except EpisodeGone:
+            return self._gone(process)
+        except (EpisodeError, ModelError) as error:
+            # What the environment said cannot be shown to this model.
+            return Verdict(stop="env_error", error=str(error))
+        finally:
+            await _cancel(self._sampling)
+            await self._open.aclose()
+            await process.end()
+
+    async def _serve(self, process: EpisodeProcess) -> Verdict:
+        verdict: Verdict | None = None
+        hearing = asyncio.create_task(process.hear())
+        try:
+            while verdict is None:
+                name, ends = self._phases.next_deadline()
+                done, _ = await asyncio.wait(
+                    {hearing, *self._sampling},
+                    timeout=max(0.0, ends - time.monotonic()),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in [task for task in self._sampling if task.done()]:
+                    del self._sampling[task]
+                    task.result()
+                if hearing in done:
+                    verdict = self._obey(hearing.result(), process)
+                    hearing = asyncio.create_task(process.hear())
+                elif not done:
+                    verdict = await self._late(name, process)
+            return verdict
+        finally:
+            await _cancel([hearing])
+
+    async def _late(self, name: str, process: EpisodeProcess) -> Verdict | None:
+        """A deadline has passed. What hangs is killed; its checkpoint, if it kept one, will speak up."""
+        if self._stop is not None or name in ("reset", "score", "close"):
+            what = name or "what came after the end of the episode"
+            return Verdict(stop="env_error", error=f"{what} took too long. {process.output()}")
+        is_waiting = bool(self._sampling)
+        if not name:
+            self._stop = "episode_timeout"
+            self._phases.ends = time.monotonic() + self._policy.limits.score_s
+        elif name == "step" or self._hung or self._config.on_tool_timeout == "end":
+            self._stop = "tool_timeout"
+        else:
+            self._hung = [name]
+        if is_waiting and self._stop == "episode_timeout":
+            asked = list(self._sampling.values())
+            await _cancel(self._sampling)
+            self._sampling.clear()
+            for number in asked:
+                process.tell({"id": number, "ended": self._stop})
+        else:
+            self._phases.clear()
+            process.kill()
+        return None
+
+    def _gone(self, process: EpisodeProcess) -> Verdict:
+        if self._stop is None and self._hung:
+            self._stop = "tool_timeout"
+        if self._stop is not None:
+            return Verdict(stop=self._stop, error="killed, and nothing was kept that could be scored")
+        where = self._phases.name() or "between two turns"
+        return Verdict(stop="env_error", error=f"its process died in {where}. {process.output()}")
+
+    def _obey(self, message: Mapping[str, Any], process: EpisodeProcess) -> Verdict | None:
+        match message:
+            case {"do": "enter", "phase": phase, "name": name, "limit_s": limit_s}:
+                self._phases.enter(phase, name, limit_s)
+                if name in ("score", "close"):
+                    # Outside the time that the episode itself has.
+                    self._phases.ends = max(self._phases.ends, time.monotonic() + limit_s + _SLACK_S)
+            case {"do": "leave", "phase": phase}:
+                self._phases.leave(phase)
+            case {"do": "reward", "value": value}:
+                self._ledger.reward(value)
+            case {"do": "restored", "pid": pid}:
+                return self._restored(int(pid), process)
+            case {"do": "done"}:
+                return self._done(message)
+            case {"do": "failed"}:
+                return Verdict(stop="env_error", error=f"{message['error']}\n{message['trace']}")
+            case _:
+                self._answer(message, process)
+        return None
+
+    def _answer(self, message: Mapping[str, Any], process: EpisodeProcess) -> None:
+        """What the process asks of the model's side."""
+        match message["do"]:
+            case "sample":
+                self._hung.clear()
+                self._begin(self._sample(message, process), message)
+            case "serve":
+                self._begin(self._serve_program(process), message)
+            case "messages":
+                process.tell({"messages": [asdict(m) for m in self._messages()]})
+            case "rewrite":
+                self._thread(message).rewrite([message_of(m) for m in message["messages"]])
+                process.tell({"id": message["id"]})
+            case "fork":
+                self._threads.append(self._thread(message).fork())
+                process.tell({"id": message["id"], "thread": len(self._threads) - 1})
+
+    def _begin(self, work: Coroutine[Any, Any, None], message: Mapping[str, Any]) -> None:
+        self._sampling[asyncio.create_task(work)] = message.get("id")
+
+    def _done(self, message: Mapping[str, Any]) -> Verdict:
+        scalars, stop = dict(message["scalars"]), self._stop or message["stop"]
+        if self._session is not None:
+            scalars |= self._session.scalars
+            if stop == "stop":
+                stop = self._session.stop
+            if self._session.error:
+                return Verdict(stop="policy_error", error=self._session.error)
+            if message["exit_code"] not in (0, None) and self._session.num_answers == 0:
+                what = f"the program ended with code {message['exit_code']} before it asked the model"
+                return Verdict(stop="env_error", error=f"{what}: {message['stderr']}")
+        return Verdict(stop=stop, score=message["score"], scalars=scalars)
+
+    def _restored(self, pid: int, process: EpisodeProcess) -> Verdict | None:
+        """A checkpoint has woken, because the process before it is gone."""
+        process.pid = pid
+        if self._stop is not None:
+            process.tell({"go": "score", "stop": self._stop})
+        elif self._hung:
+            process.tell({"go": "on", "hung": self._hung})
+        else:
+            return self._gone(process)
+        return None
+
+    def _thread(self, message: Mapping[str, Any]) -> Conversation:
+        if not self._threads:
+            self._threads.append(Conversation(self._stage.dialect, self._policy, self._ledger))
+        thread: int = message["thread"]
+        return self._threads[thread]
+
+    async def _serve_program(self, process: EpisodeProcess) -> None:
+        """Open an endpoint of the episode's own for a program that asks the model by HTTP."""
+        await self._stage.server.start()
+        self._session = await self._open.enter_async_context(
+            self._stage.server.episode(self._policy, ledger=self._ledger)
+        )
+        process.tell({"base_url": self._session.base_url, "api_key": self._session.api_key})
+
+    def _messages(self) -> Sequence[Message]:
+        """Of the longest conversation."""
+        threads = self._threads if self._session is None else self._session.threads
+        return max((thread.messages for thread in threads), key=len, default=[])
+
+    async def _sample(self, message: Mapping[str, Any], process: EpisodeProcess) -> None:
+        conversation = self._thread(message)
+        conversation.tools = tuple(message.get("tools") or conversation.tools)
+        reply: dict[str, Any] = {"id": message.get("id")}
+        new = [self._cut(message_of(m)) for m in message["messages"]]
+        conversation.show(new, message.get("seconds", ()))
+        if self._config.on_tool_timeout == "end" and any(m.failure == "timeout" for m in new):
+            process.tell(reply | {"ended": "tool_timeout"})
+            return
+        try:
+            reply["message"] = asdict(await conversation.sample(max_tokens=message.get("max_tokens")))
+        except EpisodeEnded as end:
+            reply |= {"ended": end.stop, "message": None if end.last is None else asdict(end.last)}
+        process.tell(reply)
+
+    def _cut(self, message: Message) -> Message:
+        """A tool's message with at most `max_tool_result_tokens`, from its middle."""
+        most = self._policy.limits.max_tool_result_tokens
+        if message.role != "tool" or len(message.content.encode()) <= most:
+            return message
+        content = self._stage.dialect.chat.shortened(message.content, most)
+        return replace(message, content=content)
+
+    def settle(self) -> None:
+        """Write down what was shown to the model and never answered."""
+        with contextlib.suppress(ModelError):
+            for thread in self._threads:
+                thread.settle()
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    found = list(tasks)
+    for task in found:
+        task.cancel()
+    await asyncio.gather(*found, return_exceptions=True)
