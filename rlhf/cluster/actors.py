@@ -31,6 +31,11 @@ class _Host:
         return ray.get_runtime_context().get_node_id(), pid, f"/proc/{pid}/fd/{self._stack_file.fileno()}"
 
 
+_END = object()
+_GATHER_S = 0.003
+"""What one item waits for others."""
+
+
 @ray.remote
 class AsyncHost(_Host):
     """Hosts an engine: many calls at a time on one event loop."""
@@ -48,10 +53,29 @@ class AsyncHost(_Host):
         """Await one method."""
         return await getattr(self._object, method)(*args)
 
-    async def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
-        """Yield what an async-generator method yields."""
-        async for item in getattr(self._object, method)(*args):
-            yield item
+    async def stream(self, method: str, *args: Any) -> AsyncIterator[list[Any]]:
+        """Yield what an async-generator method yields, in lists of what has come since the last: each costs a message."""
+        items: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def pump() -> None:
+            try:
+                async for item in getattr(self._object, method)(*args):
+                    items.put_nowait(item)
+            finally:
+                items.put_nowait(_END)
+
+        pumping = asyncio.create_task(pump())
+        try:
+            found: list[Any] = []
+            while found[-1:] != [_END]:
+                found = [await items.get()]
+                await asyncio.sleep(_GATHER_S)
+                found += [items.get_nowait() for _ in range(items.qsize())]
+                if ready := [item for item in found if item is not _END]:
+                    yield ready
+            await pumping
+        finally:
+            pumping.cancel()
 
     async def close(self) -> None:
         """Close the hosted object."""

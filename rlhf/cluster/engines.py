@@ -1,6 +1,7 @@
 """All rollout engines behind one door: routing, one submission per tick, deadlines, typed failures."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from rlhf.engines.routing import Router
 from rlhf.errors import DeadlineError, EngineError
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion
+
+
+PAUSE_S = 0.01
+"""Between two submissions to the engines."""
 
 
 @dataclass(slots=True)
@@ -36,6 +41,8 @@ class EngineClient:
     router: Router = field(init=False)
     _queue: list[_Pending] = field(default_factory=list)
     _readers: set[asyncio.Task[None]] = field(default_factory=set)
+    _submitted: float = -math.inf
+    """When requests were sent last."""
 
     def __post_init__(self) -> None:
         self.router = Router(num_engines=len(self.engines))
@@ -45,11 +52,13 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         pending = _Pending(request, loop.create_future())
         if not self._queue:
-            loop.call_soon(self._submit)
+            # Turns of many episodes come one by one: a call for each would cost more than to wait for the next few.
+            loop.call_later(max(0.0, self._submitted + PAUSE_S - loop.time()), self._submit)
         self._queue.append(pending)
         return await pending.future
 
     def _submit(self) -> None:
+        self._submitted = asyncio.get_running_loop().time()
         shares: dict[int, list[_Pending]] = {}
         for pending in self._queue:
             engine = self.router.assign(pending.request.prompt_token_ids, tokens=pending.tokens)
@@ -72,11 +81,11 @@ class EngineClient:
             while waiting:
                 left = self.timeouts.generate_s - (time.monotonic() - started)
                 reference = await asyncio.wait_for(anext(stream), max(left, 0.01))
-                index, completions = await reference
-                pending = waiting.pop(index)
-                self.router.finish(engine, tokens=pending.tokens)
-                if not pending.future.done():
-                    pending.future.set_result(completions)
+                for index, completions in await reference:
+                    pending = waiting.pop(index)
+                    self.router.finish(engine, tokens=pending.tokens)
+                    if not pending.future.done():
+                        pending.future.set_result(completions)
         except StopAsyncIteration:
             _fail(waiting, EngineError(f"{actor.name}: its answers to generate ended early"))
         except RayError as error:  # before TimeoutError: what an actor raised may be both
