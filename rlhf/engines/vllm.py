@@ -127,7 +127,7 @@ class VllmEngine:
     ) -> AsyncIterator[tuple[int, list[Completion]]]:
         """Yield (index of the request, one Completion per seed) as each request finishes.
 
-        All requests enter the scheduler before its next step, in order: on an idle engine the same call gives
+        On an idle engine all requests enter the scheduler before its next step, in order: there the same call gives
         the same tokens and bitwise the same log-probabilities. Waits while weights are being updated.
         """
         streams = await self._submit(requests)
@@ -144,16 +144,20 @@ class VllmEngine:
                 raise
         finally:
             self._collecting.difference_update(tasks)
+            cut = [group for task, group in zip(tasks, streams, strict=True) if not task.done()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._llm is not None:
-                left = [stream.request_id for group in streams for stream in group]
+            if self._llm is not None and cut:
+                left = [stream.request_id for group in cut for stream in group]
                 await self._llm.abort(left, internal=True)
                 await self._forget_routing(left)
 
     async def _submit(self, requests: Sequence[GenerateRequest]) -> list[list[Any]]:
         async with self._gate:
+            if self._collecting:
+                # What they run beside is chance already, and a pause for every turn of an episode costs more than it.
+                return [[await self._add(r, seed) for seed in r.seeds] for r in requests]
             await self._stop_scheduler()
             try:
                 return [[await self._add(r, seed) for seed in r.seeds] for r in requests]

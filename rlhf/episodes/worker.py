@@ -132,7 +132,7 @@ class _Object:
                 if num_invalid >= limits.max_parse_errors:
                     return "parse_error"
                 if step.terminated or step.truncated:
-                    return "env_done" if action.tool_calls or step.messages else "stop"
+                    return "stop" if tools and not action.tool_calls else "env_done"
                 new, seconds = _answering(step.messages, action), step.seconds
         except EpisodeOver as over:
             if over.last is not None:

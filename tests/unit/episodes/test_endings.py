@@ -1,0 +1,288 @@
+"""Every ending has its row: environments that fail in each way, in real processes, with a scripted model."""
+
+import asyncio
+import functools
+import re
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlhf.config.environment import EnvironmentConfig, EpisodeLimits
+from rlhf.episodes.chat import ChatRenderer
+from rlhf.episodes.conversation import Dialect
+from rlhf.episodes.host import EnvironmentHost
+from rlhf.episodes.ledger import check_record
+from rlhf.episodes.parsing import parse
+from rlhf.episodes.render import Renderer
+from rlhf.episodes.runner import EpisodeRunner
+from rlhf.episodes.zygote import LoadEnvironment
+from rlhf.types import Completion, Message, Prompt, Sampling
+from tests.chat_tokenizers import FAMILIES, save_tokenizer
+
+ROOT = Path(__file__).parents[3]
+MODULE = '''
+import asyncio, os, signal, subprocess, threading, time
+from rlhf.types import Message, Step
+
+class Counts:
+    """Two turns, half a point each, one for the end."""
+    def reset(self, prompt, context):
+        self.turns = 0
+    def step(self, action, context):
+        self.turns += 1
+        if self.turns == 2:
+            return Step(terminated=True, reward=0.5)
+        return Step(messages=(Message(role="user", content="more"),), reward=0.5)
+    def score(self, context):
+        return 1.0
+
+class Talks(Counts):
+    def step(self, action, context):
+        return Step(messages=(Message(role="user", content="more"),))
+
+class HangsInReset(Counts):
+    def reset(self, prompt, context): time.sleep(600)
+
+class HangsInStep(Counts):
+    def step(self, action, context):
+        step = super().step(action, context)
+        if self.turns == 2:
+            subprocess.Popen(["sleep", "4242"])
+            subprocess.Popen(["sleep", "4242"], start_new_session=True)
+            time.sleep(600)
+        return step
+
+class HangsInStepWithThreads(HangsInStep):
+    def reset(self, prompt, context):
+        super().reset(prompt, context)
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+class HangsInScore(Counts):
+    def score(self, context): time.sleep(600)
+
+class HangsBetween(Counts):
+    async def step(self, action, context):
+        await asyncio.sleep(600)
+
+class Raises(Counts):
+    def step(self, action, context): raise KeyError("lost")
+
+class RaisesInReset(Counts):
+    def reset(self, prompt, context): raise SystemExit(3)
+
+class RaisesInScore(Counts):
+    def score(self, context): return 1 / 0
+
+class RaisesOnce(Counts):
+    def reset(self, prompt, context):
+        super().reset(prompt, context)
+        mark = f"{prompt.columns['marks']}/{context.rng.random()}"
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            raise OSError("not yet")
+
+class Dies(Counts):
+    def step(self, action, context): os.kill(os.getpid(), signal.SIGKILL)
+
+class Exits(Counts):
+    def step(self, action, context): os._exit(0)
+
+class EatsMemory(Counts):
+    def step(self, action, context): return bytearray(1 << 34)
+
+class ScoresNan(Counts):
+    def score(self, context): return float("nan")
+
+class ScoresNothing(Counts):
+    def score(self, context): return None
+
+class SaysNothing(Counts):
+    def step(self, action, context): return Step()
+
+class SpeaksForTheModel(Counts):
+    def step(self, action, context): return Step(messages=(Message(role="assistant", content="x"),))
+
+class ReturnsNoStep(Counts):
+    def step(self, action, context): return "more"
+
+async def answers(prompt, model, context):
+    first = await model(*prompt.messages)
+    other = await model.fork()
+    await other(Message(role="user", content="and"))
+    return float(first.content == "ok")
+
+async def asks_for_ever(prompt, model, context):
+    while True:
+        await model(Message(role="user", content="more"))
+
+async def blocks(prompt, model, context):
+    time.sleep(600)
+'''
+LIMITS = {"max_turns": 4, "step_s": 0.5, "setup_s": 0.5, "score_s": 0.5, "tool_s": 0.5, "episode_s": 1.5}
+ENDINGS = {
+    "Counts": ("env_done", "ok", 2.0),
+    "Talks": ("max_turns", "truncated", 1.0),
+    "HangsInReset": ("env_error", "error", None),
+    "HangsInStep": ("tool_timeout", "truncated", 1.5),
+    "HangsInStepWithThreads": ("tool_timeout", "truncated", 0.5),
+    "HangsInScore": ("env_error", "error", None),
+    "HangsBetween": ("tool_timeout", "truncated", 1.0),
+    "Raises": ("env_error", "error", None),
+    "RaisesInReset": ("env_error", "error", None),
+    "RaisesInScore": ("env_error", "error", None),
+    "RaisesOnce": ("env_done", "ok", 2.0),
+    "Dies": ("env_error", "error", None),
+    "Exits": ("env_error", "error", None),
+    "EatsMemory": ("env_error", "error", None),
+    "ScoresNan": ("env_error", "error", None),
+    "ScoresNothing": ("env_done", "ok", None),
+    "SaysNothing": ("env_error", "error", None),
+    "SpeaksForTheModel": ("env_error", "error", None),
+    "ReturnsNoStep": ("env_error", "error", None),
+    "answers": ("stop", "ok", 1.0),
+    "asks_for_ever": ("max_turns", "truncated", 0.0),
+    "blocks": ("episode_timeout", "truncated", 0.0),
+}
+"""Environment -> stop, status, reward."""
+
+
+class SaysOk:
+    """Answers `ok`, or what the last message asks it to say."""
+
+    def __init__(self, chat, delay_s=0.0):
+        self._chat = chat
+        self._delay_s = delay_s
+
+    async def generate(self, request):
+        await asyncio.sleep(self._delay_s)
+        asked = re.findall(r"say:(\S+)", self._chat.text(request.prompt_token_ids))
+        text = asked[-1] if asked else "ok"
+        stop = self._chat.stop_token_ids[0]
+        ids = (*self._chat.tokenizer.encode(text, add_special_tokens=False), stop)[: request.sampling.max_tokens]
+        return [
+            Completion(
+                token_ids=ids,
+                logprobs=(-1.0,) * len(ids),
+                versions=(0,) * len(ids),
+                finish_reason="stop" if ids[-1] == stop else "length",
+            )
+        ]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = save_tokenizer(tmp_path_factory.mktemp("qwen3"), FAMILIES["qwen3"])
+    return ChatRenderer(Renderer(model_folder=str(folder)))
+
+
+@pytest.fixture
+def play(chat, tmp_path):
+    """Play an environment of the module; the trajectories of a few samples."""
+
+    def run(name, *, samples=2, module=MODULE, question="q", engine=None, columns=None, **config):
+        (tmp_path / "fails.py").write_text(module)
+        limits = EpisodeLimits(**{**LIMITS, **config.pop("limits", {})})
+        config = EnvironmentConfig(use=f"fails:{name}", limits=limits, **config)
+        dialect = Dialect(chat=chat, parse=functools.partial(parse, syntax="hermes"))
+        prompt = Prompt(
+            id="p",
+            messages=(Message(role="user", content=question),),
+            columns={"marks": str(tmp_path), **(columns or {})},
+        )
+
+        async def episodes():
+            host = EnvironmentHost(LoadEnvironment(use=config.use, code_dir=str(tmp_path)))
+            runner = EpisodeRunner(engine or SaysOk(chat), host, dialect=dialect, config=config)
+            try:
+                await host.start()
+                return await runner(prompt, seeds=range(samples), sampling=Sampling(max_tokens=50))
+            finally:
+                await runner.close()
+                await host.close()
+
+        return asyncio.run(episodes())
+
+    return run
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_environment_ends_as_its_row_says(play, name):
+    stop, status, reward = ENDINGS[name]
+    for trajectory in play(name, retries=1):
+        check_record(trajectory)
+        assert (trajectory.stop, trajectory.status) == (stop, status), trajectory.error
+        assert trajectory.reward.value == reward
+        retried = status == "error" or name == "RaisesOnce"
+        assert trajectory.attempt == int(retried)
+        unscored = name in ("HangsInStepWithThreads", "blocks")
+        assert (trajectory.error != "") == (status == "error" or unscored)
+        if name.startswith("Hangs") and status == "truncated":
+            assert trajectory.num_sampled > 0
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "4242" in (p.info["cmdline"] or ())]
+
+
+def test_what_was_sampled_in_an_attempt_that_failed_is_listed(play):
+    (trajectory,) = play("Raises", samples=1, retries=2)
+    assert [part.reason for part in trajectory.dropped] == ["env_error", "env_error"]
+    assert all(part.num_tokens > 0 for part in trajectory.dropped)
+
+
+@pytest.mark.parametrize(
+    ("limits", "question", "stop"),
+    [
+        ({"max_turns": 1}, "q", "max_turns"),
+        ({"max_tokens": 40}, "q", "max_tokens"),
+        ({"max_sampled_tokens": 3}, "q", "max_tokens"),
+        ({}, f"say:{'x' * 400}", "length"),
+    ],
+)
+def test_limits_end_an_episode_and_it_is_graded(play, limits, question, stop):
+    (trajectory,) = play("Talks", samples=1, limits=limits, question=question)
+    assert (trajectory.stop, trajectory.status) == (stop, "truncated")
+    assert trajectory.reward.value == 1.0
+    assert trajectory.reward.outcome == "limit"
+    (unscored,) = play("Talks", samples=1, limits=limits, question=question, score_truncated=False)
+    assert unscored.reward.value == 0.0
+
+
+def test_a_row_may_tighten_limits(play):
+    (trajectory,) = play("Talks", samples=1, columns={"limits": {"max_turns": 2}})
+    assert sum(turn.finish is not None for turn in trajectory.turns) == 2
+    (trajectory,) = play("Talks", samples=1, columns={"limits": {"max_turns": 200}})
+    assert sum(turn.finish is not None for turn in trajectory.turns) == 4
+
+
+def test_an_engine_that_takes_its_time_ends_an_episode_in_order(play, chat):
+    (trajectory,) = play("Talks", samples=1, engine=SaysOk(chat, delay_s=0.4), limits={"max_turns": 30})
+    assert (trajectory.stop, trajectory.reward.value) == ("episode_timeout", 1.0)
+
+
+def test_healthy_neighbours_keep_their_pace(play):
+    """A third of the episodes hang; the others end as soon as they would alone, but for a factor."""
+    module = MODULE + """
+class HangsForSome(HangsInStep):
+    def step(self, action, context):
+        return (HangsInStep if context.rng.random() < 0.3 else Counts).step(self, action, context)
+"""
+    began = time.perf_counter()
+    alone = play("Counts", samples=24, module=module)
+    alone_s = time.perf_counter() - began
+    began = time.perf_counter()
+    mixed = play("HangsForSome", samples=24, module=module)
+    mixed_s = time.perf_counter() - began
+    assert all(t.stop == "env_done" for t in alone)
+    assert {t.stop for t in mixed} == {"env_done", "tool_timeout"}
+    # Hanging ones take their deadline, side by side.
+    assert mixed_s < 1.5 * alone_s + 2 * LIMITS["step_s"] + 1
+
+
+def test_example_of_the_documentation_is_an_environment(play):
+    page = (ROOT / "docs/environments.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    (right,) = play("Countdown", samples=1, module=code, question="say:1", columns={"start": 1})
+    assert (right.stop, right.reward.value, right.reward.parts["left"]) == ("env_done", 2.0, 0.0)
+    (wrong,) = play("Countdown", samples=1, module=code, question="say:7", columns={"start": 3})
+    assert (wrong.reward.value, wrong.reward.parts["left"]) == (0.0, 3.0)
