@@ -160,7 +160,9 @@ class SaysOk:
         asked = re.findall(r"say:(\S+)", self._chat.text(request.prompt_token_ids))
         text = asked[-1] if asked else "ok"
         stop = self._chat.stop_token_ids[0]
-        ids = (*self._chat.tokenizer.encode(text, add_special_tokens=False), stop)[: request.sampling.max_tokens]
+        ids = (*self._chat.tokenizer.encode(text, add_special_tokens=False), stop)[
+            : request.sampling.max_tokens
+        ]
         return [
             Completion(
                 token_ids=ids,
@@ -261,11 +263,14 @@ def test_an_engine_that_takes_its_time_ends_an_episode_in_order(play, chat):
 
 def test_healthy_neighbours_keep_their_pace(play):
     """A third of the episodes hang; the others end as soon as they would alone, but for a factor."""
-    module = MODULE + """
+    module = (
+        MODULE
+        + """
 class HangsForSome(HangsInStep):
     def step(self, action, context):
         return (HangsInStep if context.rng.random() < 0.3 else Counts).step(self, action, context)
 """
+    )
     began = time.perf_counter()
     alone = play("Counts", samples=24, module=module)
     alone_s = time.perf_counter() - began
