@@ -35,7 +35,7 @@ def rise(steps: list[dict[str, Any]]) -> float:
 
 def test_episodes_are_learned_synchronously_and_their_tokens_agree_with_the_engine(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    steps = played(tmp_path, schedule={"num_steps": 24})
+    steps = played(tmp_path, schedule={"num_steps": 30})
     assert rise(steps) > 0.2
     assert max(column(steps, "mismatch/logprob_gap_max")) < 1e-4
     assert max(column(steps, "env/turns_max")) == 2
