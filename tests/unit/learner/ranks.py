@@ -1,6 +1,8 @@
 """Real learner ranks in processes of their own, the batches they train on, and what the tests ask of them."""
 
+import contextlib
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -84,10 +86,12 @@ def _receive(pipe: Connection) -> Any:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system hands out, which another process may be given at any time."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are in use")
 
 
 def plan(model: ModelConfig | None = None, needs_reference: bool = False, **learner: Any) -> LearnerPlan:
