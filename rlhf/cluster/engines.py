@@ -16,7 +16,6 @@ from rlhf.errors import DeadlineError, EngineError
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion
 
-
 PAUSE_S = 0.01
 """Between two submissions to the engines."""
 
