@@ -45,7 +45,7 @@ class World:
     kl_coefs: list[float] = field(default_factory=list)
     minibatches: list[list[list[int]]] = field(default_factory=list)
 
-    async def __call__(self, prompt, *, seeds, sampling):  # noqa: ARG002
+    async def __call__(self, prompt, *, seeds, sampling):
         assert self.live is not None, "generation before the first publish"
         version = self.live
         await asyncio.sleep(self.rng.paretovariate(1.5))
@@ -82,7 +82,7 @@ class World:
         self.minibatches.append([part.group_ids.tolist() for part in minibatches])
         return UpdateMetrics(values={"update/grad_norm": 1.0} | self.measured)
 
-    async def update_critic(self, minibatches, loss):  # noqa: ARG002
+    async def update_critic(self, minibatches, loss):
         assert all(part.returns is not None for part in minibatches)
         self.events.append(f"update critic {self.version}")
         return UpdateMetrics(values={"critic/grad_norm": 1.0})

@@ -13,7 +13,7 @@ class RecordingLink:
     told: list[tuple[str, object]] = field(default_factory=list)
     limits_s: dict[str, float] = field(default_factory=dict)
 
-    def enter(self, phase, name, limit_s):  # noqa: ARG002
+    def enter(self, phase, name, limit_s):
         self.told.append(("enter", name))
         self.limits_s[name] = limit_s
 

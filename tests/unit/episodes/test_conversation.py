@@ -310,7 +310,7 @@ class RepeatingPolicy:
         filler = chat.tokenizer.encode("the cat sat on a mat ", add_special_tokens=False) * length
         self._ids = (*filler[: length - len(ids) - 1], *ids, chat.stop_token_ids[0])
 
-    async def generate(self, request):  # noqa: ARG002
+    async def generate(self, request):
         size = len(self._ids)
         return [
             Completion(

@@ -213,7 +213,7 @@ def test_bad_template_is_refused(tmp_path, defect):
 class CarelessRenderer(ChatRenderer):
     """Encodes messages as they come."""
 
-    def _hide(self, value, hidden):  # noqa: ARG002
+    def _hide(self, value, hidden):
         return value
 
 
