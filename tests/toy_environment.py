@@ -1,4 +1,4 @@
-"""An environment of two turns that a random model of 0.1 M parameters learns in two dozen steps: write digits, twice."""
+"""An environment of two turns that a random model of 0.1 M parameters learns in thirty steps: write digits, twice."""
 
 from rlhf.types import Message, Step
 

@@ -57,7 +57,7 @@ class AsyncHost(_Host):
         return await getattr(self._object, method)(*args)
 
     async def stream(self, method: str, *args: Any) -> AsyncIterator[list[Any]]:
-        """Yield what an async-generator method yields, in lists of what has come since the last: each costs a message."""
+        """Yield what an async-generator method yields, in lists of what has come since the last one."""
         items: asyncio.Queue[Any] = asyncio.Queue()
 
         async def pump() -> None:
