@@ -39,9 +39,18 @@ _FORMULA = re.compile(
 GRAMMARS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"), _LIST),
     **dict.fromkeys(("countdown", "puzzle24"), _ARITHMETIC),
-    **dict.fromkeys(("intermediate_integration", "polynomial_multiplication", "simple_integration"), _FORMULA),
+    **dict.fromkeys(
+        ("intermediate_integration", "polynomial_multiplication", "simple_integration"), _FORMULA
+    ),
 }
 """Generators whose verdict runs the answer as Python (0.1.25): what it may then be made of. Anything else is wrong."""
+
+REFUSED: Mapping[str, str] = {
+    "composite": "name one of its parts",
+    "game_of_life_halting": "it calls every text the right answer of a task that halts",
+    "list_functions": "it draws another task for the same seed each time",
+}
+"""Generators (0.1.25) that cannot be used, and why."""
 
 
 def rows(
@@ -57,7 +66,12 @@ def rows(
     With `split`, tasks are distinct and belong to one split for ever, by the hash of their question: one in eight is
     held out. DataError for an unknown generator or setting, or where there are too few tasks.
     """
-    drawn = {"name": name, "seed": seed * SEED_STRIDE, "size": size * (_DRAWS if split else 1), "config": config}
+    drawn = {
+        "name": name,
+        "seed": seed * SEED_STRIDE,
+        "size": size * (_DRAWS if split else 1),
+        "config": config,
+    }
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for index, entry in _draw(drawn):
@@ -85,7 +99,9 @@ def demonstrations(
     """
     found = rows(seed, size, name=name, **config)
     if any("reference" not in row for row in found):
-        raise DataError(f"demonstrations: reasoning-gym's {name!r} tells no answers, only whether one is right.")
+        raise DataError(
+            f"demonstrations: reasoning-gym's {name!r} tells no answers, only whether one is right."
+        )
     rng = random.Random(seed)
     return [
         row | {"completion": (rng.choice(found) if rng.random() < careless else row)["reference"]}
@@ -139,9 +155,11 @@ def _graded(prompt: Prompt, text: str, *, threshold: float, tag: str | None) -> 
         return RewardResult(value=0.0, outcome="unparsable", detail={"raw": 0.0})
     try:
         raw = float(dataset.score_answer(answer, entry))
-    except Exception as error:  # noqa: BLE001 -- verdicts raise whatever an answer makes them
+    except Exception as error:
         if not _grades_its_own(dataset, entry):
-            raise EpisodeError(f"prompt {prompt.id}: reasoning-gym's {name!r} cannot grade: {error!r}") from error
+            raise EpisodeError(
+                f"prompt {prompt.id}: reasoning-gym's {name!r} cannot grade: {error!r}"
+            ) from error
         return RewardResult(value=0.0, outcome="unparsable", detail={"raw": 0.0})
     value = raw if raw >= threshold else 0.0
     return RewardResult(value=value, outcome="ok" if value else "wrong", detail={"raw": raw})
@@ -206,9 +224,13 @@ def _draw(drawn: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _dataset(drawn: Mapping[str, Any]) -> Any:
     package, name = _package(), drawn["name"]
-    known = set(package.factory.DATASETS) - {"composite"}
+    if name in REFUSED:
+        raise DataError(f"rows: reasoning-gym's {name!r} cannot be used: {REFUSED[name]}.")
+    known = set(package.factory.DATASETS) - set(REFUSED)
     if name not in known:
-        raise DataError(f"rows: reasoning-gym has no generator {name!r}, expected one of {', '.join(sorted(known))}.")
+        raise DataError(
+            f"rows: reasoning-gym has no generator {name!r}, expected one of {', '.join(sorted(known))}."
+        )
     try:
         return package.create_dataset(name, seed=drawn["seed"], size=drawn["size"], **drawn["config"])
     except (TypeError, AssertionError, ValueError) as error:
