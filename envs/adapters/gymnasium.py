@@ -163,9 +163,9 @@ def uncoloured(picture: str) -> str:
     return _CODE.sub("", _SPAN.sub(told, picture))
 
 
-def warm_up() -> None:
-    """Import Gymnasium before the first deadline runs."""
-    _package()
+def warm_up(**kwargs: Any) -> None:
+    """Import what is needed before the first deadline runs, and refuse at the start what no episode could use."""
+    Gymnasium(**kwargs).close()
 
 
 def _make(name: str, kwargs: dict[str, Any], *, needs_ansi: bool) -> Any:
