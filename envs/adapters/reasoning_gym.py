@@ -196,7 +196,7 @@ def _task(prompt: Prompt) -> tuple[Any, Mapping[str, Any], str]:
     drawn = prompt.columns.get("reasoning_gym")
     try:
         dataset, entry = _again(json.dumps(drawn))
-        name = str(dict(drawn)["name"])  # type: ignore[call-overload]
+        name = str((drawn or {})["name"])
     except (KeyError, TypeError, IndexError) as error:
         raise DataError(
             f"row {prompt.id}: its column `reasoning_gym` is {drawn!r:.200}, expected what `rows` of "

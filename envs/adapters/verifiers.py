@@ -25,8 +25,8 @@ from rlhf.interfaces import Context
 _PROGRAM = Path(__file__).with_name("verifiers_program.py")
 _RESULT = "verifiers.json"
 _TAIL = 2000
-_OUR_REFUSAL = "episode_limit"
-"""The code of the endpoint's refusal at a limit: a truncated episode, and no fault of the environment."""
+_OUR_REFUSAL = "this episode has ended: "
+"""What the endpoint says at a limit: a truncated episode, and no fault of the environment."""
 
 
 def rows(
@@ -81,8 +81,8 @@ class Verifiers:
             raise ConfigError(
                 f"kwargs.python: {python!r} is no program; expected the interpreter that has verifiers."
             )
-        told = {"id": id, "args": dict(args or {}), "sampling": dict(sampling or {})}
-        told["path"] = None if path is None else os.path.abspath(path)
+        told: dict[str, Any] = {"id": id, "args": dict(args or {}), "sampling": dict(sampling or {})}
+        told |= {"path": None if path is None else os.path.abspath(path)}
         self.told = json.dumps(told)
         self._program = ProgramEnvironment(
             [self.python, _PROGRAM.name, "play", self.told, _RESULT],

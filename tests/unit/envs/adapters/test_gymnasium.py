@@ -6,7 +6,8 @@ import re
 import pytest
 
 from envs.adapters.gymnasium import Gymnasium, rows, uncoloured
-from rlhf.errors import ConfigError, DataError, LoadError
+from rlhf.errors import ConfigError, DataError, LoadError, RlhfError
+from tests.unit.envs.adapters.episodes import play
 from tests.unit.envs.playing import Episode, answers
 
 pytest.importorskip("gymnasium", reason="the extra `content` is not installed")
@@ -149,3 +150,22 @@ def test_colours_are_told():
 def test_what_cannot_be_had_is_named(kwargs, error, says):
     with pytest.raises(error, match=says):
         Gymnasium(**kwargs)
+
+
+def test_lake_is_played_by_the_runner(tmp_path):
+    """Rewards reach the turns, what is no action is told, and state goes along with the episode's process."""
+    moves = iter(("down", "what?", "down", "right", "right", "down", "right"))
+    (found,) = play(
+        "envs.adapters.gymnasium:Gymnasium",
+        ROW,
+        tmp_path,
+        kwargs=LAKE,
+        write=lambda _: next(moves),
+        max_turns=9,
+    )
+    assert (found.stop, found.reward.value, found.error) == ("env_done", 1.0, "")
+    turns = [turn for turn in found.turns if turn.finish]
+    assert [turn.reward for turn in turns] == [0] * 6 + [1]
+    assert found.scalars == {"steps": 6, "refused": 1, "returned": 1}
+    with pytest.raises(RlhfError, match="Nothing-v0"):
+        play("envs.adapters.gymnasium:Gymnasium", ROW, tmp_path / "2", kwargs={"id": "Nothing-v0"}, write=str)

@@ -9,6 +9,7 @@ import pytest
 from envs.adapters.reasoning_gym import GRAMMARS, REFUSED, ReasoningGym, demonstrations, rows, verify
 from rlhf.errors import DataError, EpisodeError
 from rlhf.types import Message, Segment, Trajectory, Turn
+from tests.unit.envs.adapters.episodes import play
 from tests.unit.envs.playing import Episode, prompt_of
 
 pytest.importorskip("reasoning_gym", reason="the extra `content` is not installed")
@@ -147,3 +148,11 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     (row,) = rows(name="gcd", size=1)
     with pytest.raises(EpisodeError, match="another version"):
         scored(row | {"prompt": "another"}, "1", tmp_path)
+
+
+def test_task_is_played_by_the_runner(tmp_path):
+    (row,) = rows(seed=3, size=1, name="gcd")
+    for i, (text, value) in enumerate([(row["reference"], 1.0), ("none", 0.0)]):
+        folder = tmp_path / str(i)
+        (found,) = play("envs.adapters.reasoning_gym:ReasoningGym", row, folder, write=lambda _, t=text: t)
+        assert (found.stop, found.reward.value, found.error) == ("env_done", value, "")

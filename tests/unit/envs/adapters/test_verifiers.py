@@ -57,6 +57,7 @@ def test_single_turn_environment_is_played(tmp_path, task):
 @pytest.mark.slow
 def test_limit_of_ours_is_no_fault_of_the_package(tmp_path, task):
     (found,) = play(USE, task, tmp_path, kwargs=SUMS, write=lambda _: CALLS["hermes"], max_turns=2)
+    assert found.error == ""
     assert (found.stop, found.status, found.reward.value) == ("max_turns", "truncated", 0.0)
 
 
