@@ -53,7 +53,11 @@ class OpenEnv:
             [sys.executable, "-I", str(_PROGRAM), self._url], folder=context.folder
         )
         seed = prompt.columns.get("seed", context.rng.getrandbits(31))
-        told = self._ask({"type": "reset", "data": {"seed": seed}}, timeout_s=context.limits.setup_s)
+        try:
+            told = self._ask({"type": "reset", "data": {"seed": seed}}, timeout_s=context.limits.setup_s)
+        except EpisodeError:
+            self.close()
+            raise
         *before, last = prompt.messages
         return (*before, replace(last, content=f"{last.content}\n{self._text(told['observation'])}"))
 

@@ -23,7 +23,7 @@ async def main(url: str) -> None:
             socket = await http.ws_connect(f"{url.rstrip('/')}/ws", max_msg_size=_MOST_BYTES)
         except (aiohttp.ClientError, OSError) as error:
             line = await lines.readline()
-            _tell({"id": json.loads(line)["id"], "failed": repr(error)})
+            _tell({"id": json.loads(line)["id"], "failed": f"{type(error).__name__}: {error}"})
             return
         hearing = asyncio.create_task(_hear(socket, answers))
         while line := await lines.readline():
@@ -32,7 +32,7 @@ async def main(url: str) -> None:
                 await socket.send_str(json.dumps(request["send"]))
                 _tell({"id": request["id"], **await answers.get()})
             except ConnectionError as error:
-                _tell({"id": request["id"], "failed": repr(error)})
+                _tell({"id": request["id"], "failed": f"{type(error).__name__}: {error}"})
         hearing.cancel()
 
 

@@ -35,6 +35,8 @@ class AdapterProcess:
                 process_group=0,
                 bufsize=0,
             )
+            # Its own children may hold its pipes for ever.
+            self._death = os.pidfd_open(self._process.pid)
         except OSError as error:
             raise EpisodeError(f"the program {self._command} cannot be started: {error}") from error
 
@@ -60,19 +62,24 @@ class AdapterProcess:
         assert self._process.stdout is not None
         source = self._process.stdout.fileno()
         while b"\n" not in self._read:
-            if not select.select([source], [], [], max(0.0, ends - time.monotonic()))[0]:
+            ready, _, _ = select.select([source, self._death], [], [], max(0.0, ends - time.monotonic()))
+            if not ready:
                 raise TimeoutError
-            if not (data := os.read(source, 1 << 16)):
+            if source not in ready or not (data := os.read(source, 1 << 16)):
                 raise EOFError("it has ended")
             self._read += data
         line, _, self._read = self._read.partition(b"\n")
         return line
 
     def close(self) -> None:
-        """Kill it and all of its group."""
+        """Kill it and all of its group. May be called again."""
+        if self._death < 0:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        os.close(self._death)
+        self._death = -1
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

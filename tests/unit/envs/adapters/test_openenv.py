@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from envs.adapters.openenv import OpenEnv
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, EpisodeError
 from tests.unit.envs.adapters.episodes import play
+from tests.unit.envs.playing import Episode
 
 PYTHON = os.environ.get("RLHF_OPENENV_PYTHON", "")
 USE = "envs.adapters.openenv:OpenEnv"
@@ -93,12 +94,12 @@ def test_what_fails_in_the_server_is_an_error_and_a_hanging_step_ends(url, tmp_p
 @pytest.mark.slow
 def test_full_server_and_none_are_named(tmp_path):
     for url in served(1):
-        kwargs = {"url": url, "action": None}
-        found = play(
-            USE, ROW, tmp_path, kwargs=kwargs, write=lambda _: '{"number": 5}', samples=2, max_turns=2
-        )
-        assert {t.stop for t in found} == {"max_turns", "env_error"}
-        assert "CAPACITY_REACHED" in "".join(t.error for t in found)
+        with (
+            Episode(OpenEnv(url=url), ROW, tmp_path),
+            pytest.raises(EpisodeError, match="CAPACITY_REACHED"),
+            Episode(OpenEnv(url=url), ROW, tmp_path),
+        ):
+            pass
     gone = played("http://127.0.0.1:9", tmp_path / "2", turns("1"))
     assert gone.stop == "env_error"
     assert "Cannot connect" in gone.error
