@@ -25,6 +25,8 @@ from rlhf.interfaces import Context
 _PROGRAM = Path(__file__).with_name("verifiers_program.py")
 _RESULT = "verifiers.json"
 _TAIL = 2000
+_STARTED_IN = os.getcwd()
+"""What relative paths are relative to: an episode has a folder of its own."""
 _OUR_REFUSAL = "this episode has ended: "
 """What the endpoint says at a limit: a truncated episode, and no fault of the environment."""
 
@@ -62,8 +64,9 @@ def rows(
 class Verifiers:
     """The environment that `load_environment(id, **args)` gives in the interpreter `python`.
 
-    `path`: a folder with its module, where that is not installed there. `sampling`: what the package sends along with
-    its requests. A rollout that fails but for a limit of ours is an error, never its reward of 0.
+    `path`: a folder with its module, where that is not installed there. A rollout that fails but for a limit of ours
+    is an error, never its reward of 0; so is one whose rubric raised, unless it `forgives`: then that part is 0, as
+    the package has it.
     """
 
     def __init__(
@@ -73,16 +76,17 @@ class Verifiers:
         python: str,
         args: Mapping[str, Any] | None = None,
         path: str | None = None,
-        sampling: Mapping[str, Any] | None = None,
+        forgives: bool = False,
     ) -> None:
+        self._forgives = forgives
         # Not resolved: a virtual environment's interpreter is a link, and found by its own place.
-        self.python = os.path.abspath(os.path.expanduser(python))
+        self.python = os.path.join(_STARTED_IN, os.path.expanduser(python))
         if not os.access(self.python, os.X_OK):
             raise ConfigError(
                 f"kwargs.python: {python!r} is no program; expected the interpreter that has verifiers."
             )
-        told: dict[str, Any] = {"id": id, "args": dict(args or {}), "sampling": dict(sampling or {})}
-        told |= {"path": None if path is None else os.path.abspath(path)}
+        told: dict[str, Any] = {"id": id, "args": dict(args or {})}
+        told |= {"path": None if path is None else os.path.join(_STARTED_IN, path)}
         self.told = json.dumps(told)
         self._program = ProgramEnvironment(
             [self.python, _PROGRAM.name, "play", self.told, _RESULT],
@@ -106,6 +110,8 @@ class Verifiers:
             raise EpisodeError(
                 f"verifiers left no reward (exit code {finished.exit_code}): {finished.stderr[-_TAIL:]}"
             ) from None
+        if result["raised"] and not self._forgives:
+            raise EpisodeError(f"verifiers' rubric failed: {result['raised'][:_TAIL]}")
         if result["error"] and _OUR_REFUSAL not in result["error"]:
             raise EpisodeError(f"verifiers' rollout failed: {result['error'][:_TAIL]}")
         reward = result["reward"]

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def main() -> None:
     if do == "list":
         answer: Any = _tasks(environment, **json.loads(rest[0]))
     else:
-        answer = asyncio.run(_play(environment, settings["sampling"]))
+        answer = asyncio.run(_play(environment))
     Path(result).write_text(json.dumps(answer, default=str), encoding="utf-8")
 
 
@@ -34,7 +34,7 @@ def _tasks(environment: Any, *, split: str, seed: int, size: int) -> list[dict[s
     return [{name: task[name] for name in _FIELDS if task.get(name) is not None} for task in chosen]
 
 
-async def _play(environment: Any, sampling: Mapping[str, Any]) -> dict[str, Any]:
+async def _play(environment: Any) -> dict[str, Any]:
     from verifiers.types import ClientConfig
 
     task = json.loads(Path(os.environ["TASK_FILE"]).read_text(encoding="utf-8"))["columns"]["verifiers"]
@@ -42,13 +42,27 @@ async def _play(environment: Any, sampling: Mapping[str, Any]) -> dict[str, Any]
     client = ClientConfig(
         api_key_var="OPENAI_API_KEY", api_base_url=os.environ["OPENAI_BASE_URL"], max_retries=0
     )
-    found = await environment.run_rollout(task, client, "policy", dict(sampling))
+    broken = _Raised(logging.ERROR)
+    logging.getLogger("verifiers.rubrics").addHandler(broken)
+    found = await environment.run_rollout(task, client, "policy", {})
     return {
+        "raised": broken.told,
         "reward": found.get("reward"),
         "metrics": {name: value for name, value in (found.get("metrics") or {}).items() if value is not None},
         "error": json.dumps(found["error"], default=str) if found.get("error") else "",
         "is_truncated": bool(found.get("is_truncated")),
     }
+
+
+class _Raised(logging.Handler):
+    """What the rubric's functions raised: the package counts it as 0, and tells only its log."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.told = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told += f"{record.getMessage()}\n"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tests.unit.envs.adapters.episodes import play
 
 PYTHON = os.environ.get("RLHF_VERIFIERS_PYTHON", "")
 HERE = Path(__file__).parent
-SUMS = {"id": "verifiers_sums", "path": str(HERE), "python": PYTHON}
+SUMS = {"id": "verifiers_sums", "path": os.path.relpath(HERE), "python": PYTHON}
 USE = "envs.adapters.verifiers:verifiers_environment"
 needs_package = pytest.mark.skipif(
     not PYTHON, reason="RLHF_VERIFIERS_PYTHON names no interpreter that has verifiers==0.1.14"
@@ -67,6 +67,12 @@ def test_what_fails_in_the_package_is_an_error_and_nothing_is_left(tmp_path, tas
     (found,) = play(USE, task, tmp_path, kwargs=SUMS | {"args": {"nothing": 1}}, write=adds)
     assert (found.stop, found.reward.value) == ("env_error", None)
     assert "nothing" in found.error
+    broken = SUMS | {"args": {"fails": True}}
+    (found,) = play(USE, task, tmp_path / "1", kwargs=broken, write=adds)
+    assert (found.stop, found.reward.value) == ("env_error", None)
+    assert "the rubric is broken" in found.error
+    (found,) = play(USE, task, tmp_path / "0", kwargs=broken | {"forgives": True}, write=adds)
+    assert (found.stop, found.reward.value) == ("stop", 0.0)
     (late,) = play(USE, task, tmp_path / "2", kwargs=SUMS, write=adds, episode_s=1.2)
     assert (late.status, late.num_sampled) == ("truncated", 0)
     with pytest.raises(DataError, match="no_such_environment"):
