@@ -6,7 +6,7 @@ import pytest
 from rlhf.episodes.conversation import EpisodeEnded
 from rlhf.episodes.ledger import check_laws
 from rlhf.episodes.parsing import parser_of
-from rlhf.errors import EpisodeError, ModelError
+from rlhf.errors import ConfigError, EpisodeError, ModelError
 from rlhf.types import Completion, Message
 from tests.conversations import CALL, CUT, QUESTION, Played, result, user
 from tests.tool_calls import TOOLS
@@ -354,5 +354,5 @@ def test_cost_of_a_turn_does_not_grow_with_the_conversation(chat_of):
 
 def test_tools_that_the_template_cannot_show_are_refused_when_they_are_known(chat_of):
     played = Played(chat_of("gemma3"), ["one"], syntax="none")
-    with pytest.raises(ModelError, match="the call of 'look' is not shown"):
+    with pytest.raises(ConfigError, match="the call of 'look' is not shown"):
         played.sample(QUESTION)
