@@ -311,7 +311,8 @@ class VllmEngine:
             # Else it takes the core's end for a crash.
             llm.output_handler.cancel()
             await asyncio.gather(llm.output_handler, return_exceptions=True)
-        await asyncio.to_thread(llm.shutdown, 0.0)
+        # On a CPU the core has nothing to give back, and takes seconds over it.
+        await asyncio.to_thread(llm.shutdown, 0.0 if self._settings.device == "cpu" else None)
         # It sits in a reference cycle, and finalised at interpreter exit it would print an error.
         del llm
         gc.collect()

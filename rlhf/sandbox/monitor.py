@@ -291,7 +291,7 @@ class Monitor:
         return None
 
     def _disk_mb(self) -> float:
-        """MB on disk; sees to it that what the kernel holds for open pipes and sockets is known, too."""
+        """MB on disk, 0 between two looks; what the kernel holds for pipes and sockets is known afterwards, too."""
         began = time.monotonic()
         if began < self._next_look:
             return 0.0
