@@ -339,7 +339,7 @@ def _removed_sockets() -> Iterator[None]:
     """
     before = {name: value for name, value in os.environ.items() if name == _SOCKETS}
     # Short: the path of a socket has room for 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="rlhf-", dir=before.get(_SOCKETS)) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"rlhf-{os.getpid()}-", dir=before.get(_SOCKETS)) as folder:
         os.environ[_SOCKETS] = folder
         try:
             yield
