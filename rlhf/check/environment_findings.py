@@ -38,7 +38,8 @@ def hanging(plays: Sequence[Play]) -> Iterator[Finding]:
     late = [play for play in plays if play.is_late]
     for play in late:
         if not play.failure and play.trajectory is not None:
-            reason = f"{play.script.name}: {play.trajectory.stop}, in {play.times.last or 'its own process'}"
+            where = play.times.hung or play.times.last or "its own process"
+            reason = f"{play.script.name}: {play.trajectory.stop}, in {where}"
             yield Finding(kind="environment hangs", row=play.prompt.id, reason=reason)
     if len(late) >= MAX_LATE:
         reason = f"{len(late)} episodes hung until a limit of task.environment.limits"
@@ -61,10 +62,10 @@ def no_room(plays: Sequence[Play]) -> Iterator[Finding]:
 
 def scores(plays: Sequence[Play], *, has_rewards: bool) -> Iterator[Finding]:
     """Scores that say nothing; where rewards of the recipe judge, those of the environment may."""
-    graded = [play.value for play in plays if play.value is not None]
-    sound = [play for play in plays if play.trajectory is not None and play.trajectory.status != "error"]
+    sound = [play for play in plays if play.ends_well]
+    graded = [play.value for play in sound if play.value is not None]
     if sound and not graded:
-        yield Finding(kind="score", row="", reason="no episode is gradable: score is always None")
+        yield Finding(kind="no episode is gradable", row="", reason="score is always None")
     if has_rewards or len({play.script.name for play in sound}) < 2 or not graded:
         return
     if len(set(graded)) == 1:

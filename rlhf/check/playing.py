@@ -35,6 +35,8 @@ class PhaseTimes:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PHASES})
     last: str = ""
     """The phase of PHASES that was entered last."""
+    hung: str = ""
+    """The phase in which it was killed, and went on from a checkpoint."""
     tools: tuple[Schema, ...] = ()
     _open: dict[int, tuple[str, float]] = field(default_factory=dict)
 
@@ -47,6 +49,8 @@ class PhaseTimes:
             case {"do": "leave", "phase": int(phase)} if phase in self._open:
                 name, began = self._open.pop(phase)
                 self.seconds[name].append(time.perf_counter() - began)
+            case {"do": "restored"}:
+                self.hung = self.hung or self.last
             case {"do": "sample"}:
                 self.tools = tuple(message.get("tools") or self.tools)
 
@@ -84,6 +88,11 @@ class Play:
         return found is not None and (
             found.stop in ("tool_timeout", "episode_timeout") or "took too long" in self.failure
         )
+
+    @property
+    def ends_well(self) -> bool:
+        """Whether it came to its own end."""
+        return self.trajectory is not None and self.trajectory.status == "ok"
 
     @property
     def value(self) -> float | None:

@@ -20,9 +20,9 @@ def played(tmp_path, monkeypatch):
     """Check a recipe whose environment is one of `environments`."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name, rows=ROWS, **keys):
-        environment = {"use": f"{ENVIRONMENTS}:{name}", **keys}
-        return checked(tmp_path, rows=rows, environment=environment)
+    def run(name, rows=ROWS, **limits):
+        environment = {"use": f"{ENVIRONMENTS}:{name}", "limits": {"max_tokens": 256, **limits}}
+        return checked(tmp_path, rows=rows, environment=environment, template="chat")
 
     return run
 
@@ -33,9 +33,7 @@ def test_sound_environment_passes_and_its_score_tells_the_reference(played):
     facts = found.found["facts"]
     assert facts["score"]["means"]["reference"] == 1
     assert facts["score"]["means"]["empty answer"] == 0
-    assert (
-        facts["episodes"]["stops"] == {"env_done": 16, "length": 4} or facts["episodes"]["stops"]["env_done"]
-    )
+    assert facts["episodes"]["stops"] == {"env_done": 16, "max_tokens": 4}
     assert "reset" in found.says("time")
 
 
@@ -44,7 +42,7 @@ def test_randomness_without_the_seed_is_named(played):
     assert found.code == 0
     assert list(found.warned) == ["not deterministic"]
     assert sorted(found.warned["not deterministic"]) == [f"rows.jsonl:{i}" for i in range(4)]
-    assert "message 1 from the environment is 'you threw" in found.reasons("not deterministic")[0]
+    assert "message 0 from the environment is 'you threw" in found.reasons("not deterministic")[0]
 
 
 def test_state_that_outlives_an_episode_is_an_error(played):
@@ -57,7 +55,7 @@ def test_state_that_outlives_an_episode_is_an_error(played):
     ("name", "kind", "says", "is_fatal"),
     [
         ("Constant", "score is constant", "it is 0.5 in all", False),
-        ("NotGradable", "score", "no episode is gradable", True),
+        ("NotGradable", "no episode is gradable", "always None", True),
     ],
 )
 def test_score_that_says_nothing_is_named(name, kind, says, is_fatal, played):
@@ -85,7 +83,7 @@ def test_faults_of_rows_and_tools_are_named_where_they_are(played):
 
 
 def test_environment_that_hangs_is_not_waited_for_again_and_again(played):
-    found = played("Hangs", limits={"step_s": 0.3})
+    found = played("Hangs", step_s=0.3)
     assert set(found.fatal) == {"environment hangs", "playing stopped, not every row was played"}
     assert "tool_timeout, in step" in found.reasons("environment hangs")[0]
 
