@@ -75,6 +75,7 @@ async def check_environment(
         except LoadError as error:
             report.findings.append(Finding(kind="environment does not load", row="", reason=str(error)))
             return
+        report.say("reference", f"answered as {writer.template!r}", template=writer.template)
         _say_tools(tried.first, report)
         _say_episodes(tried, report)
         report.findings += _judge(tried.first, has_rewards=bool(recipe.task.rewards))
@@ -87,6 +88,7 @@ async def check_environment(
 async def _try(fresh: Open, rows: Sequence[Prompt]) -> _Tried:
     began = time.perf_counter()
     async with fresh() as playing:
+        await playing.fit_reference(rows)
         first = await playing.play_rows(rows)
     again: list[Play] = []
     if not any(play.is_late for play in first):

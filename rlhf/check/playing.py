@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.check.grading import TEMPLATES
+from rlhf.check.probes import GOLD_COLUMN
 from rlhf.check.scripts import EMPTY, Script, ScriptedSampler, ScriptWriter
 from rlhf.config.environment import EnvironmentConfig
 from rlhf.episodes.chat import Schema
@@ -116,6 +118,21 @@ class Stage:
     config: EnvironmentConfig
     writer: ScriptWriter
     num_late: Counter[str] = field(default_factory=Counter)
+
+    async def fit_reference(self, rows: Sequence[Prompt]) -> None:
+        """Have references written as the environment reads them: in the first usual way that earns something."""
+        row = next((row for row in rows if self.writer.reference(row)), None)
+        if row is None or self.writer.is_told or GOLD_COLUMN in row.columns:
+            return
+        empty = await self.play(row, self.writer.empty())
+        for template in TEMPLATES if empty.value is not None else ():
+            self.writer.template = template
+            script = self.writer.reference(row)
+            assert script is not None
+            played = await self.play(row, script)
+            if played.is_late or (played.value or 0.0) > (empty.value or 0.0):
+                return
+        self.writer.template = TEMPLATES[0]
 
     async def play_rows(self, rows: Sequence[Prompt]) -> list[Play]:
         """Every script of every row, a few rows at a time; fewer where episodes hang."""

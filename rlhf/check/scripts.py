@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.check.grading import TEMPLATES
 from rlhf.check.probes import GOLD_COLUMN
 from rlhf.check.schema_values import arguments_for
 from rlhf.config.task import TaskConfig
@@ -62,18 +63,32 @@ class ScriptWriter:
     def __init__(self, chat: ChatRenderer, task: TaskConfig) -> None:
         self._chat = chat
         self._stop = chat.stop_token_ids[0]
-        self._template = task.gold_template if "gold_template" in task.model_fields_set else "{reference}"
+        self.is_told = "gold_template" in task.model_fields_set
+        """Whether the recipe says what a right answer looks like."""
+        self.template = task.gold_template if self.is_told else TEMPLATES[0]
         self._long = tuple(chat.tokenizer.encode("word " * 64, add_special_tokens=False))
 
     def first(self, prompt: Prompt) -> list[Script]:
         """Those that need no knowledge of the tools."""
-        text = self._reference(prompt)
+        reference = self.reference(prompt)
         found = [
-            self._always(EMPTY, ""),
+            self.empty(),
             Script(name=RANDOM, turn=lambda turn: self._random(prompt.id, turn), num_turns=1),
             Script(name=LONG, turn=lambda _: self._long * (_LONG_WORDS // len(self._long)), num_turns=1),
         ]
-        return found if text is None else [*found, self._always(REFERENCE, text)]
+        return found if reference is None else [*found, reference]
+
+    def empty(self) -> Script:
+        """Nothing, at every turn."""
+        return self._always(EMPTY, "")
+
+    def reference(self, prompt: Prompt) -> Script | None:
+        """The row's reference, at every turn; None without one."""
+        if GOLD_COLUMN in prompt.columns:
+            return self._always(REFERENCE, str(prompt.columns[GOLD_COLUMN]))
+        if prompt.reference is None:
+            return None
+        return self._always(REFERENCE, self.template.replace("{reference}", prompt.reference))
 
     def with_tools(self, prompt: Prompt, tools: Sequence[Schema]) -> list[Script]:
         """Those that write calls, well or badly."""
@@ -101,11 +116,6 @@ class ScriptWriter:
         stops = set(self._chat.stop_token_ids)
         drawn = (draw.randrange(len(self._chat.tokenizer)) for _ in range(draw.randint(1, _MAX_RANDOM)))
         return (*(token for token in drawn if token not in stops), self._stop)
-
-    def _reference(self, prompt: Prompt) -> str | None:
-        if GOLD_COLUMN in prompt.columns:
-            return str(prompt.columns[GOLD_COLUMN])
-        return None if prompt.reference is None else self._template.replace("{reference}", prompt.reference)
 
     def _call(self, tool: Schema, arguments: Mapping[str, Any], tools: Sequence[Schema]) -> tuple[int, ...]:
         call = ToolCall(id="call00000", name=tool["function"]["name"], arguments=arguments)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 _TURN, _END, _PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _TEMPLATE = (
+    "{%- if tools -%}{{- '<|im_start|>system\\n' + tools | tojson + '<|im_end|>\\n' -}}{%- endif -%}"
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content -}}"
     "{%- for call in message.tool_calls or [] -%}"

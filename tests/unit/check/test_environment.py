@@ -94,7 +94,7 @@ def test_environment_that_does_not_load_says_why(played):
     assert "Gone" in found.reasons("environment does not load")[0]
 
 
-@pytest.mark.parametrize("name", ["guess_number", "two_tools", "reasoning_gym"])
+@pytest.mark.parametrize("name", ["two_tools", "reasoning_gym"])
 def test_own_environments_pass_without_findings(name, tmp_path):
     if name == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
@@ -104,5 +104,6 @@ def test_own_environments_pass_without_findings(name, tmp_path):
     code = asyncio.run(check(recipe, code_dir=ROOT, num_rows=4, json_file=report))
     found = Checked(code=code, found=json.loads(report.read_text()))
     assert (code, found.fatal) == (0, {})
+    # Others may write to this folder meanwhile.
     assert set(found.warned) <= {"left behind"}
     assert found.found["facts"]["score"]["means"]["reference"] == 1
