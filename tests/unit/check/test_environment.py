@@ -101,7 +101,7 @@ def test_own_environments_pass_without_findings(name, tmp_path):
     sizes = [f"{key}.kwargs.size=40" for key in ("task.train", "task.heldout", "sft.source")]
     recipe = load_recipe(str(ROOT / f"recipes/cpu/{name}.yaml"), sizes)
     report = tmp_path / "report.json"
-    code = asyncio.run(check(recipe, code_dir=ROOT, num_rows=4, json_file=report))
+    code = asyncio.run(check(recipe, code_dir=ROOT, num_rows=2, json_file=report))
     found = Checked(code=code, found=json.loads(report.read_text()))
     assert (code, found.fatal) == (0, {})
     # Others may write to this folder meanwhile.
