@@ -137,13 +137,13 @@ def _record(ledger: TokenLedger, verdict: Verdict, *, index: int, seed: int) -> 
 def _reward(verdict: Verdict, of_turns: float) -> RewardResult:
     status = STATUS_OF[verdict.stop]
     score = verdict.score
-    if status == "error" or (score is None and status == "ok"):
+    if status == "error" or score is None:
         outcome: Outcome = "error" if status == "error" else "not_applicable"
         return RewardResult(
             value=None, outcome=outcome, detail={"stop": verdict.stop, "error": verdict.error[:500]}
         )
-    parts = {"turns": of_turns, **(score or {})}
-    value = of_turns + (score or {}).get("score", 0.0)
+    parts = {"turns": of_turns, **score}
+    value = of_turns + score.get("score", 0.0)
     return RewardResult(
         value=value,
         outcome="limit" if status == "truncated" else "ok",

@@ -83,7 +83,7 @@ class _Object:
         opening = _opening(found, context.prompt)
         tools = [tool.schema for tool in getattr(environment, "tools", ())]
         stop = self._turns(environment, opening, tools)
-        score = None
+        score: dict[str, float] | None = {}
         if self._scores_truncated or stop in ("stop", "env_done"):
             with context.phase("score", limits.score_s):
                 score = _score(_now(environment.score(context)) if hasattr(environment, "score") else 0.0)
@@ -165,10 +165,10 @@ class _Function:
         reader.start()
         stop: StopReason = "stop"
         try:
-            score = await function(self._context.prompt, ThreadModel(self), self._context)
+            score = _score(await function(self._context.prompt, ThreadModel(self), self._context))
         except EpisodeOver as over:
-            score, stop = None, over.stop
-        return {"do": "done", "stop": stop, "score": _score(score), "scalars": self._context.scalars}
+            score, stop = {}, over.stop
+        return {"do": "done", "stop": stop, "score": score, "scalars": self._context.scalars}
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         number = len(self._waiting)

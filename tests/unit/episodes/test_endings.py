@@ -42,6 +42,9 @@ class Talks(Counts):
     def step(self, action, context):
         return Step(messages=(Message(role="user", content="more"),))
 
+class TalksUngraded(Talks):
+    def score(self, context): return None
+
 class HangsInReset(Counts):
     def reset(self, prompt, context): time.sleep(600)
 
@@ -124,6 +127,7 @@ LIMITS = {"max_turns": 4, "step_s": 0.5, "setup_s": 0.5, "score_s": 0.5, "tool_s
 ENDINGS = {
     "Counts": ("env_done", "ok", 2.0),
     "Talks": ("max_turns", "truncated", 1.0),
+    "TalksUngraded": ("max_turns", "truncated", None),
     "HangsInReset": ("env_error", "error", None),
     "HangsInStep": ("tool_timeout", "truncated", 1.5),
     "HangsInStepWithThreads": ("tool_timeout", "truncated", 0.5),
