@@ -316,9 +316,9 @@ def test_long_texts_are_read_in_linear_time(syntax):
     for piece in ADVERSARIAL:
         for start in STARTS:
             text = start + piece * (SIZE // len(piece)) + ("]" if piece.endswith("\n") else "x")
-            began = time.perf_counter()
+            began = time.process_time()
             parse(text, syntax=syntax, tools=TOOLS)
-            slowest = max(slowest, (time.perf_counter() - began, start + piece))
+            slowest = max(slowest, (time.process_time() - began, start + piece))
     print(f"{syntax}: slowest of {len(ADVERSARIAL) * len(STARTS)} texts of {SIZE:,} characters: {slowest}")
     assert slowest[0] < 1.0, slowest
 
