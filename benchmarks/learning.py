@@ -1,8 +1,9 @@
-"""Does each algorithm learn? The quickstart with one setting after another, several seeds each, as one table.
+"""Does each algorithm learn? A recipe with one setting after another, several seeds each, as one table.
 
 `python benchmarks/learning.py presets` runs every preset, `python benchmarks/learning.py off_policy` the stress:
-staleness 8 and four passes over every batch, with and without corrections. Every run is `rlhf train`, from the
-cold start of its seed, which is made once. Finished runs in `--folder` are read, not repeated.
+staleness 8 and four passes over every batch, with and without corrections. `guess_number` and `two_tools` are those
+environments, synchronously, asynchronously, and with scores by chance, which must teach nothing. Every run is
+`rlhf train`, from the cold start of its seed, which is made once. Finished runs in `--folder` are read, not repeated.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from rlhf.config.presets import PRESETS
 from rlhf.telemetry.sinks import read_metrics
 
 ROOT = Path(__file__).parents[1]
-RECIPE = "recipes/cpu/quickstart.yaml"
+QUICKSTART = "recipes/cpu/quickstart.yaml"
 STALE = (
     "placement.kind=split", "learner.num_ranks=1", "engine.num_engines=1", "engine.max_sequences=512",
     "schedule.max_staleness=8", "schedule.inner_epochs=4",
@@ -50,6 +51,15 @@ TABLES: Mapping[str, Variants] = {
         ),
     },
 }  # fmt: skip
+ASYNC = ("placement.kind=split", "learner.num_ranks=1", "engine.num_engines=1", "schedule.max_staleness=3")
+EPISODES: Mapping[str, Variants] = {
+    recipe: {
+        "synchronous": (),
+        "asynchronous (staleness up to 3)": ASYNC,
+        "control: scores by chance": (f"task.environment.use=benchmarks.by_chance:{name}ByChance",),
+    }
+    for recipe, name in (("guess_number", "GuessNumber"), ("two_tools", "TwoTools"))
+}
 _T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """97.5 % quantile of Student's t by degrees of freedom."""
 
@@ -60,6 +70,7 @@ class Job:
 
     variant: str
     seed: int
+    recipe: str
     folder: Path
     overrides: tuple[str, ...]
 
@@ -79,7 +90,7 @@ class Curve:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=[*TABLES, *EPISODES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
     parser.add_argument("--cores", nargs="+", default=[""], help="one run at a time on each, as for taskset")
@@ -87,20 +98,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], help="further overrides of every run")
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
-    variants = {n: v for n, v in TABLES[options.table].items() if options.only is None or n in options.only}
+    is_played = options.table in EPISODES
+    recipe = f"recipes/cpu/{options.table}.yaml" if is_played else QUICKSTART
+    start = f"{options.table}-start" if is_played else "start"
+    every = (EPISODES if is_played else TABLES)[options.table]
+    variants = {n: v for n, v in every.items() if options.only is None or n in options.only}
     starts = [
-        Job(variant="cold start", seed=seed, folder=folder / f"start-{seed}", overrides=(
+        Job(variant="cold start", seed=seed, recipe=recipe, folder=folder / f"{start}-{seed}", overrides=(
             "schedule.num_steps=1", "eval.every=0", "checkpoint.export=false",
         ))
         for seed in options.seeds
-        if not (folder / f"start-{seed}" / "sft" / "sft.json").is_file()
+        if not (folder / f"{start}-{seed}" / "sft" / "sft.json").is_file()
     ]  # fmt: skip
     runs = [
         Job(
             variant=name,
             seed=seed,
-            folder=folder / f"{options.table}-{list(TABLES[options.table]).index(name)}-{seed}",
-            overrides=(*_from_cold_start(folder / f"start-{seed}" / "sft"), *overrides, *options.set),
+            recipe=recipe,
+            folder=folder / f"{options.table}-{list(every).index(name)}-{seed}",
+            overrides=(*_from_cold_start(folder / f"{start}-{seed}" / "sft"), *overrides, *options.set),
         )
         for name, overrides in variants.items()
         for seed in options.seeds
@@ -109,7 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         task = progress.add_task("runs", total=len(starts) + len(runs))
         for stage in (starts, runs):
             _run_all(stage, options.cores, lambda: progress.advance(task))
-    sys.stdout.write(table({name: [_curve(j) for j in runs if j.variant == name] for name in variants}))
+    jobs = {name: [job for job in runs if job.variant == name] for name in variants}
+    if is_played:
+        sys.stdout.write(played_table({name: [_scores(job) for job in jobs[name]] for name in variants}))
+    else:
+        sys.stdout.write(table({name: [_curve(job) for job in jobs[name]] for name in variants}))
 
 
 def _from_cold_start(folder: Path) -> tuple[str, ...]:
@@ -138,7 +158,7 @@ def _run(job: Job, cores: str) -> None:
     settings = (f"run_dir={job.folder}", f"seed={job.seed}", "telemetry.live=false", *job.overrides)
     with (job.folder.parent / f"{job.folder.name}.log").open("w") as log:
         ended = subprocess.run(
-            [*pin, sys.executable, "-m", "rlhf.cli", "train", RECIPE, *settings],
+            [*pin, sys.executable, "-m", "rlhf.cli", "train", job.recipe, *settings],
             cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False, env={**os.environ, "NO_COLOR": "1"},
         )  # fmt: skip
     if ended.returncode:
@@ -157,6 +177,28 @@ def _curve(job: Job) -> Curve:
         ess=min(ess, default=math.nan),
         masked=max(masked),
     )
+
+
+def _scores(job: Job) -> list[float]:
+    """The mean score of every step's episodes; where the reward is by chance, the right score."""
+    lines = [line for line in read_metrics(job.folder) if line["step"] > 0]
+    return [line.get("env/log/score", line["reward/environment/score/mean"]) for line in lines]
+
+
+def played_table(scores: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Markdown: the mean score of the first and the last three steps, each seed, and the curve in tenths of a run."""
+    lines = ["| | first | last | each seed | on the way (mean) |", "|---|---|---|---|---|"]
+    for name, runs in scores.items():
+        ends = [f"{_mean(run[:3]):.3f} -> {_mean(run[-3:]):.3f}" for run in runs]
+        tenth = max(len(runs[0]) // 10, 1)
+        way = [
+            _mean([score for run in runs for score in run[at : at + tenth]])
+            for at in range(0, len(runs[0]), tenth)
+        ]
+        first, last = (_mean([_mean(run[part]) for run in runs]) for part in (slice(3), slice(-3, None)))
+        curve = ", ".join(f"{at:.2f}" for at in way)
+        lines.append(f"| {name} | {first:.3f} | {last:.3f} | {', '.join(ends)} | {curve} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(curves: Mapping[str, Sequence[Curve]]) -> str:

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command resumes from the last checkpoint\n")
+        hint = "; the same command resumes from the last checkpoint" if arguments.command is _train else ""
+        sys.stderr.write(f"interrupted{hint}\n")
         return 130
     return code
 
@@ -74,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "play", help="take the model's place: type its turns, see tokens, masks and rewards"
     )
     _recipe_arguments(play)
-    play.add_argument("--row", type=int, default=0, metavar="N", help="which row of task.train (default: 0)")
+    play.add_argument(
+        "--row", type=_place, default=0, metavar="N", help="which row of task.train (default: 0)"
+    )
     play.set_defaults(command=_play)
 
     report = commands.add_parser("report", help="write report.html for a run folder")
@@ -92,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _place(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
     return int(text)
 
 

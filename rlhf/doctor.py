@@ -3,6 +3,7 @@
 What may crash or hang (a broken wheel, an old processor, a blocked port) is tried in a process of its own.
 """
 
+import asyncio
 import importlib.metadata
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -22,7 +24,9 @@ from rich.table import Table
 from rlhf.cluster.launch import device_for, usable_cores
 from rlhf.config.schema import PlacementConfig, Recipe
 from rlhf.engines.choice import choose_engine
-from rlhf.errors import DependencyError, PlacementError
+from rlhf.episodes.host import EnvironmentHost
+from rlhf.errors import DependencyError, LoadError, PlacementError
+from rlhf.materials import load_environment
 from rlhf.sandbox import landlock
 from rlhf.sandbox.client import Sandbox
 from rlhf.sandbox.execution import Limits, Program
@@ -64,6 +68,7 @@ def examine(recipe: Recipe | None) -> list[Finding]:
     findings.extend(sandbox(policy, is_needed=recipe is not None and needs_sandbox(recipe)))
     if recipe is not None:
         findings.extend(recipe_needs(recipe))
+        findings.extend(asyncio.run(environment_needs(recipe)))
     return findings
 
 
@@ -270,12 +275,15 @@ def _tier(report: TierReport) -> Finding:
 
 
 def needs_sandbox(recipe: Recipe) -> bool:
-    """Whether a reward of the recipe imports the sandbox; seen in a process of its own."""
+    """Whether a reward of the recipe imports the sandbox, or its environment uses it; seen in a process of its own."""
     names = sorted({reward.use for reward in recipe.task.rewards})
+    played = [recipe.task.environment.use] if recipe.task.environment else []
     code = (
         "import sys\nfrom rlhf.importing import load_object\n"
         f"for name in {names!r}: load_object(name, key='rewards')\n"
-        "sys.exit('rlhf.sandbox.client' in sys.modules)"
+        "needed = 'rlhf.sandbox.client' in sys.modules\n"
+        f"for name in {played!r}: needed |= getattr(load_object(name, key='use'), 'uses_sandbox', False)\n"
+        "sys.exit(needed)"
     )
     return probe(code, limit_s=PROBE_S) == "exit code 1"
 
@@ -294,6 +302,32 @@ def recipe_needs(recipe: Recipe) -> list[Finding]:
         findings.append(
             Finding(subject="model", status="note", found=f"{path} is not a folder here", advice=advice)
         )
+    return findings
+
+
+async def environment_needs(recipe: Recipe) -> list[Finding]:
+    """Whether the recipe's environment loads here, and has the interpreter that it asks for as `kwargs.python`."""
+    environment = recipe.task.environment
+    if environment is None:
+        return []
+    findings = []
+    python = environment.kwargs.get("python")
+    if isinstance(python, str) and shutil.which(os.path.expanduser(python)) is None:
+        found = f"task.environment.kwargs.python: {python!r} is no program here"
+        advice = "make that virtual environment, as the environment's module says, or name another"
+        findings.append(Finding(subject="interpreter", status="missing", found=found, advice=advice))
+    began = time.monotonic()
+    host = EnvironmentHost(load_environment(recipe, Path().resolve()))
+    try:
+        await host.start()
+        found = f"{environment.use} loads in {time.monotonic() - began:.1f} s"
+        findings.append(Finding(subject="environment", status="ok", found=found))
+    except LoadError as error:
+        advice = "install what it imports, or correct task.environment.use or its kwargs"
+        lines = str(error).splitlines()
+        findings.append(Finding(subject="environment", status="missing", found=lines[0], advice=advice))
+    finally:
+        await host.close()
     return findings
 
 

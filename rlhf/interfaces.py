@@ -197,7 +197,7 @@ class Context(Protocol):
         """Seconds until the episode ends by `limits.episode_s`."""
 
     def log(self, **scalars: float) -> None:
-        """Numbers about the episode, averaged over episodes as `env/<name>`."""
+        """Numbers about the episode, averaged over episodes as `env/log/<name>`."""
 
 
 class Environment(Protocol):

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from rlhf.check.contract import NUM_ROWS, check_contract
+from rlhf.check.environment import check_environment
 from rlhf.check.figures import say_golds, say_rewards, say_time
 from rlhf.check.grading import GradedRow, GradingRun, fitting_template
 from rlhf.check.judging import CONTRACT, UNGRADABLE, Tally, doubt_of, with_doubt
@@ -55,7 +56,10 @@ async def check(
     report.say("recipe", "valid; the plan can be derived")
     prompts = _check_data(recipe, report)
     _check_rendering(recipe, prompts, report)
-    await _check_rewards(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
+    if recipe.task.environment is not None:
+        await check_environment(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
+    if recipe.task.rewards:
+        await _check_rewards(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
     order = {prompt.id: index for index, prompt in enumerate(prompts)}
     # Rows are graded side by side: what was found is put back into the order of the data.
     report.findings.sort(key=lambda finding: order.get(finding.row, -1))
@@ -79,7 +83,9 @@ def _check_data(recipe: Recipe, report: Report) -> list[Prompt]:
         text = f"{len(heldout)} prompts, {len(shared)} of them also in task.train, {_repeats(again)}"
         report.say("task.heldout", text, rows=len(heldout), also_in_train=len(shared))
         repeated += again + shared
-    report.findings += repeated
+    # In an environment a prompt is not all of a task: what is hidden may differ, or be drawn anew.
+    if recipe.task.environment is None:
+        report.findings += repeated
     if recipe.sft is not None:
         rows = _read(recipe.sft.source, "sft.source", report)
         report.say("sft.source", f"{len(rows)} demonstrations", rows=len(rows))
@@ -146,7 +152,8 @@ def _pool(recipe: Recipe, code_dir: Path) -> RewardPool:
         num_workers=task.reward_workers,
         code_dir=str(code_dir),
         max_ungradable=1.0,
-        settings=worker_settings(recipe),
+        # An environment's own score is not a reward's: `check_environment` judges it.
+        settings=replace(worker_settings(recipe), environment=None),
     )
 
 
@@ -200,7 +207,9 @@ def _lacking(recipe: Recipe, prompt: Prompt, pool: RewardPool) -> str:
 
 async def _grade(recipe: Recipe, rows: Sequence[Prompt], pool: RewardPool, report: Report) -> None:
     probes = ProbeSet.from_prompts(rows, template=recipe.task.gold_template)
-    tally = Tally(pool.names, needs_reference=recipe.task.needs_reference)
+    # Beside an environment no reward has to know the gold.
+    needs_reference = recipe.task.needs_reference and recipe.task.environment is None
+    tally = Tally(pool.names, needs_reference=needs_reference)
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=TERMINAL) as bar:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import psutil
 
 from rlhf.check.grading import group_of
 from rlhf.check.judging import CONTRACT
+from rlhf.check.leftovers import changed_files, files_below
 from rlhf.check.probes import Probe, ProbeSet
 from rlhf.check.report import Finding
 from rlhf.rollout.reward_shapes import Shape
@@ -22,7 +22,6 @@ from rlhf.types import Prompt, RewardResult
 NUM_ROWS = 16
 _NUM_PROBES = 6
 """Siblings a row is graded with."""
-_MAX_FILES = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ async def check_contract(prompts: Sequence[Prompt], pool: RewardPool, probes: Pr
     Files that appeared or changed in the working directory, and processes or threads that the workers gained,
     are warnings: others may have made them.
     """
-    files = _files(Path())
+    files = files_below(Path())
     sets = [probes.of(prompt)[:_NUM_PROBES] for prompt in prompts]
     rows = list(zip(range(len(prompts)), prompts, sets, strict=True))
     first = await asyncio.gather(*(_grade(*row, pool) for row in rows))
@@ -59,7 +58,10 @@ async def check_contract(prompts: Sequence[Prompt], pool: RewardPool, probes: Pr
     verdicts = {name: _Verdicts() for name in pool.names}
     for row, parts in zip(rows, first, strict=True):
         await _regrade(row, parts, pool, verdicts)
-    findings = [*_left_behind(load, _load(pool)), *_changed(files, _files(Path()))]
+    findings = [*_left_behind(load, _load(pool))]
+    if changed := changed_files(files, files_below(Path())):
+        reason = f"files of the working directory changed while rewards were graded: {changed}"
+        findings.append(Finding(kind=CONTRACT, row="", reason=reason, is_fatal=False))
     shapes = dict(zip(pool.names, pool.shapes, strict=True))
     return [*(f for name in pool.names if (f := _judge(name, shapes[name], verdicts[name]))), *findings]
 
@@ -164,31 +166,3 @@ def _left_behind(
         if new > old:
             reason = f"the reward workers had {old} {what} and have {new} after grading the same rows again"
             yield Finding(kind=CONTRACT, row="", reason=reason, is_fatal=False)
-
-
-def _files(folder: Path) -> dict[str, tuple[int, int]] | None:
-    """File -> (size, time of change) below the folder, hidden and compiled ones left out; None for too many."""
-    found: dict[str, tuple[int, int]] = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
-        for name in names:
-            with contextlib.suppress(OSError):
-                path = os.path.join(parent, name)
-                status = os.stat(path, follow_symlinks=False)
-                found[path] = status.st_size, status.st_mtime_ns
-        if len(found) > _MAX_FILES:
-            return None
-    return found
-
-
-def _changed(
-    before: Mapping[str, tuple[int, int]] | None, after: Mapping[str, tuple[int, int]] | None
-) -> Iterable[Finding]:
-    if before is None or after is None:
-        return
-    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-    if changed:
-        names = ", ".join(os.path.relpath(name) for name in changed[:5])
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        reason = f"files of the working directory changed while rewards were graded: {names}{more}"
-        yield Finding(kind=CONTRACT, row="", reason=reason, is_fatal=False)

@@ -65,8 +65,8 @@ class EnvironmentConfig(Section):
     compaction_at: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of limits.max_tokens at which that happens."""
     tool_syntax: str = "auto"
-    """How calls are written: hermes, qwen_xml, llama3, deepseek_v3, none, or `vllm:NAME` for one of vLLM's parsers.
-    auto: as the chat template writes them."""
+    """How calls are written: hermes, qwen_xml, glm4, llama3, deepseek_v3, mistral, pythonic, none, or `vllm:NAME` for
+    one of vLLM's parsers. auto: as the chat template writes them."""
     on_tool_timeout: Literal["message", "end"] = "message"
     """message: state goes back to before the call, and the model is told. end: the episode ends."""
     truncated: Literal["train", "mask", "drop"] = "train"

@@ -218,7 +218,8 @@ class SftConfig(Section):
     """A cold start before RL: supervised fine-tuning through TRL in a process of its own."""
 
     source: SourceConfig
-    """Rows with a prompt and a `completion`."""
+    """Rows with a prompt and a `completion`, or with `messages` (and their `tools`): a whole conversation, of which the
+    assistant's turns are learned."""
     num_steps: PositiveInt = 100
     batch_size: PositiveInt = 64
     lr: Positive = 1e-4

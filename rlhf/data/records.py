@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, get_args
 
 from rlhf.errors import DataError
@@ -16,14 +17,17 @@ CONSUMED_COLUMNS = frozenset({"prompt", "id", "images"})
 def parse_row(row: Mapping[str, Any], *, location: str, columns: Mapping[str, str], key: str) -> Prompt:
     """The Prompt of a row; `columns` renames first (ours -> the row's).
 
-    Every column but prompt, id and images stays readable in `Prompt.columns`.
+    Every column but prompt, id and images stays readable in `Prompt.columns`. Without a prompt, it is what a
+    conversation in `messages` begins with.
     Raises DataError naming the row, the column, what was found and what was expected.
     """
     where = f"{key}: row {location}"
     row = _rename(row, columns, where=where, key=key)
     if row.get("prompt") is None:
+        row = {**row, "prompt": _asked(row)}
+    if row["prompt"] is None:
         raise DataError(
-            f"{where} has no `prompt`; its columns are {sorted(row)}. "
+            f"{where} has no `prompt`; its columns are {sorted(row.keys() - {'prompt'})}. "
             f"Name the right one with {key}.columns: {{prompt: ...}}."
         )
     return Prompt(
@@ -34,6 +38,14 @@ def parse_row(row: Mapping[str, Any], *, location: str, columns: Mapping[str, st
         images=_images(row.get("images"), where=where),
         is_chat=not isinstance(row["prompt"], str),
     )
+
+
+def _asked(row: Mapping[str, Any]) -> list[Any] | None:
+    """What comes before the assistant's first turn in a whole conversation."""
+    messages = row.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        return None
+    return list(takewhile(lambda m: isinstance(m, Mapping) and m.get("role") != "assistant", messages))
 
 
 def _rename(row: Mapping[str, Any], columns: Mapping[str, str], *, where: str, key: str) -> Mapping[str, Any]:

@@ -5,9 +5,12 @@ them all, and an update or a sleep holds it while it lasts. `_gate` keeps them a
 """
 
 import asyncio
+import contextlib
 import gc
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ _CPU_KV_CACHE_MB = 512
 _CPU_BLOCK_TOKENS = 32
 _RECORDER = "rlhf.engines.recorder.RoutingRecorder"
 _VLLM_TRANSFERS = ("nccl", "ipc")
+_SOCKETS = "VLLM_RPC_BASE_PATH"
 
 
 def engine_environment(config: EngineConfig, device: str, *, record_routing: bool = False) -> dict[str, str]:
@@ -105,8 +109,10 @@ class VllmEngine:
     @classmethod
     async def start(cls, settings: EngineSettings) -> "VllmEngine":
         """Load the model and start the engine core. Takes 10 s and more."""
-        engine = cls(_launch(settings), settings)
-        await engine._llm.update_weight_version("0")
+        with _removed_sockets():
+            engine = cls(_launch(settings), settings)
+            # Once it has answered, both ways to the core are open.
+            await engine._llm.update_weight_version("0")
         if settings.record_routing:
             await engine._start_recording()
         return engine
@@ -323,6 +329,23 @@ class VllmEngine:
         # vLLM reports whatever went wrong in a worker as a bare Exception that carries only the message.
         except Exception as error:
             raise SyncError(f"engine {self._settings.index}: {method} failed: {error}") from error
+
+
+@contextlib.contextmanager
+def _removed_sockets() -> Iterator[None]:
+    """A folder for the sockets that vLLM names in this time, removed at its end.
+
+    It never removes them, and sockets that are connected need no names: so a kill leaves none behind either.
+    """
+    before = {name: value for name, value in os.environ.items() if name == _SOCKETS}
+    # Short: the path of a socket has room for 107 bytes.
+    with tempfile.TemporaryDirectory(prefix=f"rlhf-{os.getpid()}-", dir=before.get(_SOCKETS)) as folder:
+        os.environ[_SOCKETS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_SOCKETS]
+            os.environ.update(before)
 
 
 def _launch(settings: EngineSettings) -> Any:

@@ -101,14 +101,26 @@ class ChatRenderer:
             token_ids=tuple(ids[1:] if after == end_id else ids), is_thinking=opens_thoughts(text)
         )
 
-    def turn(self, message: Message, tools: Sequence[Schema] = ()) -> tuple[int, ...]:
-        """An assistant's message as the model should sample it, the end of its turn included."""
-        before = self.rendered([QUESTION], tools, is_open=True)
-        text = self.rendered([QUESTION, message], tools)
-        closed = self.rendered([QUESTION], tools)
-        # What the opening says already (an open <think>) is not said again.
-        body = text[len(before) :] if text.startswith(before) else text[len(closed) :]
-        place, end = min((body.find(end), end) for end in self._stops if end in body)
+    def turn(
+        self, message: Message, tools: Sequence[Schema] = (), *, is_thinking: bool = False
+    ) -> tuple[int, ...]:
+        """An assistant's message as the model should sample it, the end of its turn included.
+
+        `is_thinking`: what comes before has it think at once.
+        """
+        asked = self.rendered([QUESTION], tools, is_open=True).removesuffix(self.opening)
+        header, think, begun = self.opening.partition(THINK)
+        body = self.rendered([QUESTION, message], tools).removeprefix(asked).removeprefix(header)
+        if not opens_thoughts(self.opening):
+            body = body.removeprefix(think + begun)
+        elif is_thinking and body.startswith(THINK):
+            body = body.removeprefix(THINK).removeprefix(begun)
+        elif is_thinking:
+            # The template forgets thoughts, but asks for them.
+            body = f"{message.reasoning or ''}\n{END_THINK}\n\n{body}"
+        ends = [(body.find(end), end) for end in self._stops if end in body]
+        # Some end a turn with what begins the next.
+        place, end = min(ends, default=(len(body), self._end_before(message)))
         return (*self._encode(body[:place], {}), self._stops[end])
 
     def text(self, ids: Sequence[int]) -> str:
@@ -202,6 +214,11 @@ class ChatRenderer:
             )
         first = min(found)
         return found[first], after[first + len(found[first]) :]
+
+    def _end_before(self, message: Message) -> str:
+        call = message.tool_calls[0] if message.tool_calls else None
+        answer = call and Message(role="tool", content="", tool_call_id=call.id, name=call.name)
+        return self.delta([answer or QUESTION])[0]
 
     def _find_habits(self) -> _Habits:
         def shows(word: str, dialogue: Sequence[Message]) -> bool:

@@ -22,13 +22,13 @@ def demonstration_ids(
         runs.pop()
     ids: list[int] = []
     is_learned: list[bool] = []
-    for place, (is_turn, run) in enumerate(runs):
+    is_thinking = False
+    for is_turn, run in runs:
         if is_turn:
-            found = chat.turn(run[0], tools)
-        elif place == 0:
-            found = chat.start(run, tools).token_ids
+            found = chat.turn(run[0], tools, is_thinking=is_thinking)
         else:
-            found = chat.extend(run, tools, after=ids[-1]).token_ids
+            rendered = chat.extend(run, tools, after=ids[-1]) if ids else chat.start(run, tools)
+            found, is_thinking = rendered.token_ids, rendered.is_thinking
         ids += found
         is_learned += [is_turn] * len(found)
     return ids, is_learned

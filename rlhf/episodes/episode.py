@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +19,8 @@ from rlhf.errors import EpisodeError, ModelError
 from rlhf.types import Message, Prompt, StopReason, message_of
 
 _SLACK_S = 2.0
+Watch = Callable[[Mapping[str, Any]], None]
+"""Given every message of an episode's process, as it comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Stage:
     server: RolloutServer
     dialect: Dialect
     config: EnvironmentConfig
+    watch: Watch = lambda _: None
 
 
 class Episode:
@@ -144,6 +147,7 @@ class Episode:
         return Verdict(stop="env_error", error=f"its process died in {where}. {process.output()}")
 
     def _obey(self, message: Mapping[str, Any], process: EpisodeProcess) -> Verdict | None:
+        self._stage.watch(message)
         match message:
             case {"do": "enter", "phase": phase, "name": name, "limit_s": limit_s}:
                 self._phases.enter(phase, name, limit_s)

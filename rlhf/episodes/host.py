@@ -114,8 +114,10 @@ class EpisodeProcess:
 class EnvironmentHost:
     """An environment's process and its episodes. Start with `start`; LoadError when it cannot be loaded."""
 
-    def __init__(self, load: LoadEnvironment) -> None:
+    def __init__(self, load: LoadEnvironment, *, temp_dir: str | None = None) -> None:
+        """`temp_dir`: where its processes keep temporary files, if not where this one does."""
         self._load = load
+        self._variables = {} if temp_dir is None else {"TMPDIR": temp_dir}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._numbers = itertools.count()
@@ -136,7 +138,7 @@ class EnvironmentHost:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env={"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": path},
+                env={"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": path, **self._variables},
                 start_new_session=True,
             )
         self._control = ours

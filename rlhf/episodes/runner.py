@@ -8,7 +8,7 @@ from dataclasses import replace
 from rlhf.config.environment import EnvironmentConfig, EpisodeLimits
 from rlhf.episodes.conversation import Dialect, Policy
 from rlhf.episodes.endpoint import RolloutServer
-from rlhf.episodes.episode import Episode, Stage, Verdict
+from rlhf.episodes.episode import Episode, Stage, Verdict, Watch
 from rlhf.episodes.host import EnvironmentHost
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.render import Renderer
@@ -67,11 +67,19 @@ class EpisodeRunner:
     """
 
     def __init__(
-        self, engine: Sampler, host: EnvironmentHost, *, dialect: Dialect, config: EnvironmentConfig
+        self,
+        engine: Sampler,
+        host: EnvironmentHost,
+        *,
+        dialect: Dialect,
+        config: EnvironmentConfig,
+        watch: Watch = lambda _: None,
     ) -> None:
         self._engine = engine
         self._config = config
-        self._stage = Stage(host=host, server=RolloutServer(dialect), dialect=dialect, config=config)
+        self._stage = Stage(
+            host=host, server=RolloutServer(dialect), dialect=dialect, config=config, watch=watch
+        )
         self._places = asyncio.Semaphore(config.max_live)
 
     async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:

@@ -104,8 +104,8 @@ class _Object:
         score = None
         if self._scores_truncated or stop in ("stop", "env_done"):
             with context.phase("score", limits.score_s):
-                score = _now(environment.score(context)) if hasattr(environment, "score") else 0.0
-        return {"do": "done", "stop": stop, "score": _score(score), "scalars": context.scalars}
+                score = _score(_now(environment.score(context)) if hasattr(environment, "score") else 0.0)
+        return {"do": "done", "stop": stop, "score": score, "scalars": context.scalars}
 
     def _run(self, program: ProgramEnvironment) -> dict[str, Any]:
         """Run a program that asks the model at an endpoint, and score what it leaves."""
@@ -114,11 +114,11 @@ class _Object:
         finished = asyncio.run(program.play(endpoint, context))
         context.note(*map(message_of, self._line.ask({"do": "messages"})["messages"]))
         with context.phase("score", context.limits.score_s):
-            score = _now(program.score(context))
+            score = _score(_now(program.score(context)))
         return {
             "do": "done",
             "stop": "episode_timeout" if finished.exit_code is None else "stop",
-            "score": _score(score),
+            "score": score,
             "scalars": context.scalars,
             "exit_code": finished.exit_code,
             "stderr": finished.stderr[-TRACEBACK_CHARACTERS:],

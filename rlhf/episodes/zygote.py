@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,7 @@ class Zygote:
                 self._reap()
         finally:
             signal.set_wakeup_fd(-1)
-            for episode in list(self._sessions):
-                self._end(episode)
+            self._end_sessions(set(self._sessions.values()))
             storage.remove(self.folder)
 
     def _obey(self, *ours: int) -> bool:
@@ -119,13 +118,20 @@ class Zygote:
     def _end(self, episode: int) -> None:
         """End all of an episode, however it has grouped itself, and remove its files."""
         session = self._sessions.pop(episode, None)
-        while session is not None and (found := _members(session)):
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._reap()
+        if session is not None:
+            self._end_sessions({session})
         storage.remove(f"{self.folder}/{episode}")
         Path(f"{self.folder}/{episode}.output").unlink(missing_ok=True)
+
+    def _end_sessions(self, sessions: Set[int]) -> None:
+        """Kill all members of sessions at once, until there are none: what loses its parent comes to us."""
+        while found := [child for child in _children() if child in sessions or _session(child) in sessions]:
+            for pid in [pid for child in found for pid in _family(child)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for child in found:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child, 0)
 
     def _reap(self) -> None:
         """Bury what has ended; end what has come to us from a session that is no episode's."""
@@ -139,31 +145,30 @@ class Zygote:
                     os.kill(pid, signal.SIGKILL)
 
 
-def _children() -> frozenset[int]:
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-        return frozenset(map(int, file.read().split()))
+def _children(pid: int | None = None) -> frozenset[int]:
+    """Of all threads of a process; its own: of its one thread. Empty for one that is gone."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task") if pid else [os.getpid()]:
+            with open(f"/proc/{pid or 'self'}/task/{thread}/children", encoding="ascii") as file:
+                found |= set(map(int, file.read().split()))
+    return frozenset(found)
 
 
-def _members(session: int) -> list[int]:
-    """The living processes of a session; its first one, too, before it has become that."""
-    found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == session]
-    return found if session in found or not _is_alive(session) else [session, *found]
+def _family(pid: int) -> list[int]:
+    """A process and all below it, parents first."""
+    found = [pid]
+    for one in found:
+        found.extend(_children(one) - set(found))
+    return found
 
 
 def _session(pid: int) -> int:
-    """The session of a living process; 0: it is gone."""
+    """The session of a process; 0: it is gone."""
     try:
-        return os.getsid(pid) if _is_alive(pid) else 0
+        return os.getsid(pid)
     except ProcessLookupError:
         return 0
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def _print_to(path: str) -> None:

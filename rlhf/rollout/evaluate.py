@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rlhf.errors import RewardError
 from rlhf.interfaces import Reward, RolloutFunction
 from rlhf.rollout.group import sample_seed
-from rlhf.rollout.statistics import is_correct
-from rlhf.telemetry.metrics import wilson
+from rlhf.rollout.statistics import environment_metrics, is_correct
+from rlhf.telemetry.metrics import find, wilson
 from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
 
 Progress = Callable[[int, int], None]
@@ -104,6 +104,10 @@ def _metrics(problems: Sequence[Sequence[_Sample]], *, num_samples: int) -> dict
         "eval/num_prompts": float(len(problems)),
         "eval/ungradable": float(len(samples) - len(rewards)),
     }
+    for name, value in environment_metrics([sample.trajectory for sample in samples]).items():
+        held_out = name.replace("env/", "eval/", 1)
+        if find(held_out) is not None:
+            metrics[held_out] = value
     complete = [results for results in gradable if len(results) == num_samples]
     if num_samples > 1 and complete:
         chances = [pass_at_k(num_samples, sum(map(is_correct, r)), num_samples) for r in complete]

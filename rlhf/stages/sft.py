@@ -99,12 +99,16 @@ def tokenised_rows(prompts: Sequence[Prompt], renderer: Renderer, max_length: in
             row = _conversation(prompt, chat, where=where)
         else:
             row = _answer(prompt, renderer, where=where)
-        if len(row[0]) > max_length:
-            raise DataError(
-                f"{where} has {len(row[0])} tokens, more than sft.max_length ({max_length}). "
-                "Rows are never cut: raise the limit, or leave the row out with a mapper."
-            )
         rows.append(row)
+    lengths = {prompt.id: len(ids) for prompt, (ids, _) in zip(prompts, rows, strict=True)}
+    too_long = [name for name, length in lengths.items() if length > max_length]
+    if too_long:
+        others = f", and so have {len(too_long) - 1} of the other rows" if len(too_long) > 1 else ""
+        raise DataError(
+            f"{KEY}: row {too_long[0]} has {lengths[too_long[0]]} tokens, more than sft.max_length ({max_length})"
+            f"{others}; the longest has {max(lengths.values())}. "
+            "Rows are never cut: raise the limit, or leave such rows out with a mapper."
+        )
     return rows
 
 

@@ -185,6 +185,8 @@ _DECLARED = (
         "eval/ungradable", "sum", "completions", "Held-out completions whose reward could not be computed."
     ),
     Metric("eval/num_prompts", "sum", "prompts", "Held-out prompts evaluated."),
+    Metric("eval/turns_mean", "mean", "turns", "Mean turns of the model in a held-out episode."),
+    Metric("eval/log/*", "mean", "", "Mean of a number that the environment logged, held-out."),
     Metric("memory/*", "max", "bytes", "Peak memory of this part."),
 )
 

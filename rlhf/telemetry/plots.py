@@ -169,6 +169,22 @@ CHARTS = (
         unit="%",
     ),
     Chart(
+        title="Turns of an episode",
+        series=(
+            Series(metric="env/turns_mean", label="mean"),
+            Series(metric="env/turns_max", label="longest"),
+            Series(metric="env/tool_calls_mean", label="tool calls"),
+        ),
+    ),
+    Chart(
+        title="Faults in episodes",
+        series=(
+            Series(metric="env/tool_errors_share", label="calls answered by an error"),
+            Series(metric="env/retried_share", label="episodes tried again"),
+        ),
+        unit="%",
+    ),
+    Chart(
         title="Importance weights",
         series=(
             Series(metric="mismatch/ess", label="effective sample size"),
@@ -235,6 +251,8 @@ def _families(reported: set[str]) -> list[Chart]:
     families = (
         ("Reward parts", r"reward/([^/]+)/mean", ""),
         ("Verdicts", r"rollout/outcome/([^/]+)", "%"),
+        ("Endings", r"env/stop/([^/]+)", "%"),
+        ("Logged by the environment", r"env/log/([^/]+)", ""),
         ("Discarded groups", r"rollout/discarded/([^/]+)", ""),
     )
     charts = []

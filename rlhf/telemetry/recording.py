@@ -84,6 +84,7 @@ class SampleRecorder:
             "parts": {name: _finite(value) for name, value in reward.parts.items()},
             "detail": {name: str(value) for name, value in reward.detail.items()},
             "advantage": _finite(advantage),
+            "turns": [_readable(turn) for turn in trajectory.turns] if trajectory.is_episode else [],
             "segments": [self._segment(segment) for segment in trajectory.segments],
         }
 
@@ -95,6 +96,19 @@ class SampleRecorder:
             "rollout_logprobs": [_finite(round(value, 5)) for value in segment.rollout_logprobs],
             "versions": segment.versions,
         }
+
+
+def _readable(turn: Turn) -> dict[str, Any]:
+    """A turn of an episode for people."""
+    message = turn.message
+    return {
+        "role": message.role if message.name is None else f"{message.role} {message.name}",
+        "thinking": message.reasoning or "",
+        "text": message.content,
+        "calls": [call.raw or f"{call.name}({json.dumps(call.arguments)})" for call in message.tool_calls],
+        "is_error": message.is_error,
+        "reward": _finite(turn.reward),
+    }
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -71,7 +71,7 @@ def _row(entry: Mapping[str, Any], vocabulary: dict[int, str]) -> dict[str, Any]
     row["tokens"] = sum(sum(s["loss_mask"]) for s in entry["segments"])
     row["segments"] = [_segment(segment, vocabulary) for segment in entry["segments"]]
     if len(json.dumps(row, ensure_ascii=False)) > _ROW_BUDGET:
-        row["segments"] = []
+        row["segments"], row["turns"] = [], []
         row["completion"] = entry["completion"][: _ROW_BUDGET // 4]
     return row
 

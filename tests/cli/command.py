@@ -14,13 +14,16 @@ ROOT = Path(__file__).parents[2]
 REWARDS = "def grade(completion, reference):\n    return float(reference in completion)\n"
 
 
-def rlhf(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `rlhf` from the repository's root, in a fork of a process that has torch loaded; at most two minutes."""
+def rlhf(*arguments: str | Path, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `rlhf` from the repository's root, in a fork of a process that has torch loaded; at most two minutes.
+
+    `typed` is its standard input.
+    """
     words = list(map(str, arguments))
     warm = _warm()
     assert warm.stdin is not None
     assert warm.stdout is not None
-    warm.stdin.write(json.dumps(words) + "\n")
+    warm.stdin.write(json.dumps([words, typed]) + "\n")
     warm.stdin.flush()
     code, out, err = json.loads(warm.stdout.readline())
     return subprocess.CompletedProcess(["rlhf", *words], code, out, err)

@@ -140,3 +140,16 @@ def test_a_number_of_rows_that_is_none_is_refused(number):
     done = rlhf("check", "recipe.yaml", "--rows", number)
     assert done.returncode == 2
     assert "is not a number above 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_environment_of_a_recipe_is_played(tmp_path):
+    sizes = [f"{key}.kwargs.size=40" for key in ("task.train", "task.heldout", "sft.source")]
+    done = rlhf(
+        "check", "recipes/cpu/guess_number.yaml", *sizes, "--rows", "3", "--json", tmp_path / "a.json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "episodes: 3 of 80 rows are played" in done.stdout
+    assert "reference 1" in done.stdout
+    assert done.stdout.endswith("check: passed\n")
+    assert json.loads((tmp_path / "a.json").read_text())["facts"]["score"]["means"]["empty answer"] == 0

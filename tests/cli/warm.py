@@ -1,6 +1,6 @@
 """Runs `rlhf` commands, each in a fork of a process that has loaded what every command loads.
 
-A script: each line of stdin is a JSON list of arguments; the answer, a JSON line, is [exit code, stdout, stderr].
+A script: each line of stdin is a JSON list [arguments, input]; the answer, a JSON line, is [exit code, stdout, stderr].
 """
 
 import contextlib
@@ -16,12 +16,14 @@ import traceback
 DEADLINE_S = 120.0
 
 
-def answer(arguments: list[str]) -> tuple[int, str, str]:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+def answer(arguments: list[str], typed: str) -> tuple[int, str, str]:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(typed.encode())
+        given.seek(0)
         child = os.fork()
         if child == 0:
             os.setsid()
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(given.fileno(), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             os._exit(run(arguments))
@@ -68,6 +70,6 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         rlhf.cli.main(["train", "recipes/cpu/quickstart.yaml", "--dry-run"])
     for line in sys.stdin:
-        reply = json.dumps(answer(json.loads(line)))
+        reply = json.dumps(answer(*json.loads(line)))
         sys.stdout.write(reply + "\n")
         sys.stdout.flush()

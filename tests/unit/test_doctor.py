@@ -1,3 +1,4 @@
+import asyncio
 import re
 import sys
 from pathlib import Path
@@ -5,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import Recipe
-from rlhf.doctor import TESTED, Finding, needs_sandbox, probe, recipe_needs, render, sandbox
+from rlhf.doctor import (
+    TESTED,
+    Finding,
+    environment_needs,
+    needs_sandbox,
+    probe,
+    recipe_needs,
+    render,
+    sandbox,
+)
 from rlhf.sandbox.execution import TIERS
 from rlhf.sandbox.policy import UNSAFE, Policy
 from tests.unit.sandbox.servers import fusion, server
@@ -105,3 +115,27 @@ def test_model_that_is_no_folder_is_noted():
     findings = {finding.subject: finding for finding in recipe_needs(recipe())}
     assert findings["model"].status == "note"
     assert "some/hub-model" in findings["model"].found
+
+
+def episodes_in(module: Path, **kwargs: object) -> Recipe:
+    task = {"train": {"file": "a.jsonl"}, "environment": {"use": f"{module}:Room", "kwargs": kwargs}}
+    return Recipe.model_validate({"name": "a", "model": {"path": "some/hub-model"}, "task": task})
+
+
+def test_environment_that_cannot_be_imported_is_missing_with_its_cause(tmp_path):
+    module = tmp_path / "rooms.py"
+    module.write_text("import no_such_package\n")
+    found = asyncio.run(environment_needs(episodes_in(module, python="no-such-python")))
+    assert [(f.subject, f.status) for f in found] == [("interpreter", "missing"), ("environment", "missing")]
+    assert "no-such-python" in found[0].found
+    assert "No module named 'no_such_package'" in found[1].found
+
+
+def test_environment_that_loads_is_named_and_whether_it_needs_the_sandbox(tmp_path):
+    module = tmp_path / "rooms.py"
+    module.write_text("class Room:\n    uses_sandbox = False\n    def step(self, action, context): ...\n")
+    (found,) = asyncio.run(environment_needs(episodes_in(module)))
+    assert found.status == "ok"
+    assert not needs_sandbox(episodes_in(module))
+    module.write_text(module.read_text().replace("False", "True"))
+    assert needs_sandbox(episodes_in(module))

@@ -125,7 +125,16 @@ function sampleBody(row) {
   const panel = make("div", { class: "tokens-box" });
   drawTokens(panel, row);
   return make("div", { class: "sample-body" }, make("div", { class: "reading" },
-    make("h4", {}, "Prompt"), make("pre", { class: "text", tabindex: 0, "aria-label": "Prompt" }, row.prompt), panel), side);
+    make("h4", {}, "Prompt"), make("pre", { class: "text", tabindex: 0, "aria-label": "Prompt" }, row.prompt),
+    conversation(row), panel), side);
+}
+
+function conversation(row) {
+  const turns = row.turns || [];
+  const said = (turn) => [turn.thinking && `<think>\n${turn.thinking}\n</think>`, turn.text, ...turn.calls].filter(Boolean).join("\n");
+  const line = (turn) => make("li", { class: "turn " + turn.role.split(" ")[0] + (turn.is_error ? " failed" : "") },
+    make("b", {}, turn.role + (turn.reward ? ` (reward ${format(turn.reward, "")})` : "")), make("pre", { class: "text" }, said(turn)));
+  return make("div", {}, turns.length ? [make("h4", {}, "Episode"), make("ol", { class: "turns" }, turns.map(line))] : []);
 }
 
 function partsTable(row) {

@@ -3,7 +3,7 @@ import pytest
 from rlhf.check.grading import GradedRow
 from rlhf.check.judging import Tally
 from rlhf.check.probes import ProbeSet
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.data.records import parse_row
 from rlhf.rollout.reward_totals import Part, compose
 from rlhf.types import RewardResult

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import random
 
 import psutil
@@ -212,3 +213,11 @@ def test_weight_files_are_gone_after_updates(live_vllm):
 def test_engine_core_is_the_only_child_of_the_engine(live_vllm):
     names = [p.name() for p in psutil.Process().children(recursive=True)]
     assert sum("EngineCore" in name for name in names) == 1
+
+
+@slow
+def test_sockets_to_the_engine_core_have_no_files(live_vllm):
+    bound = [c.laddr for c in psutil.Process().net_connections("unix") if "/rlhf-" in str(c.laddr)]
+    assert bound
+    assert not [path for path in bound if os.path.exists(path) or os.path.exists(os.path.dirname(path))]
+    assert "VLLM_RPC_BASE_PATH" not in os.environ

@@ -14,7 +14,7 @@ from rewards import code_readers
 from rewards.code_bench import Kind
 from rewards.code_records import parse_record
 from rewards.code_tests import CodeTests, chosen_tests
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.config.task import TaskConfig
 from rlhf.errors import DataError, LoadError, RewardError
 from rlhf.importing import load_function

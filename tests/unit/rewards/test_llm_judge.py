@@ -8,7 +8,7 @@ import pytest
 from rewards.endpoint import Reply
 from rewards.judge_text import ask, question, verdict
 from rewards.llm_judge import Compare, Rubrics, Score
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.errors import ConfigError, DataError, LoadError
 from rlhf.rollout.scoring import RewardPool
 from rlhf.types import Message, Prompt, RewardResult

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config.schema import RewardConfig
+from rlhf.config.rewards import RewardConfig
 from rlhf.config.task import TaskConfig
 from rlhf.errors import LoadError
 from rlhf.importing import load_function, load_object

@@ -123,3 +123,15 @@ def test_evaluate_cancels_the_rest_when_one_prompt_fails():
 def test_evaluate_metrics_are_declared():
     for name in run_virtually(evaluate(roll_out, Verdicts([1.0, 0.0]), plan(1, 2))):
         declared(name)
+
+
+def test_evaluate_reports_what_held_out_episodes_logged():
+    async def play(prompt, *, seeds, sampling):
+        return [
+            replace(make_trajectory(sample_index=i), is_episode=True, scalars={"found": float(i)})
+            for i in range(len(seeds))
+        ]
+
+    found = run_virtually(evaluate(play, Verdicts([1.0, 0.0]), plan(1, num_samples=2)))
+    assert found["eval/log/found"] == 0.5 and "eval/turns_mean" in found
+    assert all(declared(name) for name in found)

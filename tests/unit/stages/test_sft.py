@@ -72,7 +72,11 @@ def test_rows_are_the_ids_rl_shows_the_engine(tmp_path, renderer):
         ({"prompt": "1+1="}, r"sft\.source: row rows\.jsonl:1 has no `completion`"),
         (
             {"prompt": "1+1=", "completion": "x" * 80},
-            r"rows\.jsonl:1 has 85 tokens, more than sft\.max_length \(64\)",
+            r"rows\.jsonl:1 has 85 tokens, more than sft\.max_length \(64\); the longest has 85",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "1+1="}]},
+            r"rows\.jsonl:1: its `messages` cannot be learned",
         ),
     ],
 )
@@ -80,6 +84,31 @@ def test_unusable_row_is_named(tmp_path, renderer, row, says):
     prompts = load_prompts(source(tmp_path, ROWS[0], row), key="sft.source", require_reference=False)
     with pytest.raises(DataError, match=says):
         tokenised_rows(prompts, renderer, 64)
+
+
+def test_rows_that_do_not_fit_are_counted(tmp_path, renderer):
+    rows = [{"prompt": "1+1=", "completion": "x" * size} for size in (80, 9, 70, 60, 90)]
+    prompts = load_prompts(source(tmp_path, *rows), key="sft.source", require_reference=False)
+    with pytest.raises(DataError, match=r":0 has 85 .*and so have 3 of the other rows; the longest has 95"):
+        tokenised_rows(prompts, renderer, 64)
+
+
+def test_conversations_are_learned_beside_plain_rows_and_need_no_prompt(tmp_path, renderer):
+    chat = Renderer(model_folder=renderer.model_folder, chat_template="recipes/cpu/chat.jinja")
+    call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": {"name": "a"}}}
+    messages = [
+        {"role": "user", "content": "a*3"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "5", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "15"},
+    ]
+    rows = source(tmp_path, {"messages": messages}, ROWS[0])
+    prompts = load_prompts(rows, key="sft.source", require_reference=False)
+    assert [m.content for m in prompts[0].messages] == ["a*3"]
+    (ids, is_learned), (plain, _) = tokenised_rows(prompts, chat, 64)
+    marked = [f"{p}*" if m else p for p, m in zip(chat.pieces(ids), is_learned, strict=True)]
+    assert "".join(marked) == 'Ua*3\nA[*g*e*t*(*n*a*m*e*=*"*a*"*)*]*<eos>*T5\nA1*5*<eos>*'
+    assert chat.pieces(plain)[0] == "U"
 
 
 @pytest.mark.parametrize("collate", [padded_batch, packed_batch])

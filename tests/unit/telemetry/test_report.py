@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from rlhf.telemetry.recording import SampleRecorder
 from rlhf.telemetry.report import embed_json, merge_steps, report_data, write_report
 from rlhf.telemetry.report_samples import embed_samples
 from rlhf.telemetry.sinks import JsonlSink
-from rlhf.types import RewardResult
+from rlhf.types import Message, RewardResult, ToolCall, Turn
 from tests.unit.telemetry.synthetic import decode, make_group, make_trajectory, write_run
 
 ATTACK = "</script><script>document.title='owned'</script><!-- <img src=x onerror=alert(1)> \u2028 &amp;"
@@ -46,6 +47,32 @@ def test_report_has_the_plots_and_cards(run_dir):
     assert cards["Max staleness"]["note"] == "bound 1: kept"
     assert cards["Syncs verified"]["value"] == "8 / 8"
     assert all(len(s["y"]) == len(data["steps"]) for chart in data["charts"] for s in chart["series"])
+
+
+def test_report_of_episodes_shows_turns_endings_faults_and_whole_episodes(run_dir):
+    call = ToolCall(id="c", name="get", arguments={"name": "a"}, raw='[get(name="a")]')
+    messages = [
+        Message(role="assistant", content="", reasoning="look first", tool_calls=(call,)),
+        Message(role="tool", content=f"Error: {ATTACK}", tool_call_id="c", name="get", is_error=True),
+        Message(role="assistant", content="15"),
+    ]
+    group = make_group(900, size=1)
+    turns = tuple(Turn(message=message, segment=0, start=0, stop=1, reward=0.25) for message in messages)
+    episode = replace(group.trajectories[0], turns=turns, is_episode=True)
+    sink = JsonlSink(run_dir, first_step=9)
+    sink.log(9, {"env/turns_mean": 2.0, "env/tool_errors_share": 0.5, "env/stop/max_turns": 1.0})
+    sink.close()
+    recorder = SampleRecorder(run_dir, decode=decode, samples_per_step=1, first_step=9)
+    recorder.record(9, [replace(group, trajectories=(episode,))], [[0.5]])
+
+    data = data_of(write_report(run_dir))
+
+    titles = {chart["title"] for chart in data["charts"]}
+    assert {"Turns of an episode", "Endings", "Faults in episodes"} <= titles
+    first, answer, last = data["samples"]["rows"][-1]["turns"]
+    assert (first["thinking"], first["calls"], first["reward"]) == ("look first", ['[get(name="a")]'], 0.25)
+    assert (answer["role"], answer["is_error"], last["text"]) == ("tool get", True, "15")
+    assert not data["samples"]["rows"][0]["turns"]
 
 
 def test_report_names_a_broken_staleness_bound(run_dir):
@@ -186,6 +213,7 @@ def test_report_of_a_hundred_steps_is_small(tmp_path):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_report_draws_in_a_browser_and_runs_no_model_text(run_dir, tmp_path):
     test_report_escapes_model_text(run_dir)
+    test_report_of_episodes_shows_turns_endings_faults_and_whole_episodes(run_dir)
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     )
