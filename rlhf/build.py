@@ -160,8 +160,8 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
 def _least_rewards(recipe: Recipe, algorithm: Algorithm) -> int:
     if recipe.task.environment is None:
         return algorithm.least_rewards
-    half = -(-recipe.schedule.samples_per_prompt // 2)
-    return max(algorithm.least_rewards, recipe.task.environment.min_group or half)
+    least = recipe.task.environment.least_graded(recipe.schedule.samples_per_prompt)
+    return max(algorithm.least_rewards, least)
 
 
 def _rollout(materials: Materials, parts: _Parts) -> EpisodeRunner | SingleTurn:

@@ -203,7 +203,8 @@ class Context(Protocol):
 class Environment(Protocol):
     """One object per episode, made in the episode's own process; methods may be plain or async.
 
-    `close()`, where there is one, is always called; `score(context)`, where there is one, once, also after a limit.
+    `close()`, where there is one, is called at the end, after an error, too, unless the process was killed;
+    `score(context)`, where there is one, once, also after a limit.
     """
 
     def reset(self, prompt: Prompt, context: Context) -> Sequence[Message] | str | None:

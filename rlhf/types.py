@@ -22,6 +22,7 @@ Status = Literal["ok", "truncated", "error"]
 StopReason = Literal[
     "stop",
     "env_done",
+    "env_truncated",
     "length",
     "max_turns",
     "max_tokens",
@@ -36,6 +37,7 @@ StopReason = Literal[
 STATUS_OF: Mapping[StopReason, Status] = {
     "stop": "ok",
     "env_done": "ok",
+    "env_truncated": "truncated",
     "length": "truncated",
     "max_turns": "truncated",
     "max_tokens": "truncated",
@@ -227,7 +229,7 @@ class Step:
     terminated: bool = False
     """The task is over, well or badly."""
     truncated: bool = False
-    """The environment cut it short."""
+    """The environment cut it short: it is truncated, as by a limit."""
     seconds: tuple[float, ...] = ()
     """What each message took; none: not told."""
     is_invalid: bool = False

@@ -34,10 +34,9 @@ def written(syntax, name, arguments):
             return f"<tool_call>{name}\n{inside}</tool_call>"
         case "llama3":
             return f'{{"name": "{name}", "parameters": {body}}}'
-        case "mistral":
-            return f"[TOOL_CALLS]{name}[ARGS]{body}"
-        case "mistral_array":
-            return f'[TOOL_CALLS][{{"name": "{name}", "arguments": {body}}}]'
+        case "mistral" | "mistral_array":
+            one = f'[{{"name": "{name}", "arguments": {body}}}]'
+            return "[TOOL_CALLS]" + (one if syntax == "mistral_array" else f"{name}[ARGS]{body}")
         case "deepseek_v3":
             return (
                 f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{body}\n```<｜tool▁call▁end｜>"
@@ -51,6 +50,8 @@ def written(syntax, name, arguments):
                 for k, v in texts.items()
             )
             return f'<｜DSML｜invoke name="{name}">\n{inside}</｜DSML｜invoke>\n'
+        case "pythonic":
+            return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     raise AssertionError(syntax)
 
 
@@ -63,6 +64,8 @@ def block(syntax, calls):
             return f"<｜DSML｜function_calls>\n{''.join(calls)}</｜DSML｜function_calls>"
         case "llama3":
             return "; ".join(calls)
+        case "pythonic":
+            return f"[{', '.join(calls)}]"
     return "\n".join(calls)
 
 
@@ -90,8 +93,10 @@ FORMS = {
     "deepseek_v3": "deepseek_v3",
     "deepseek_v31": "deepseek_v3",
     "deepseek_v32": "deepseek_v3",
+    "pythonic": "pythonic",
 }
-JSON_FORMS = [form for form in FORMS if form not in ("qwen_xml", "glm4", "deepseek_v32")]
+STRING_FORMS = [form for form in FORMS if form not in ("qwen_xml", "glm4", "deepseek_v32")]
+"""Those that write arguments as JSON or Python does, in quotes."""
 
 
 MALFORMED = {

@@ -79,3 +79,7 @@ class EnvironmentConfig(Section):
     """Fewest graded samples with which a group is trained; default: half of them, and 2."""
     max_live: PositiveInt = 256
     """Episodes at the same time."""
+
+    def least_graded(self, num_samples: int) -> int:
+        """Graded samples without which a group of `num_samples` is skipped."""
+        return self.min_group or -(-num_samples // 2)

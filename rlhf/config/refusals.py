@@ -240,6 +240,12 @@ def _of_groups(recipe: Recipe) -> Iterator[str]:
             f"algorithm.advantage_kwargs.k is {k}, but schedule.samples_per_prompt is {size}: expected a number "
             "from 1 to one less than that, as subsets of k samples are compared. Raise the last, or change k."
         )
+    environment = recipe.task.environment
+    if environment is not None and environment.least_graded(size) > size:
+        yield (
+            f"task.environment.min_group is {environment.min_group}, but schedule.samples_per_prompt is {size}: every "
+            "group would be skipped. Raise the last, or lower the first."
+        )
     if size > 1:
         return
     if ":" not in config.advantages and config.advantages not in ONE_BY_ONE:

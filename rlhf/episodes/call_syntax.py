@@ -3,7 +3,9 @@
 import ast
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf.types import CallError
@@ -128,14 +130,19 @@ def read_pythonic(text: str) -> tuple[str, list[Found]]:
     """[name(argument=value, ...), ...], of literals: Llama 3.2 and 4, and the shortest of all."""
     if not _PYTHON_BEGINS.match(text):
         return text, []
-    body = text.strip()
+    # As Python itself counts lines.
+    body = text.strip().replace("\r\n", "\n").replace("\r", "\n")
     try:
-        tree = ast.parse(body, mode="eval").body
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(body, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return "", [Found(body[1:].partition("(")[0].strip(), None, "invalid_json", body)]
     if not isinstance(tree, ast.List) or not all(isinstance(call, ast.Call) for call in tree.elts):
         return text, []
-    return "", [_from_python(call, body) for call in tree.elts[:MAX_CALLS] if isinstance(call, ast.Call)]
+    source = body.encode()
+    lines = [0, *accumulate(len(line) + 1 for line in source.split(b"\n"))]
+    calls = [call for call in tree.elts[:MAX_CALLS] if isinstance(call, ast.Call)]
+    return "", [_from_python(call, _source_of(call, source, lines)) for call in calls]
 
 
 READERS: Mapping[str, Reader] = {
@@ -155,6 +162,7 @@ OPENERS: Mapping[str, str] = {
     "llama3": _PYTHON_TAG,
     "deepseek_v3": "<｜",
     "mistral": _MISTRAL_CALLS,
+    "pythonic": "[",
 }
 """What a first call begins with: thinking stands before it."""
 
@@ -298,20 +306,38 @@ def _from_mistral(body: str) -> Iterator[Found]:
     yield Found(name.partition("[")[0].strip(), arguments, error, body)
 
 
-def _from_python(call: ast.Call, body: str) -> Found:
-    raw = ast.get_source_segment(body, call) or body
-    name = ast.unparse(call.func) if isinstance(call.func, ast.Name | ast.Attribute) else ""
+def _from_python(call: ast.Call, raw: str) -> Found:
+    name = _dotted(call.func)
     if call.args:
         return Found(name, None, "not_an_object", raw)
-    arguments: dict[str, Any] = {}
+    arguments: list[tuple[str, Any]] = []
     for keyword in call.keywords:
         try:
             if keyword.arg is None:
                 raise ValueError("** is no name")
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+            value = ast.literal_eval(keyword.value)
+            # What JSON has no word for (bytes, sets, infinity) is no argument.
+            arguments.append((keyword.arg, json.loads(json.dumps(value, allow_nan=False))))
         except (ValueError, TypeError, MemoryError, RecursionError):
             return Found(name, None, "invalid_json", raw)
-    return Found(name, arguments, None, raw)
+    try:
+        return Found(name, _without_doubles(arguments), None, raw)
+    except ValueError:
+        return Found(name, None, "invalid_json", raw)
+
+
+def _dotted(function: ast.expr) -> str:
+    parts: list[str] = []
+    while isinstance(function, ast.Attribute):
+        parts.append(function.attr)
+        function = function.value
+    return ".".join([function.id, *reversed(parts)]) if isinstance(function, ast.Name) else ""
+
+
+def _source_of(node: ast.expr, source: bytes, lines: Sequence[int]) -> str:
+    """The text of a node; `lines` are the places at which lines begin. In bytes, as Python counts columns."""
+    end_line, end = node.end_lineno or node.lineno, node.end_col_offset or 0
+    return source[lines[node.lineno - 1] + node.col_offset : lines[end_line - 1] + end].decode()
 
 
 def _split_at(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ environment (`zygote`); it talks JSON lines with the runner, which kills it when
 """
 
 import asyncio
+import contextlib
 import inspect
 import os
 import signal
@@ -70,13 +71,30 @@ class _Object:
         self._line = line
         self._context = context
         self._make = make
+        self._environment: Any = None
         self._scores_truncated = scores_truncated
 
     def play(self) -> dict[str, Any]:
+        try:
+            end = self._interact()
+        except BaseException:
+            # What failed first is what is told.
+            with contextlib.suppress(BaseException):
+                self._close()
+            raise
+        self._close()
+        return end
+
+    def _close(self) -> None:
+        with self._context.phase("close", self._context.limits.score_s):
+            if hasattr(self._environment, "close"):
+                _now(self._environment.close())
+
+    def _interact(self) -> dict[str, Any]:
         context, limits = self._context, self._context.limits
         with context.phase("reset", limits.setup_s):
-            environment = self._make()
-            is_program = hasattr(environment, "play")
+            environment = self._environment = self._make()
+            is_program = not hasattr(environment, "step") and hasattr(environment, "play")
             found = None if is_program else _now(environment.reset(context.prompt, context))
         if is_program:
             return self._run(environment)
@@ -87,9 +105,6 @@ class _Object:
         if self._scores_truncated or stop in ("stop", "env_done"):
             with context.phase("score", limits.score_s):
                 score = _score(_now(environment.score(context)) if hasattr(environment, "score") else 0.0)
-        with context.phase("close", limits.score_s):
-            if hasattr(environment, "close"):
-                _now(environment.close())
         return {"do": "done", "stop": stop, "score": score, "scalars": context.scalars}
 
     def _run(self, program: ProgramEnvironment) -> dict[str, Any]:
@@ -128,11 +143,13 @@ class _Object:
                 self._line.drop_checkpoint()
                 if step.reward:
                     self._line.tell({"do": "reward", "value": _number(step.reward)})
+                if step.terminated:
+                    return "stop" if tools and not action.tool_calls else "env_done"
+                if step.truncated:
+                    return "env_truncated"
                 num_invalid = num_invalid + 1 if step.is_invalid else 0
                 if num_invalid >= limits.max_parse_errors:
                     return "parse_error"
-                if step.terminated or step.truncated:
-                    return "stop" if tools and not action.tool_calls else "env_done"
                 new, seconds = _answering(step.messages, action), step.seconds
         except EpisodeOver as over:
             if over.last is not None:
@@ -306,26 +323,59 @@ def _trace(error: BaseException) -> str:
 
 
 def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any], Kind]:
-    """How an environment is made for each episode, and how it is played. EpisodeError for what is none."""
-    if inspect.iscoroutinefunction(loaded):
-        return lambda: lambda prompt, model, context: loaded(prompt, model, context, **kwargs), "function"
+    """How an environment is made for each episode, and how it is played. EpisodeError for what is none.
+
+    A method `play` (prompt, model, context) owns its loop as a function does, (endpoint, context) runs a program.
+    In a class with `reset` and without `step` it is one of the tools.
+    """
     if inspect.isclass(loaded):
-        made: Callable[[], Any] = lambda: loaded(**kwargs)  # noqa: E731
-        if hasattr(loaded, "step"):
-            return made, "object"
-        return lambda: environment_of(loaded, kwargs), "object"
+        _check_call(loaded, **kwargs)
+        return _of_class(loaded, kwargs)
+    if hasattr(loaded, "step") or hasattr(loaded, "play"):
+        if kwargs:
+            raise EpisodeError(
+                f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
+            )
+        # Forked for every episode: each has its own.
+        return (lambda: loaded.play, "function") if _owns_loop(loaded) else (lambda: loaded, "object")
+    if inspect.iscoroutinefunction(loaded):
+        _check_call(loaded, None, None, None, **kwargs)
+        return lambda: lambda prompt, model, context: loaded(prompt, model, context, **kwargs), "function"
     if callable(loaded):
+        _check_call(loaded, **kwargs)
         return lambda: loaded(**kwargs), "object"
-    if not (hasattr(loaded, "step") or hasattr(loaded, "play")):
+    raise EpisodeError(
+        f"{loaded!r:.100} is no environment: expected a class, an async function, or an object with step or play"
+    )
+
+
+def _of_class(kind: type, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any], Kind]:
+    if not hasattr(kind, "step") and hasattr(kind, "reset"):
+        return lambda: environment_of(kind, kwargs), "object"
+    if not (hasattr(kind, "step") or hasattr(kind, "play")):
+        raise EpisodeError(f"class {kind.__name__} is no environment: it has none of reset, step and play")
+    made: Callable[[], Any] = lambda: kind(**kwargs)  # noqa: E731
+    return (lambda: made().play, "function") if _owns_loop(kind) else (made, "object")
+
+
+def _owns_loop(played: Any) -> bool:
+    if hasattr(played, "step"):
+        return False
+    return len([name for name in inspect.signature(played.play).parameters if name != "self"]) > 2
+
+
+def _check_call(loaded: Any, *given: Any, **kwargs: Any) -> None:
+    """Refuse at the start what every episode would fail in."""
+    try:
+        signature = inspect.signature(loaded)
+    except ValueError:
+        return
+    try:
+        signature.bind(*given, **kwargs)
+    except TypeError as error:
         raise EpisodeError(
-            f"{loaded!r:.100} is no environment: expected a class, an async function, or an object with step or play"
-        )
-    if kwargs:
-        raise EpisodeError(
-            f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
-        )
-    # Forked for every episode: each has its own.
-    return lambda: loaded, "object"
+            f"{loaded!r:.100} cannot be called with kwargs {sorted(kwargs)}: {error}; it takes {signature}"
+        ) from None
 
 
 if sys.platform != "linux":

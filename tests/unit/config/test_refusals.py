@@ -109,6 +109,13 @@ def test_a_setting_of_the_algorithm_that_would_do_nothing_is_refused(algorithm, 
         ({"schedule": {"samples_per_prompt": 1}}, "every advantage would be 0"),
         (
             {
+                "task": {**TASK, "template": "chat", "environment": {"use": "a:b", "min_group": 9}},
+                "schedule": {"samples_per_prompt": 8},
+            },
+            "task.environment.min_group is 9, but schedule.samples_per_prompt is 8: every group would be skipped",
+        ),
+        (
+            {
                 "algorithm": {"name": "ppo"},
                 "schedule": {"samples_per_prompt": 1, "drop_zero_variance": True},
             },

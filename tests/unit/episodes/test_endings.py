@@ -24,6 +24,7 @@ from tests.chat_tokenizers import FAMILIES, save_tokenizer
 ROOT = Path(__file__).parents[3]
 MODULE = '''
 import asyncio, os, signal, subprocess, threading, time
+from rlhf.episodes.program import ProgramEnvironment
 from rlhf.types import Message, Step
 
 class Counts:
@@ -44,6 +45,31 @@ class Talks(Counts):
 
 class TalksUngraded(Talks):
     def score(self, context): return None
+
+class CutsShort(Counts):
+    def step(self, action, context):
+        step = super().step(action, context)
+        return Step(truncated=True, reward=0.5) if step.terminated else step
+
+class EndsUnread(Counts):
+    def step(self, action, context): return Step(terminated=True, is_invalid=True)
+
+class Marks(Counts):
+    def reset(self, prompt, context):
+        super().reset(prompt, context)
+        self.mark = prompt.columns["marks"] + "/closed"
+        if prompt.columns["fails_in"] == "reset": raise KeyError("lost")
+    def step(self, action, context):
+        if self.context_fails(context, "step"): raise KeyError("lost")
+        return super().step(action, context)
+    def score(self, context):
+        if self.context_fails(context, "score"): raise KeyError("lost")
+        return 1.0
+    def close(self):
+        open(self.mark, "x").close()
+        raise OSError("nor can it be closed")
+    def context_fails(self, context, where):
+        return context.prompt.columns["fails_in"] == where
 
 class HangsInReset(Counts):
     def reset(self, prompt, context): time.sleep(600)
@@ -116,6 +142,26 @@ async def answers(prompt, model, context):
     await other(Message(role="user", content="and"))
     return float(first.content == "ok")
 
+class OwnsItsLoop:
+    async def play(self, prompt, model, context):
+        return float((await model(*prompt.messages)).content == "ok")
+
+ASKS = """
+import json, os, urllib.request
+told = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "q"}]}).encode()
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, told)
+print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
+"""
+
+class RunsAProgram:
+    async def play(self, endpoint, context):
+        return await ProgramEnvironment(["python", "-c", ASKS], score=None).play(endpoint, context)
+    def score(self, context):
+        return float(context.state.stdout.strip() == "ok")
+    def close(self):
+        raise OSError("cannot be closed")
+
 async def asks_for_ever(prompt, model, context):
     while True:
         await model(Message(role="user", content="more"))
@@ -126,6 +172,7 @@ async def blocks(prompt, model, context):
 LIMITS = {"max_turns": 4, "step_s": 0.5, "setup_s": 0.5, "score_s": 0.5, "tool_s": 0.5, "episode_s": 1.5}
 ENDINGS = {
     "Counts": ("env_done", "ok", 2.0),
+    "CutsShort": ("env_truncated", "truncated", 2.0),
     "Talks": ("max_turns", "truncated", 1.0),
     "TalksUngraded": ("max_turns", "truncated", None),
     "HangsInReset": ("env_error", "error", None),
@@ -146,6 +193,7 @@ ENDINGS = {
     "SpeaksForTheModel": ("env_error", "error", None),
     "ReturnsNoStep": ("env_error", "error", None),
     "answers": ("stop", "ok", 1.0),
+    "OwnsItsLoop": ("stop", "ok", 1.0),
     "asks_for_ever": ("max_turns", "truncated", 0.0),
     "blocks": ("episode_timeout", "truncated", 0.0),
 }
@@ -251,6 +299,41 @@ def test_limits_end_an_episode_and_it_is_graded(play, limits, question, stop):
     assert trajectory.reward.outcome == "limit"
     (unscored,) = play("Talks", samples=1, limits=limits, question=question, score_truncated=False)
     assert unscored.reward.value == 0.0
+
+
+def test_an_environment_that_cuts_short_is_as_a_limit(play):
+    (trajectory,) = play("CutsShort", samples=1, score_truncated=False)
+    assert (trajectory.reward.value, trajectory.reward.outcome) == (1.0, "limit")
+
+
+def test_an_environment_that_is_over_is_over_though_nothing_could_be_read(play):
+    (trajectory,) = play("EndsUnread", samples=1, limits={"max_parse_errors": 1})
+    assert (trajectory.stop, trajectory.status) == ("env_done", "ok")
+
+
+@pytest.mark.parametrize(
+    ("fails_in", "error"),
+    [
+        ("reset", "KeyError: 'lost'"),
+        ("step", "KeyError: 'lost'"),
+        ("score", "KeyError: 'lost'"),
+        ("", "OSError: nor"),
+    ],
+)
+def test_what_failed_first_is_told_and_the_environment_is_closed(play, tmp_path, fails_in, error):
+    (trajectory,) = play("Marks", samples=1, retries=0, columns={"fails_in": fails_in})
+    assert trajectory.stop == "env_error"
+    assert trajectory.error.startswith(error)
+    assert (tmp_path / "closed").exists()
+
+
+def test_a_class_that_runs_a_program_is_closed(play):
+    limits = {"episode_s": 60, "setup_s": 60, "score_s": 60}
+    module = MODULE.replace('raise OSError("cannot be closed")', "print('closed')")
+    (trajectory,) = play("RunsAProgram", samples=1, retries=0, limits=limits, module=module)
+    assert (trajectory.stop, trajectory.reward.value, trajectory.error) == ("stop", 1.0, "")
+    (trajectory,) = play("RunsAProgram", samples=1, retries=0, limits=limits)
+    assert trajectory.error.startswith("OSError: cannot be closed")
 
 
 def test_a_row_may_tighten_limits(play):

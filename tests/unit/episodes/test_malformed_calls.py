@@ -89,7 +89,33 @@ def qwen_xml(kind):
     return f"<tool_call>\n{head}\n{body}\n</function>\n</tool_call>"
 
 
-WRITERS = {"hermes": hermes, "llama3": llama3, "deepseek_v3": deepseek_v3, "qwen_xml": qwen_xml}
+def pythonic(kind):
+    whole = {
+        "bad json": "add(a=1; b=2)",
+        "cut json": "add(a=1, b=",
+        "array": "add([1, 2])",
+        "string": 'add("a")',
+        "number": "add(3)",
+        "null": "add(None)",
+        "not a number": "add(a=nan, b=1)",
+        "a string of json": f"add({RIGHT!r})",
+        "a string of garbage": "add('a=1, b=2')",
+        "a list": "add(*[1, 2])",
+        "no name": "add()(a=1, b=2)",
+        "empty name": "add()[0](a=1, b=2)",
+    }.get(kind)
+    pairs = XML.get(kind, [("a", "1"), ("b", "2")])
+    values = ", ".join(f"{k}={v!r}" if v == "one" else f"{k}={v}" for k, v in pairs)
+    return f"[{whole or NAMES.get(kind, 'add') + f'({values})'}{'' if kind == 'cut json' else ']'}"
+
+
+WRITERS = {
+    "pythonic": pythonic,
+    "hermes": hermes,
+    "llama3": llama3,
+    "deepseek_v3": deepseek_v3,
+    "qwen_xml": qwen_xml,
+}
 TAKEN = {("hermes", "a string of json"), ("llama3", "a string of json")}
 """What OpenAI's form asks for is no mistake."""
 

@@ -1,6 +1,8 @@
 import json
+import keyword
 import string
 import time
+from dataclasses import asdict
 
 import pytest
 from hypothesis import example, given
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from rlhf.episodes.call_syntax import MAX_CALLS, SYNTAXES
 from rlhf.episodes.parsing import parse, parser_of, syntax_of
 from rlhf.errors import ConfigError
-from tests.tool_calls import FORMS, JSON_FORMS, MALFORMED, TOOLS, UNUSUAL, block, meant, written
+from rlhf.types import message_of
+from tests.tool_calls import FORMS, MALFORMED, STRING_FORMS, TOOLS, UNUSUAL, block, meant, written
 
 
 def read(form, text, **more):
@@ -30,7 +33,7 @@ def test_calls_come_back_as_written(form):
     assert all(call.raw for call in message.tool_calls)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "pythonic"])
 def test_text_before_a_call_is_content_and_thoughts_are_neither(form):
     before = "<|python_tag|>" if form == "llama3" else ""
     text = f"<think>\nhm\n</think>\n\nI look. {before}" + block(form, [written(form, "look", {"q": "x"})])
@@ -39,7 +42,7 @@ def test_text_before_a_call_is_content_and_thoughts_are_neither(form):
     assert called(message) == [("look", {"q": "x"}, None)]
 
 
-@pytest.mark.parametrize("form", JSON_FORMS)
+@pytest.mark.parametrize("form", STRING_FORMS)
 @pytest.mark.parametrize(
     "marker",
     [
@@ -52,7 +55,7 @@ def test_text_before_a_call_is_content_and_thoughts_are_neither(form):
         "; {",
     ],
 )
-def test_markers_in_json_strings_are_text(form, marker):
+def test_markers_in_strings_are_text(form, marker):
     arguments = {"q": f"a{marker}b"}
     message = read(form, block(form, [written(form, "look", arguments), written(form, "look", {"n": 1})]))
     assert called(message) == [("look", arguments, None), ("look", {"n": 1}, None)]
@@ -139,6 +142,56 @@ def test_llama_answer_in_json_is_no_call():
     assert read("llama3", f"see {written('llama3', 'look', {})}").tool_calls == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("[look(q='x', n=-1.5)]", [("look", {"q": "x", "n": -1.5}, None)]),
+        (
+            ' [\r\n look(q="""a\nb"""),\n web.look()\n]\n',
+            [("look", {"q": "a\nb"}, None), ("web.look", {}, None)],
+        ),
+        (
+            r"[look(q='\d+', n=(1, [True, None], {'a': 'é'}))]",
+            [("look", {"q": r"\d+", "n": [1, [True, None], {"a": "é"}]}, None)],
+        ),
+        ("[look('x')]", [("look", None, "not_an_object")]),
+        ("[look(*q)]", [("look", None, "not_an_object")]),
+        ("[look(q='x'", [("look", None, "invalid_json")]),
+        ("[look(q='x')] as you asked", [("look", None, "invalid_json")]),
+        ("[look(q='x', q='y')]", [("look", None, "invalid_json")]),
+        ("[look(**{'q': 'x'})]", [("look", None, "invalid_json")]),
+        *(
+            (f"[look(q='x'), look(n={value})]", [("look", {"q": "x"}, None), ("look", None, "invalid_json")])
+            for value in (
+                "open('f')",
+                "n",
+                "1 + n",
+                "b'x'",
+                "{1, 2}",
+                "1j",
+                "...",
+                "1e999",
+                "0x" + "f" * 9999,
+            )
+        ),
+        ("[look()(q='x')]", [("", {"q": "x"}, None)]),
+        ("[look" + ".a" * 2000 + "(q='x')]", [("look" + ".a" * 2000, {"q": "x"}, None)]),
+        ("[look(q='x'), 'or', 2]", []),
+        ("[1, 2]", []),
+        ("I look. [look(q='x')]", []),
+    ],
+)
+def test_pythonic_calls_are_of_literals(text, calls):
+    message = read("pythonic", text)
+    assert called(message) == calls
+    assert message.content == ("" if calls else text)
+
+
+def test_pythonic_calls_have_the_text_that_was_sampled():
+    message = read("pythonic", "[look(q='é🦜'),\n look( n = 1 )]")
+    assert [call.raw for call in message.tool_calls] == ["look(q='é🦜')", "look( n = 1 )"]
+
+
 PIECES = [
     *(
         "<tool_call>",
@@ -176,6 +229,7 @@ PIECES = [
         "[",
     ),
     *("]", '"', ":", ",", "\\", "\n", " ", ">", "NaN", "1e999", "\ud800", "9" * 5000, "; ", "look"),
+    *("[look(", "q=", "'", ")", "b'x'", "{1}", "-", "(", "**", ".a"),
 ]
 SOUP = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
@@ -188,13 +242,15 @@ def test_any_text_is_read(syntax, text, is_thinking):
     for call in message.tool_calls:
         assert (call.arguments is None) == (call.error is not None)
         assert isinstance(call.name, str)
+    # It goes to the episode's process as JSON.
+    assert message_of(json.loads(json.dumps(asdict(message)))) == message
 
 
 @pytest.mark.parametrize("form", FORMS)
 @given(
     calls=st.lists(
         st.dictionaries(
-            st.text(string.ascii_letters, min_size=1),
+            st.text(string.ascii_letters, min_size=1).filter(lambda key: not keyword.iskeyword(key)),
             st.text(string.printable.replace("\r", ""))
             | st.integers(-9, 9)
             | st.booleans()
@@ -206,7 +262,7 @@ def test_any_text_is_read(syntax, text, is_thinking):
     )
 )
 def test_whatever_is_written_well_is_read_well(form, calls):
-    calls = [{k: v for k, v in call.items() if form in JSON_FORMS or is_plain(v)} for call in calls]
+    calls = [{k: v for k, v in call.items() if form in STRING_FORMS or is_plain(v)} for call in calls]
     message = read(form, block(form, [written(form, "look", call) for call in calls]))
     assert called(message) == [("look", call, None) for call in calls]
 
@@ -240,6 +296,9 @@ ADVERSARIAL = [
     "\n```\n",
     '{"name": "look"};',
     "<tool_call>f<arg_key>a</arg_key><arg_value>",
+    "look(q='é'),\n",
+    "a.",
+    "((",
 ]
 STARTS = [
     "",
@@ -247,6 +306,7 @@ STARTS = [
     "<tool_call>",
     "<|python_tag|>",
     "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n",
+    "[look(), ",
 ]
 
 
@@ -255,10 +315,10 @@ def test_long_texts_are_read_in_linear_time(syntax):
     slowest = (0.0, "")
     for piece in ADVERSARIAL:
         for start in STARTS:
-            text = start + piece * (SIZE // len(piece)) + "x"
-            began = time.perf_counter()
+            text = start + piece * (SIZE // len(piece)) + ("]" if piece.endswith("\n") else "x")
+            began = time.process_time()
             parse(text, syntax=syntax, tools=TOOLS)
-            slowest = max(slowest, (time.perf_counter() - began, start + piece))
+            slowest = max(slowest, (time.process_time() - began, start + piece))
     print(f"{syntax}: slowest of {len(ADVERSARIAL) * len(STARTS)} texts of {SIZE:,} characters: {slowest}")
     assert slowest[0] < 1.0, slowest
 
