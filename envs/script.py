@@ -53,6 +53,7 @@ def read_score(context: Context) -> float | Mapping[str, float] | None:
         if finished.exit_code is None or _OUR_REFUSAL in finished.stderr:
             return None
         raise EpisodeError(
-            f"the script ended with code {finished.exit_code} and left no {_SCORE} ({error!r}): {finished.stderr[-_TAIL:]}"
+            f"the script ended with code {finished.exit_code} and left no {_SCORE} ({error!r}): "
+            f"{finished.stderr[-_TAIL:]}"
         ) from error
     return found

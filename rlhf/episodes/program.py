@@ -56,7 +56,8 @@ class ProgramEnvironment:
 
     A command runs in the episode's folder, in a process group of its own, in an environment that holds
     OPENAI_BASE_URL, OPENAI_API_KEY and TASK_FILE (JSON: id, messages, columns) beside PATH, HOME, TMPDIR and LANG.
-    A WarmScript is a command that begins in milliseconds. An async function is called with the prompt and the endpoint. `score` finds a Finished as `context.state`.
+    A WarmScript is a command that begins in milliseconds. An async function is called with the prompt and the
+    endpoint. `score` finds a Finished as `context.state`.
     """
 
     def __init__(

@@ -41,8 +41,6 @@ class WarmScript:
 
     def start(self, folder: str, environment: Mapping[str, str], outputs: tuple[int, int]) -> "ForkedProcess":
         """Run it in a process group of its own."""
-        sys.stdout.flush()
-        sys.stderr.flush()
         process = multiprocessing.get_context("fork").Process(
             target=self._run, args=(folder, environment, outputs)
         )
@@ -55,8 +53,10 @@ class WarmScript:
         asyncio._set_running_loop(None)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for place, descriptor in enumerate(outputs, start=1):
+        for place, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *outputs)):
             os.dup2(descriptor, place)
+        sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
         # The episode's line to its runner among them.
         os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
         os.chdir(folder)
