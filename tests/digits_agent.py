@@ -10,10 +10,12 @@ with open(os.environ["TASK_FILE"]) as file:
 shares = []
 with OpenAI() as client:
     for _ in range(2):
-        answer = client.chat.completions.create(model="any", messages=history).choices[0].message
-        text = answer.content
+        answer = client.chat.completions.create(model="any", messages=history).choices[0]
+        if answer.finish_reason == "length":
+            break
+        text = answer.message.content
         shares.append(sum(c.isdigit() for c in text) / max(len(text), 1))
-        history += [answer, {"role": "user", "content": "more"}]
+        history += [answer.message, {"role": "user", "content": "more"}]
 share = sum(shares) / 2
 with open("score.json", "w") as file:
     json.dump({"score": share, "digits": share}, file)

@@ -15,6 +15,8 @@ SCRIPT = {
     "kwargs": {"script": str(ROOT / "tests/digits_agent.py")},
 }
 SAMPLES = 64
+"""Of a step: all of them are recorded."""
+QUICK = {"schedule": {"num_steps": 10}, "learner": {"lr": 2e-2, "microbatch_tokens": 2048}}
 
 
 def played(
@@ -38,15 +40,22 @@ def played(
     return metrics(folder / "run")
 
 
-def rise(steps: list[dict[str, Any]]) -> float:
-    shares = column(steps, "rollout/reward_mean")
+def rise(steps: list[dict[str, Any]], name: str = "env/log/digits") -> float:
+    shares = column(steps, name)
     return sum(shares[-3:]) / 3 - sum(shares[:3]) / 3
 
 
-def records(folder: Path, *, step: int) -> dict[tuple[int, int], Any]:
-    """All that was trained on in a step: the segments by group and sample."""
-    samples = read_samples(sample_files(folder / "run")[step - 1])
-    return {(s["group"], s["sample_index"]): (s["stop"], s["reward"], s["segments"]) for s in samples}
+def records(folder: Path, step: int) -> dict[tuple[int, int], tuple[Any, list[float]]]:
+    """(what was sampled and how it was graded, log-probabilities) by group and sample."""
+    found = {}
+    for sample in read_samples(sample_files(folder / "run")[step - 1]):
+        segments = sample["segments"]
+        logprobs = [value for segment in segments for value in segment.pop("rollout_logprobs")]
+        # A program that ends says nothing of why.
+        stop = {"env_done": "stop"}.get(sample["stop"], sample["stop"])
+        record = (sample["prompt_id"], sample["completion"], sample["reward"], stop, segments)
+        found[sample["group"], sample["sample_index"]] = record, logprobs
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
     """(folder, metrics by step) of a synchronous run."""
     pytest.importorskip("vllm")
     folder = tmp_path_factory.mktemp("native")
-    return folder, played(folder, schedule={"num_steps": 30})
+    return folder, played(folder, **QUICK)
 
 
 def test_episodes_are_learned_synchronously_and_their_tokens_agree_with_the_engine(
@@ -71,19 +80,30 @@ def test_episodes_are_learned_synchronously_and_their_tokens_agree_with_the_engi
 def test_plain_openai_script_is_trained_as_its_conversation_is_natively(
     native: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    """A script without an import of ours; its first step's records, all of them, are the native run's."""
+    """A script without an import of ours: what it is trained on is, step by step, what the native run is."""
+    pytest.importorskip("openai")
     folder, native_steps = native
-    steps = played(tmp_path, environment=SCRIPT, schedule={"num_steps": 12})
-    print(column(native_steps, "rollout/reward_mean"), column(steps, "rollout/reward_mean"))
-    print(
-        column(steps, "env/cached_share"), column(steps, "time/step_s"), column(native_steps, "time/step_s")
-    )
-    for step in range(1, 13):
-        a, b = records(tmp_path, step=step), records(folder, step=step)
-        print(
-            step,
-            sum(a[k] == b[k] for k in a),
-            sum([x["token_ids"] for x in a[k][2]] == [x["token_ids"] for x in b[k][2]] for k in a),
-            len(a),
-            len(b),
-        )
+    steps = played(tmp_path, environment=SCRIPT, **QUICK)
+    assert rise(steps, "rollout/reward_mean") > 0.2
+    assert max(column(steps, "mismatch/logprob_gap_max")) < 1e-4
+    for step in range(1, 6):
+        of_script, of_native = records(tmp_path, step), records(folder, step)
+        assert len(of_script) == SAMPLES
+        assert of_script.keys() == of_native.keys()
+        for key, (record, logprobs) in of_script.items():
+            assert record == of_native[key][0]
+            assert logprobs == pytest.approx(of_native[key][1], abs=1e-4)
+    assert max(column(steps[:5], "env/turns_max")) == 2
+    first = column(native_steps, "rollout/reward_mean")[:5]
+    assert column(steps, "rollout/reward_mean")[:5] == pytest.approx(first, abs=1e-6)
+
+
+def test_episodes_are_learned_asynchronously(tmp_path: Path) -> None:
+    steps = played(tmp_path, schedule={"num_steps": 24, "max_staleness": 3}, engine={"kind": "hf"})
+    assert rise(steps) > 0.2
+    assert 0 < max(column(steps, "buffer/staleness_max")) <= 3
+
+
+def test_scores_by_chance_teach_nothing(tmp_path: Path) -> None:
+    steps = played(tmp_path, shuffled=True, schedule={"num_steps": 16}, engine={"kind": "hf"})
+    assert rise(steps) < 0.1

@@ -20,6 +20,7 @@ def bisects(context):
     return "7" if "higher" in context else "5"
 
 
+@pytest.mark.slow
 def test_recipes_script_is_scored_by_itself_and_recorded_as_the_native_game(tmp_path):
     (served,) = play(USE, ROW, tmp_path / "served", kwargs=GAME, write=bisects)
     (native,) = play("envs.guess_number:GuessNumber", ROW, tmp_path / "native", write=bisects)
@@ -31,6 +32,7 @@ def test_recipes_script_is_scored_by_itself_and_recorded_as_the_native_game(tmp_
     assert served.reward.value == native.reward.value
 
 
+@pytest.mark.slow
 def test_script_that_a_limit_ends_is_truncated_and_one_that_fails_is_no_score(tmp_path):
     (cut,) = play(USE, ROW, tmp_path / "cut", kwargs=GAME, write=lambda _: "5", max_turns=2)
     assert (cut.stop, cut.status, cut.reward.value) == ("max_turns", "truncated", 0.0)
