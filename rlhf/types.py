@@ -150,6 +150,8 @@ class Completion:
     kept: "tuple[NDArray[np.int32], ...] | None" = field(default=None, compare=False, repr=False)
     """[T] of what each token was sampled from: the ids that top-p and top-k left, ascending; none where they
     were more than `Sampling.kept_limit`."""
+    num_cached: int | None = field(default=None, compare=False)
+    """Tokens of the prompt that were in the engine's prefix cache; None where it keeps none."""
 
     def __post_init__(self) -> None:
         _same_length(token_ids=self.token_ids, logprobs=self.logprobs, versions=self.versions, kept=self.kept)
@@ -216,6 +218,8 @@ class Turn:
     """What the environment gave for a sampled turn, beside its final score."""
     seconds: float = 0.0
     """What it took to sample it, or the tool or environment to answer."""
+    num_cached: int | None = field(default=None, compare=False)
+    """Tokens of its context, the first `start` of the segment, that were in the engine's prefix cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

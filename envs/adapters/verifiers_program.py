@@ -43,7 +43,11 @@ async def _play(environment: Any) -> dict[str, Any]:
         api_key_var="OPENAI_API_KEY", api_base_url=os.environ["OPENAI_BASE_URL"], max_retries=0
     )
     broken = _Raised(logging.ERROR)
-    logging.getLogger("verifiers.rubrics").addHandler(broken)
+    rubrics = logging.getLogger("verifiers.rubrics")
+    rubrics.addHandler(broken)
+    # An environment may have turned the package's log down, or off.
+    rubrics.setLevel(logging.ERROR)
+    logging.disable(logging.NOTSET)
     found = await environment.run_rollout(task, client, "policy", {})
     return {
         "raised": broken.told,

@@ -35,6 +35,7 @@ def completion(output: Any, sampling: Sampling, *, routing: NDArray[np.int16] | 
         finish_reason=_finish_reason(sample.finish_reason, output.request_id),
         routing=routing,
         kept=kept,
+        num_cached=output.num_cached_tokens,
     )
 
 

@@ -193,8 +193,13 @@ class TokenLedger:
         grown.sampled(completion)
         self._seal.add(context, completion)
         self.num_sampled += len(completion.token_ids)
-        turn = self._turn(segment, message, start=len(seen), seconds=seconds)
-        self._turns.append(replace(turn, finish=completion.finish_reason, context_digest=context))
+        turn = replace(
+            self._turn(segment, message, start=len(seen), seconds=seconds),
+            finish=completion.finish_reason,
+            context_digest=context,
+            num_cached=completion.num_cached,
+        )
+        self._turns.append(turn)
 
     def observe(
         self, segment: int, ids: Sequence[int], *, messages: Sequence[Message], seconds: Sequence[float] = ()

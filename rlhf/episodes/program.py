@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from rlhf.episodes.warm_script import ForkedProcess, WarmScript
 from rlhf.errors import ConfigError, EpisodeError
 from rlhf.interfaces import Context
 from rlhf.types import Prompt
@@ -45,7 +46,8 @@ class Finished:
     """What a program that is a function returned."""
 
 
-Program = Sequence[str] | Callable[[Prompt, Endpoint], Awaitable[Any]]
+Command = Sequence[str] | WarmScript
+Program = Command | Callable[[Prompt, Endpoint], Awaitable[Any]]
 Score = Callable[[Context], float | Mapping[str, float] | None]
 
 
@@ -54,7 +56,8 @@ class ProgramEnvironment:
 
     A command runs in the episode's folder, in a process group of its own, in an environment that holds
     OPENAI_BASE_URL, OPENAI_API_KEY and TASK_FILE (JSON: id, messages, columns) beside PATH, HOME, TMPDIR and LANG.
-    An async function is called with the prompt and the endpoint. `score` finds a Finished as `context.state`.
+    A WarmScript is a command that begins in milliseconds. An async function is called with the prompt and the
+    endpoint. `score` finds a Finished as `context.state`.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class ProgramEnvironment:
     ) -> None:
         """Files by their place in the folder: a text, or a Path to be copied. Columns of the row that TASK_FILE tells.
 
-        The reference is never told. `environment` is added to the program's.
+        The reference is told where `columns` names it. `environment` is added to the program's.
         """
         self._command = command
         self._score = score
@@ -133,7 +136,8 @@ class ProgramEnvironment:
 
 def task_of(prompt: Prompt, columns: Sequence[str] = ()) -> dict[str, Any]:
     """What a program may know of its task. EpisodeError for a column that the row lacks."""
-    missing = [name for name in columns if name not in prompt.columns]
+    known = {"reference": prompt.reference, **prompt.columns}
+    missing = [name for name in columns if name not in known]
     if missing:
         raise EpisodeError(
             f"prompt {prompt.id}: columns={list(columns)} are to be told to the program, but the row has only "
@@ -142,7 +146,7 @@ def task_of(prompt: Prompt, columns: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "id": prompt.id,
         "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
-        "columns": {name: prompt.columns[name] for name in columns},
+        "columns": {name: known[name] for name in columns},
     }
 
 
@@ -153,7 +157,7 @@ def clean_environment(folder: str) -> dict[str, str]:
 
 
 async def run_program(
-    command: Sequence[str], *, folder: str, environment: Mapping[str, str], limit_s: float
+    command: Command, *, folder: str, environment: Mapping[str, str], limit_s: float
 ) -> Finished:
     """Run a command to its end; after it, or at the deadline, kill its whole process group.
 
@@ -184,8 +188,10 @@ async def run_program(
 
 
 async def _start(
-    command: Sequence[str], folder: str, environment: Mapping[str, str], outputs: tuple[int, int]
-) -> asyncio.subprocess.Process:
+    command: Command, folder: str, environment: Mapping[str, str], outputs: tuple[int, int]
+) -> asyncio.subprocess.Process | ForkedProcess:
+    if isinstance(command, WarmScript):
+        return command.start(folder, environment, outputs)
     program = shutil.which(command[0], path=environment.get("PATH")) or command[0]
     try:
         return await asyncio.create_subprocess_exec(

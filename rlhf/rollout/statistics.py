@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rlhf.types import NOT_SAMPLED, RewardResult, Trajectory, TrajectoryGroup
+from rlhf.types import NOT_SAMPLED, RewardResult, Trajectory, TrajectoryGroup, Turn
 
 
 def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[str, float]:
@@ -35,6 +35,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
     for outcome, count in outcomes.items():
         metrics[f"rollout/outcome/{outcome}"] = count / len(trajectories)
     metrics |= environment_metrics(trajectories)
+    metrics |= _cached("rollout/cached_share", [turn for t in trajectories for turn in t.turns])
     recorded = [s for t in trajectories for s in t.segments if s.kept is not None]
     if recorded:
         num_sampled = sum(s.num_sampled for s in recorded)
@@ -63,11 +64,19 @@ def environment_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
     for stop, number in Counter(t.stop for t in episodes).items():
         metrics[f"env/stop/{stop}"] = number / count
+    later = [turn for t in episodes for turn in [s for s in t.turns if s.finish is not None][1:]]
+    metrics |= _cached("env/cached_share", later)
     logged: dict[str, list[float]] = {}
     for trajectory in episodes:
         for name, value in trajectory.scalars.items():
             logged.setdefault(name, []).append(value)
     return metrics | {f"env/log/{_trackable(name)}": _mean(values) for name, values in logged.items()}
+
+
+def _cached(name: str, turns: Sequence[Turn]) -> dict[str, float]:
+    """Of all tokens of these turns' contexts, the share that was cached; nothing where no engine tells."""
+    told = [(turn.num_cached, turn.start) for turn in turns if turn.num_cached is not None]
+    return {name: sum(cached for cached, _ in told) / sum(size for _, size in told)} if told else {}
 
 
 def solved(group: TrajectoryGroup) -> list[bool]:

@@ -38,6 +38,12 @@ _DECLARED = (
         "share",
         "Share of sampled tokens left out of the loss: their kept set exceeded sampling.kept_limit.",
     ),
+    Metric(
+        "rollout/cached_share",
+        "mean",
+        "share",
+        "Share of the engine's input tokens that were in its prefix cache.",
+    ),
     Metric("rollout/groups", "sum", "groups", "Groups trained on."),
     Metric("rollout/temperature", "mean", "", "Mean sampling temperature of the trajectories trained on."),
     Metric(
@@ -172,6 +178,12 @@ _DECLARED = (
         "env/dropped_tokens", "sum", "tokens", "Sampled tokens that are not trained on, for a listed reason."
     ),
     Metric("env/answer_s", "mean", "s", "Mean time the environment or a tool took to answer."),
+    Metric(
+        "env/cached_share",
+        "mean",
+        "share",
+        "Share of cached tokens in the contexts of all turns but an episode's first.",
+    ),
     Metric("env/stop/*", "mean", "share", "Share of episodes that ended so."),
     Metric("env/log/*", "mean", "", "Mean of a number that the environment logged."),
     Metric("eval/accuracy", "mean", "share", "Share of held-out completions that are right."),

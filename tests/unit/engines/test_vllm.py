@@ -9,14 +9,17 @@ import torch
 from rlhf.config.schema import EngineConfig
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import engine_arguments, engine_environment
+from rlhf.episodes.ledger import TokenLedger
 from rlhf.errors import EngineError
 from rlhf.interfaces import GenerateRequest
-from rlhf.types import Completion, Sampling
+from rlhf.rollout.statistics import rollout_metrics
+from rlhf.types import Completion, Message, Prompt, Sampling, Trajectory, TrajectoryGroup
 from rlhf.weight_sync.files import FileSender
 from tests.live_vllm import LiveEngine, LocalLearner, changed_model, model_logprobs, weight_files
 from tests.tiny import EOS
 
 slow = pytest.mark.slow
+PROMPT = Prompt(id="p", messages=(Message(role="user", content="q"),))
 
 
 def request(index: int = 0, *, samples: int = 4, length: int = 40, **sampling: object) -> GenerateRequest:
@@ -173,6 +176,38 @@ def test_probe_refuses_a_paused_engine_instead_of_hanging(live_vllm):
 
     with pytest.raises(EngineError, match="paused"):
         live_vllm.run(scenario())
+
+
+@slow
+def test_turns_of_a_growing_conversation_find_their_past_in_the_prefix_cache(live_vllm):
+    async def turn(ids: tuple[int, ...], ledger: TokenLedger, segment: int) -> None:
+        asked = GenerateRequest(
+            prompt_token_ids=ids, sampling=Sampling(max_tokens=24, stop_token_ids=()), seeds=(len(ids),)
+        )
+        _, (completion,) = await anext(live_vllm.engine.generate_many([asked]))
+        ledger.append(segment, completion, seen=ids, message=Message(role="assistant", content=""))
+
+    async def episode() -> Trajectory:
+        ledger = TokenLedger()
+        segment = ledger.open(request(9, length=70).prompt_token_ids)
+        for number in range(4):
+            await turn(ledger.context(segment), ledger, segment)
+            answer = request(20 + number, length=30).prompt_token_ids
+            ledger.observe(segment, answer, messages=[Message(role="tool", content="")])
+        segments, turns, _ = ledger.finish()
+        return Trajectory(
+            segments=segments, turns=turns, stop="env_done", sample_index=0, seed=0, is_episode=True
+        )
+
+    assert live_vllm.run(live_vllm.engine.reset_cache())
+    played = live_vllm.run(episode())
+    # Whole blocks of 32, of all that was computed before: the last token of an answer was no input yet.
+    starts = [t.start for t in played.turns if t.finish is not None]
+    assert starts == [70, 124, 178, 232]
+    assert [t.num_cached for t in played.turns if t.finish is not None] == [0, 64, 128, 192]
+    found = rollout_metrics([TrajectoryGroup(index=0, prompt=PROMPT, trajectories=(played,))], version=0)
+    assert found["env/cached_share"] == (64 + 128 + 192) / (124 + 178 + 232)
+    assert found["rollout/cached_share"] == (64 + 128 + 192) / sum(starts)
 
 
 @slow

@@ -118,6 +118,32 @@ def test_stream_gives_role_content_calls_finish_and_usage(qwen):
     asyncio.run(main())
 
 
+def test_results_of_parallel_calls_come_back_as_the_client_has_them(qwen):
+    """In any order, after a turn that the client's own stream helper has put together."""
+
+    def write(prompt):
+        return "done" if "<tool_response>" in prompt else f"{CALLS['hermes']}{CALLS['hermes']}"
+
+    async def main():
+        async with playing(qwen, TextEngine(qwen, write)) as (session, client):
+            history = [user("q")]
+            async with client.chat.completions.stream(model="m", messages=history, tools=[ADD]) as stream:
+                message = (await stream.get_final_completion()).choices[0].message
+            results = [
+                {"role": "tool", "tool_call_id": call.id, "content": f"of {call.id}"}
+                for call in reversed(message.tool_calls)
+            ]
+            last = await ask(client, [*history, echo(message), *results], tools=[ADD])
+        assert last.choices[0].message.content == "done"
+        (segment,), turns, _ = session.finish()
+        assert [turn.message.tool_call_id for turn in turns[1:3]] == ["call00002", "call00001"]
+        text = qwen.chat.text(segment.token_ids)
+        assert text.index("of call00002") < text.index("of call00001")
+        assert session.conversations == {"new": 1}
+
+    asyncio.run(main())
+
+
 def test_stream_keeps_the_connection_alive_while_it_waits(qwen):
     async def main():
         engine = TextEngine(qwen, last_question, delay_s=0.3)

@@ -177,6 +177,37 @@ def test_edited_call_is_seen(qwen, name, arguments):
     assert len(asyncio.run(main()).finish()[0]) == 2
 
 
+def test_tool_result_that_the_program_shortens_later_is_a_segment_of_its_own(qwen):
+    """A habit of programs with long histories: old results are cleared. What was sampled stays where it was."""
+
+    async def main():
+        engine = TextEngine(qwen, lambda prompt: CALLS["hermes"] if "result" not in prompt else "a0")
+        session = make_session(qwen, engine)
+        called = await ask_session(session, [user("u0")], tools=[ADD])
+        (call,) = called.message["tool_calls"]
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "a long result"}
+        history = [user("u0"), called.message, result]
+        answered = await ask_session(session, history, tools=[ADD])
+        history += [answered.message, user("u1")]
+        await ask_session(
+            session, [*history[:2], {**result, "content": "cleared, result"}, *history[3:]], tools=[ADD]
+        )
+        return session, [qwen.chat.text(r.prompt_token_ids) for r in engine.requests]
+
+    session, contexts = asyncio.run(main())
+    segments, turns, dropped = session.finish()
+    assert [segment.reason for segment in segments] == ["start", "rewrite"]
+    assert session.conversations == {"new": 1, "edited": 1}
+    assert ["cleared" in context for context in contexts] == [False, False, True]
+    assert "a long result" not in contexts[2]
+    assert dropped == ()
+    assert [(turn.segment, turn.finish) for turn in turns if turn.finish] == [
+        (0, "stop"),
+        (0, "stop"),
+        (1, "stop"),
+    ]
+
+
 def test_results_of_other_calls_are_not_the_same(qwen):
     async def main():
         session = make_session(qwen, TextEngine(qwen, Numbering()))

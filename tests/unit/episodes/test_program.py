@@ -15,7 +15,14 @@ from rlhf.episodes.context import EpisodeContext, Start
 from rlhf.episodes.conversation import Conversation
 from rlhf.episodes.endpoint import RolloutServer
 from rlhf.episodes.ledger import TokenLedger
-from rlhf.episodes.program import Endpoint, Finished, ProgramEnvironment, clean_environment, run_program
+from rlhf.episodes.program import (
+    Endpoint,
+    Finished,
+    ProgramEnvironment,
+    clean_environment,
+    run_program,
+    task_of,
+)
 from rlhf.errors import ConfigError, EpisodeError
 from rlhf.types import Message, Prompt
 from tests.endpoints import CALLS, TextEngine, make_dialect, make_policy, timeless
@@ -195,6 +202,12 @@ def test_program_that_cannot_be_started_is_the_environments_fault(tmp_path):
     environment = ProgramEnvironment(["no-such-program"], score=nothing)
     with pytest.raises(EpisodeError, match="no-such-program"):
         asyncio.run(environment.play(NOWHERE, make_context(tmp_path)))
+
+
+def test_reference_is_told_only_where_it_is_named(tmp_path):
+    task = task_of(PROMPT, ["reference", "level"])
+    assert task["columns"] == {"reference": "42", "level": 3}
+    assert "42" not in json.dumps(task_of(PROMPT, ["level"])["columns"])
 
 
 def test_column_that_the_row_lacks_is_named(tmp_path):
