@@ -142,7 +142,9 @@ class Episode:
         if self._stop is None and self._hung:
             self._stop = "tool_timeout"
         if self._stop is not None:
-            return Verdict(stop=self._stop, score={}, error="killed, and nothing was kept that could be scored")
+            return Verdict(
+                stop=self._stop, score={}, error="killed, and nothing was kept that could be scored"
+            )
         where = self._phases.name() or "between two turns"
         return Verdict(stop="env_error", error=f"its process died in {where}. {process.output()}")
 

@@ -133,5 +133,6 @@ def test_evaluate_reports_what_held_out_episodes_logged():
         ]
 
     found = run_virtually(evaluate(play, Verdicts([1.0, 0.0]), plan(1, num_samples=2)))
-    assert found["eval/log/found"] == 0.5 and "eval/turns_mean" in found
+    assert found["eval/log/found"] == 0.5
+    assert "eval/turns_mean" in found
     assert all(declared(name) for name in found)
