@@ -44,14 +44,14 @@ def warm_up(**options: Any) -> None:
             _ = client.chat.completions
 
 
-def read_score(context: Context) -> float | Mapping[str, float] | None:
-    """What the script has written; None when a limit of ours ended it before. EpisodeError when it failed by itself."""
+def read_score(context: Context) -> float | Mapping[str, float]:
+    """What the script has written; 0 when a limit of ours ended it before. EpisodeError when it failed by itself."""
     finished: Finished = context.state
     try:
         found: float | Mapping[str, float] = json.loads(Path(context.folder, _SCORE).read_text("utf-8"))
     except (OSError, ValueError) as error:
         if finished.exit_code is None or _OUR_REFUSAL in finished.stderr:
-            return None
+            return 0.0
         raise EpisodeError(
             f"the script ended with code {finished.exit_code} and left no {_SCORE} ({error!r}): "
             f"{finished.stderr[-_TAIL:]}"

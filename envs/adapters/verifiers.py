@@ -99,14 +99,14 @@ class Verifiers:
         """One rollout of the package."""
         return await self._program.play(endpoint, context)
 
-    def score(self, context: Context) -> dict[str, float] | None:
-        """Its reward and metrics; None for one that was killed. EpisodeError for a rollout that failed."""
+    def score(self, context: Context) -> dict[str, float]:
+        """Its reward and metrics; 0 where time ended it. EpisodeError for a rollout that failed."""
         finished: Finished = context.state
         try:
             result = json.loads(Path(context.folder, _RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             if finished.exit_code is None:
-                return None
+                return {"score": 0.0}
             raise EpisodeError(
                 f"verifiers left no reward (exit code {finished.exit_code}): {finished.stderr[-_TAIL:]}"
             ) from None
