@@ -26,6 +26,8 @@ from rlhf.sandbox import wire
 logger = logging.getLogger(__name__)
 
 _MAIN = "from rlhf.episodes.zygote import main; main()"
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"}
+"""Address space is what limits.memory_mb counts: of that, glibc reserves 64 MB for each thread otherwise."""
 _LINE_BYTES = 1 << 24
 _TAIL_BYTES = 2000
 _ANSWER_S = 30.0
@@ -149,7 +151,7 @@ class EnvironmentHost:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env={"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": path},
+                env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": path},
                 start_new_session=True,
             )
         self._control = ours

@@ -1,5 +1,6 @@
 """An episode's process's way to its runner: JSON lines on a socket, and a checkpoint that goes on when it is killed."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -110,6 +111,10 @@ class Line:
         if self._keeper is not None:
             pid, holds = self._keeper
             self._keeper = None
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(holds)
+            # A user's code may have closed the pipe, which wakes it, or have children buried by the kernel.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            with contextlib.suppress(OSError):
+                os.close(holds)

@@ -85,6 +85,7 @@ class Zygote:
                 pass
             time.sleep(_AGAIN_S)
         signal.set_wakeup_fd(-1)
+        storage.remove(self._folder)
 
     def _obey(self, *ours: int) -> None:
         message = wire.receive(self._control)
