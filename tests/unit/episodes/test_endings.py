@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import re
-import time
 from pathlib import Path
 
 import psutil
@@ -259,28 +258,6 @@ def test_a_row_may_tighten_limits(play):
 def test_an_engine_that_takes_its_time_ends_an_episode_in_order(play, chat):
     (trajectory,) = play("Talks", samples=1, engine=SaysOk(chat, delay_s=0.4), limits={"max_turns": 30})
     assert (trajectory.stop, trajectory.reward.value) == ("episode_timeout", 1.0)
-
-
-def test_healthy_neighbours_keep_their_pace(play):
-    """A third of the episodes hang; the others end as soon as they would alone, but for a factor."""
-    module = (
-        MODULE
-        + """
-class HangsForSome(HangsInStep):
-    def step(self, action, context):
-        return (HangsInStep if context.rng.random() < 0.3 else Counts).step(self, action, context)
-"""
-    )
-    began = time.perf_counter()
-    alone = play("Counts", samples=24, module=module)
-    alone_s = time.perf_counter() - began
-    began = time.perf_counter()
-    mixed = play("HangsForSome", samples=24, module=module)
-    mixed_s = time.perf_counter() - began
-    assert all(t.stop == "env_done" for t in alone)
-    assert {t.stop for t in mixed} == {"env_done", "tool_timeout"}
-    # Hanging ones take their deadline, side by side.
-    assert mixed_s < 1.5 * alone_s + 2 * LIMITS["step_s"] + 1
 
 
 def test_example_of_the_documentation_is_an_environment(play):

@@ -59,6 +59,7 @@ def writes(data):
 
 WAYS = {
     "nothing": lambda context: None,
+    "hangs": lambda context: time.sleep(600),
     "memory": lambda context: for_ever(lambda: bytearray(1 << 24)),
     "output": lambda context: for_ever(lambda: print("x" * 65536)),
     "files": lambda context: for_ever(lambda: open("/dev/null")),
@@ -200,6 +201,29 @@ def test_every_way_ends_as_its_row_says_and_neighbours_do_not_notice(stage):
         assert (trajectory.stop, trajectory.reward.value) == row, (way, trajectory.error)
         assert (trajectory.error != "") == (row == FAILED), way
     assert {(t.stop, t.reward.value) for t in neighbours} == {FINE}
+    assert not leftovers()
+
+
+def test_neighbours_end_while_others_hang_and_those_that_nobody_waits_for_end_at_once(stage):
+    host, play = stage("Acts")
+
+    async def episodes():
+        await host.start()
+        try:
+            hanging = asyncio.create_task(play("hangs", samples=8))
+            await asyncio.sleep(0.3)
+            neighbours = await play("nothing", samples=24)
+            assert not hanging.done()
+            before = asyncio.all_tasks()
+            hanging.cancel()
+            await asyncio.wait([hanging])
+            assert hanging.cancelled()
+            assert not before & asyncio.all_tasks() - {asyncio.current_task()}
+            return neighbours
+        finally:
+            await host.close()
+
+    assert {(t.stop, t.reward.value) for t in asyncio.run(episodes())} == {FINE}
     assert not leftovers()
 
 
