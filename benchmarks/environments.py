@@ -40,6 +40,8 @@ class Talk:
 '''
 
 
+MODEL_S = 0.05
+"""Of a turn, where the pace of episodes is told."""
 HANGING = '''
 import time
 from rlhf.types import Message, Step
@@ -53,7 +55,7 @@ class Some:
         self.turns += 1
         if self.hangs:
             if "echo" not in context.checkpoint():
-                with context.phase("echo", 0.3):
+                with context.phase("echo", 1.0):
                     time.sleep(600)
         return Step(messages=(Message(role="user", content="x" * 100),), terminated=self.turns == 20)
 '''
@@ -62,10 +64,11 @@ class Some:
 class Scripted:
     """Answers ten tokens at once; holds everybody until `size` have asked, and then measures."""
 
-    def __init__(self, chat: ChatRenderer, size: int) -> None:
+    def __init__(self, chat: ChatRenderer, size: int, *, delay_s: float = 0.0) -> None:
         text = list(chat.tokenizer.encode("123456789", add_special_tokens=False))
         self._ids = (*text, chat.stop_token_ids[0])
         self._size = size
+        self._delay_s = delay_s
         self._waiting = 0
         self._go = asyncio.Event()
         self.live_at = 0.0
@@ -81,6 +84,7 @@ class Scripted:
             self.memory_mb = _private_mb()
             self._go.set()
         await self._go.wait()
+        await asyncio.sleep(self._delay_s)
         count = len(self._ids)
         return [
             Completion(
@@ -134,7 +138,7 @@ async def pace(folder: Path, chat: ChatRenderer, *, healthy: int, hanging: int) 
     config = EnvironmentConfig(use="some:Some", limits=limits, max_live=healthy + hanging)
     host = EnvironmentHost(LoadEnvironment(use=config.use, code_dir=str(folder)))
     dialect = Dialect(chat=chat, parse=functools.partial(parse, syntax="none"))
-    runner = EpisodeRunner(Scripted(chat, 1), host, dialect=dialect, config=config)
+    runner = EpisodeRunner(Scripted(chat, 1, delay_s=MODEL_S), host, dialect=dialect, config=config)
 
     async def one(*, hangs: bool) -> float:
         columns = {"hangs": hangs}
@@ -159,12 +163,17 @@ async def pace(folder: Path, chat: ChatRenderer, *, healthy: int, hanging: int) 
 def _print_pace(folder: Path, chat: ChatRenderer, *, episodes: int) -> None:
     # One after the other, in turn: a shared machine changes its pace.
     alone, beside = [], []
-    for _ in range(5):
+    for _ in range(3):
         alone.append(asyncio.run(pace(folder, chat, healthy=episodes, hanging=0)))
         beside.append(asyncio.run(pace(folder, chat, healthy=episodes, hanging=episodes // 2)))
     times = [statistics.median(found) for found in (alone, beside)]
-    print(f"\nseconds of an episode of 20 turns, {episodes} at once: {times[0]:.2f} alone, {times[1]:.2f} beside ")
-    print(f"{episodes // 2} that hang in every turn: {times[1] / times[0]:.2f} times")
+    print(
+        f"{episodes} episodes of 20 turns at once, {1000 * MODEL_S:.0f} ms a turn of the model's, seconds of one:"
+    )
+    print(
+        f"{times[0]:.2f} alone, {times[1]:.2f} beside {episodes // 2} that hang in every turn and are killed after 1 s:"
+    )
+    print(f"{times[1] / times[0]:.2f} times\n")
 
 
 def main() -> None:

@@ -82,6 +82,9 @@ class Line:
         parent = os.getpid()
         pid = os.fork()
         if pid:
+            # On both sides: the process may be killed with its group before the other has run at all.
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)
             os.close(waits)
             self._keeper = pid, holds
             return frozenset()
