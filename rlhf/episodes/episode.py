@@ -87,7 +87,7 @@ class Episode:
             # What the environment said cannot be shown to this model.
             return Verdict(stop="env_error", error=str(error))
         finally:
-            await _cancel(self._sampling)
+            await end_tasks(self._sampling)
             await self._open.aclose()
             await process.end()
 
@@ -112,7 +112,7 @@ class Episode:
                     verdict = await self._late(name, process)
             return verdict
         finally:
-            await _cancel([hearing])
+            await end_tasks([hearing])
 
     async def _late(self, name: str, process: EpisodeProcess) -> Verdict | None:
         """A deadline has passed. What hangs is killed; its checkpoint, if it kept one, will speak up."""
@@ -129,7 +129,7 @@ class Episode:
             self._hung = [name]
         if is_waiting and self._stop == "episode_timeout":
             asked = list(self._sampling.values())
-            await _cancel(self._sampling)
+            await end_tasks(self._sampling)
             self._sampling.clear()
             for number in asked:
                 process.tell({"id": number, "ended": self._stop})
@@ -266,7 +266,8 @@ class Episode:
                 thread.settle()
 
 
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel them, and wait until they have cleared up."""
     found = list(tasks)
     for task in found:
         task.cancel()

@@ -1,8 +1,6 @@
 """Kill what plays the episodes of a run, and the run itself in the middle of them: it ends as if nothing had been."""
 
 import contextlib
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable
