@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 NUM_STEPS = 3
 SAME = ("rollout/reward_mean", "rollout/num_tokens", "env/log/digits", "env/turns_mean")
 ROUNDING = 1e-4
-"""Of weights: which turns an engine decodes together depends on when tools answer, also in runs that nothing disturbs."""
+"""Of weights: which turns are decoded together depends on when tools answer, also in runs that nothing disturbs."""
 
 
 def recipe_of(folder: Path) -> Path:
