@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from rlhf.types import Completion, Message, Prompt, Sampling
 from tests.chat_tokenizers import FAMILIES, save_tokenizer
 
 ROOT = Path(__file__).parents[3]
+SLEEP = f"4242.{os.getpid()}"
+"""Seconds, by which the processes of this run are known."""
 MODULE = '''
 import asyncio, os, signal, subprocess, threading, time
 from rlhf.types import Message, Step
@@ -183,7 +186,7 @@ def play(chat, tmp_path):
     """Play an environment of the module; the trajectories of a few samples."""
 
     def run(name, *, samples=2, module=MODULE, question="q", engine=None, columns=None, **config):
-        (tmp_path / "fails.py").write_text(module)
+        (tmp_path / "fails.py").write_text(module.replace("4242", SLEEP))
         limits = EpisodeLimits(**{**LIMITS, **config.pop("limits", {})})
         config = EnvironmentConfig(use=f"fails:{name}", limits=limits, **config)
         dialect = Dialect(chat=chat, parse=functools.partial(parse, syntax="hermes"))
@@ -221,7 +224,7 @@ def test_environment_ends_as_its_row_says(play, name):
         assert (trajectory.error != "") == (status == "error" or unscored)
         if name.startswith("Hangs") and status == "truncated":
             assert trajectory.num_sampled > 0
-    assert not [p for p in psutil.process_iter(["cmdline"]) if "4242" in (p.info["cmdline"] or ())]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if SLEEP in (p.info["cmdline"] or ())]
 
 
 def test_what_was_sampled_in_an_attempt_that_failed_is_listed(play):

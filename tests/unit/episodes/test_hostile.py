@@ -19,6 +19,8 @@ from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import LoadError
 from rlhf.types import Completion, Message, Prompt, Sampling
 
+SLEEP = f"4243.{os.getpid()}"
+"""Seconds, by which the processes of this run are known."""
 MODULE = """
 import os, shutil, signal, socket, subprocess, sys, threading, time
 from rlhf.types import Message, Step
@@ -159,7 +161,7 @@ class SaysOk:
 @pytest.fixture
 def stage(chat_of, tmp_path):
     """name -> a host of MODULE's environment, and a function that plays it."""
-    (tmp_path / "hostile.py").write_text(MODULE)
+    (tmp_path / "hostile.py").write_text(MODULE.replace("4243", SLEEP))
     chat = chat_of("qwen3")
 
     def make(name, retries=0):
@@ -179,7 +181,7 @@ def stage(chat_of, tmp_path):
 
 
 def leftovers():
-    left = [p for p in psutil.process_iter(["cmdline"]) if "4243" in (p.info["cmdline"] or ())]
+    left = [p for p in psutil.process_iter(["cmdline"]) if SLEEP in (p.info["cmdline"] or ())]
     below = psutil.Process().children(recursive=True)
     return [p for p in [*left, *below] if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
