@@ -1,11 +1,12 @@
 """Many episodes at once, with a scripted model: start-up, turns a second, memory of an episode, cost by length.
 
-`python benchmarks/environments.py [--episodes 200] [--turns 8]`
+`python benchmarks/environments.py [--episodes 200] [--turns 8] [--only pace]`
 """
 
 import argparse
 import asyncio
 import functools
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -39,13 +40,35 @@ class Talk:
 '''
 
 
+MODEL_S = 0.05
+"""Of a turn, where the pace of episodes is told."""
+HANGING = '''
+import time
+from rlhf.types import Message, Step
+
+class Some:
+    """Twenty turns; every third episode hangs in each of its own, and is killed and goes on from before."""
+    keeps_checkpoints = True
+    def reset(self, prompt, context):
+        self.turns, self.hangs = 0, prompt.columns["hangs"]
+    def step(self, action, context):
+        self.turns += 1
+        if self.hangs:
+            if "echo" not in context.checkpoint():
+                with context.phase("echo", 1.0):
+                    time.sleep(600)
+        return Step(messages=(Message(role="user", content="x" * 100),), terminated=self.turns == 20)
+'''
+
+
 class Scripted:
     """Answers ten tokens at once; holds everybody until `size` have asked, and then measures."""
 
-    def __init__(self, chat: ChatRenderer, size: int) -> None:
+    def __init__(self, chat: ChatRenderer, size: int, *, delay_s: float = 0.0) -> None:
         text = list(chat.tokenizer.encode("123456789", add_special_tokens=False))
         self._ids = (*text, chat.stop_token_ids[0])
         self._size = size
+        self._delay_s = delay_s
         self._waiting = 0
         self._go = asyncio.Event()
         self.live_at = 0.0
@@ -61,6 +84,7 @@ class Scripted:
             self.memory_mb = _private_mb()
             self._go.set()
         await self._go.wait()
+        await asyncio.sleep(self._delay_s)
         count = len(self._ids)
         return [
             Completion(
@@ -107,17 +131,66 @@ async def measure(folder: Path, chat: ChatRenderer, *, episodes: int, turns: int
     ]
 
 
+async def pace(folder: Path, chat: ChatRenderer, *, healthy: int, hanging: int) -> float:
+    """Mean seconds of a healthy episode while as many others hang, are killed and go on."""
+    (folder / "some.py").write_text(HANGING)
+    limits = EpisodeLimits(max_turns=30, max_tokens=1_000_000)
+    config = EnvironmentConfig(use="some:Some", limits=limits, max_live=healthy + hanging)
+    host = EnvironmentHost(LoadEnvironment(use=config.use, code_dir=str(folder)))
+    dialect = Dialect(chat=chat, parse=functools.partial(parse, syntax="none"))
+    runner = EpisodeRunner(Scripted(chat, 1, delay_s=MODEL_S), host, dialect=dialect, config=config)
+
+    async def one(*, hangs: bool) -> float:
+        columns = {"hangs": hangs}
+        prompt = Prompt(id="p", messages=(Message(role="user", content="begin"),), columns=columns)
+        began = time.perf_counter()
+        (found,) = await runner(prompt, seeds=[0], sampling=Sampling(max_tokens=32))
+        assert found.stop == "env_done", found.error
+        return time.perf_counter() - began
+
+    try:
+        await host.start()
+        others = [asyncio.create_task(one(hangs=True)) for _ in range(hanging)]
+        # They hang by now.
+        await asyncio.sleep(0.5)
+        return statistics.fmean(await asyncio.gather(*(one(hangs=False) for _ in range(healthy))))
+    finally:
+        await asyncio.gather(*others)
+        await runner.close()
+        await host.close()
+
+
+def _print_pace(folder: Path, chat: ChatRenderer, *, episodes: int) -> None:
+    # One after the other, in turn: a shared machine changes its pace.
+    alone, beside = [], []
+    for _ in range(3):
+        alone.append(asyncio.run(pace(folder, chat, healthy=episodes, hanging=0)))
+        beside.append(asyncio.run(pace(folder, chat, healthy=episodes, hanging=episodes // 2)))
+    times = [statistics.median(found) for found in (alone, beside)]
+    print(
+        f"{episodes} episodes of 20 turns at once, {1000 * MODEL_S:.0f} ms a turn of the model's, seconds of one:"
+    )
+    print(
+        f"{times[0]:.2f} alone, {times[1]:.2f} beside {episodes // 2} that hang in every turn and are killed after 1 s:"
+    )
+    print(f"{times[1] / times[0]:.2f} times\n")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--only", choices=("pace",), default=None)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_character_tokenizer(folder, vocabulary_size=128)
         template = str(ROOT / "recipes/cpu/chat.jinja")
         chat = ChatRenderer(Renderer(model_folder=name, chat_template=template))
+        _print_pace(folder, chat, episodes=40)
+        if given.only:
+            return
         print(f"{given.episodes} episodes live at once, {given.turns} turns each")
         print("checkpoint   all live after   turns/s   MB an episode")
         for keeps in (True, False):

@@ -106,6 +106,7 @@ def load_environment(recipe: Recipe, code_dir: Path) -> LoadEnvironment:
         code_dir=str(code_dir),
         sandbox=Policy(**recipe.sandbox.model_dump()),
         max_live=environment.max_live,
+        start_s=recipe.timeouts.start_s,
     )
 
 

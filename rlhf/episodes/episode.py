@@ -13,14 +13,17 @@ from rlhf.episodes.context import Start
 from rlhf.episodes.conversation import Conversation, Dialect, EpisodeEnded, Policy
 from rlhf.episodes.endpoint import RolloutServer
 from rlhf.episodes.endpoint_session import Session
+from rlhf.episodes.heard import checked, messages_of
 from rlhf.episodes.host import EnvironmentHost, EpisodeGone, EpisodeProcess, Phases
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.errors import EpisodeError, ModelError
-from rlhf.types import Message, Prompt, StopReason, message_of
+from rlhf.types import Message, Prompt, StopReason
 
 _SLACK_S = 2.0
 Watch = Callable[[Mapping[str, Any]], None]
 """Given every message of an episode's process, as it comes."""
+_LONGEST_TOKEN = 128
+"""Characters that one token stands for at most, but for oddities: runs of spaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +90,7 @@ class Episode:
             # What the environment said cannot be shown to this model.
             return Verdict(stop="env_error", error=str(error))
         finally:
-            await _cancel(self._sampling)
+            await end_tasks(self._sampling)
             await self._open.aclose()
             await process.end()
 
@@ -106,13 +109,13 @@ class Episode:
                     del self._sampling[task]
                     task.result()
                 if hearing in done:
-                    verdict = self._obey(hearing.result(), process)
+                    verdict = self._obey(checked(hearing.result()), process)
                     hearing = asyncio.create_task(process.hear())
                 elif not done:
                     verdict = await self._late(name, process)
             return verdict
         finally:
-            await _cancel([hearing])
+            await end_tasks([hearing])
 
     async def _late(self, name: str, process: EpisodeProcess) -> Verdict | None:
         """A deadline has passed. What hangs is killed; its checkpoint, if it kept one, will speak up."""
@@ -129,7 +132,7 @@ class Episode:
             self._hung = [name]
         if is_waiting and self._stop == "episode_timeout":
             asked = list(self._sampling.values())
-            await _cancel(self._sampling)
+            await end_tasks(self._sampling)
             self._sampling.clear()
             for number in asked:
                 process.tell({"id": number, "ended": self._stop})
@@ -181,7 +184,7 @@ class Episode:
             case "messages":
                 process.tell({"messages": [asdict(m) for m in self._messages()]})
             case "rewrite":
-                self._thread(message).rewrite([message_of(m) for m in message["messages"]])
+                self._thread(message).rewrite(messages_of(message["messages"]))
                 process.tell({"id": message["id"]})
             case "fork":
                 self._threads.append(self._thread(message).fork())
@@ -198,7 +201,7 @@ class Episode:
                 stop = self._session.stop
             if self._session.error:
                 return Verdict(stop="policy_error", error=self._session.error)
-            if message["exit_code"] not in (0, None) and self._session.num_answers == 0:
+            if message.get("exit_code") not in (0, None) and self._session.num_answers == 0:
                 what = f"the program ended with code {message['exit_code']} before it asked the model"
                 return Verdict(stop="env_error", error=f"{what}: {message['stderr']}")
         return Verdict(stop=stop, score=message["score"], scalars=scalars)
@@ -218,6 +221,8 @@ class Episode:
         if not self._threads:
             self._threads.append(Conversation(self._stage.dialect, self._policy, self._ledger))
         thread: int = message["thread"]
+        if not 0 <= thread < len(self._threads):
+            raise EpisodeError(f"there is no conversation {thread}")
         return self._threads[thread]
 
     async def _serve_program(self, process: EpisodeProcess) -> None:
@@ -237,7 +242,11 @@ class Episode:
         conversation = self._thread(message)
         conversation.tools = tuple(message.get("tools") or conversation.tools)
         reply: dict[str, Any] = {"id": message.get("id")}
-        new = [self._cut(message_of(m)) for m in message["messages"]]
+        new = [self._cut(m) for m in messages_of(message["messages"])]
+        if sum(len(m.content) for m in new) > self._policy.limits.max_tokens * _LONGEST_TOKEN:
+            # Not to be tokenised: that would keep all other episodes waiting.
+            process.tell(reply | {"ended": "max_tokens"})
+            return
         conversation.show(new, message.get("seconds", ()))
         if self._config.on_tool_timeout == "end" and any(m.failure == "timeout" for m in new):
             process.tell(reply | {"ended": "tool_timeout"})
@@ -263,7 +272,8 @@ class Episode:
                 thread.settle()
 
 
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel them, and wait until they have cleared up."""
     found = list(tasks)
     for task in found:
         task.cancel()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlhf.episodes.context import Start
 from rlhf.episodes.worker import Kind
@@ -22,10 +23,13 @@ from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import EpisodeError, LoadError
 from rlhf.sandbox import wire
 
+logger = logging.getLogger(__name__)
+
 _MAIN = "from rlhf.episodes.zygote import main; main()"
-_LINE_BYTES = 1 << 26
-_START_S = 120.0
-"""Longest wait for an environment's module to be imported."""
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "2"}
+"""Address space is what limits.memory_mb counts: of that, glibc reserves 64 MB for each thread otherwise."""
+_LINE_BYTES = 1 << 24
+_TAIL_BYTES = 2000
 _ANSWER_S = 30.0
 """Longest wait for a fork or an end that was asked for."""
 
@@ -76,6 +80,8 @@ class EpisodeProcess:
         self._host = host
         self.number = number
         self.pid = pid
+        self._is_cut = False
+        """What it is saying may end in the middle: it has been killed."""
         self._reader, self._writer = streams
 
     def begin(self, start: Start) -> None:
@@ -87,18 +93,25 @@ class EpisodeProcess:
         self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def hear(self) -> dict[str, Any]:
-        """Its next message. EpisodeGone when there will be none."""
+        """Its next message. EpisodeGone when there will be none, EpisodeError for what is none."""
         while True:
             try:
                 line = await self._reader.readuntil(b"\n")
-            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
+            except asyncio.LimitOverrunError as error:
+                raise EpisodeError(f"it sent a message of more than {_LINE_BYTES >> 20} MB") from error
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
                 raise EpisodeGone(repr(error)) from error
-            with contextlib.suppress(ValueError):
-                return dict(json.loads(line))
-            # Half a line of a process that was killed while it wrote.
+            with contextlib.suppress(ValueError, RecursionError):
+                message = json.loads(line)
+                if isinstance(message, dict):
+                    return message
+            # Empty: what a checkpoint says first.
+            if line.strip() and not self._is_cut:
+                raise EpisodeError(f"something else wrote on its runner's socket: {line[:100]!r}")
 
     def kill(self) -> None:
         """End the process that speaks; a checkpoint that it kept goes on and tells."""
+        self._is_cut = True
         self._host.send({"kill": self.number, "pid": self.pid})
 
     async def end(self) -> None:
@@ -120,6 +133,8 @@ class EnvironmentHost:
         self._variables = {} if temp_dir is None else {"TMPDIR": temp_dir}
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._is_loaded = False
+        self._starting = asyncio.Lock()
         self._numbers = itertools.count()
         self._answers: dict[tuple[str, int], asyncio.Future[dict[str, Any]]] = {}
         self._log = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115
@@ -127,7 +142,7 @@ class EnvironmentHost:
         self.kind: Kind = "object"
 
     async def start(self) -> None:
-        """Import the environment in a process of its own."""
+        """Import the environment in a process of its own. LoadError also when that takes longer than `start_s`."""
         ours, theirs = socket.socketpair()
         source = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
@@ -138,32 +153,36 @@ class EnvironmentHost:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env={"PYTHONHASHSEED": "0", **os.environ, "PYTHONPATH": path, **self._variables},
+                env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": path, **self._variables},
                 start_new_session=True,
             )
         self._control = ours
         wire.send(ours, {}, blobs=[pickle.dumps(self._load)])
-        answer = await asyncio.to_thread(self._first_word, ours)
+        answer = await self._first_word(ours)
         if "refused" in answer:
-            await self.close()
+            await self._stop()
             raise LoadError(answer["refused"])
-        self.kind, self._folder = answer["loaded"], answer["folder"]
+        self.kind, self._folder, self._is_loaded = answer["loaded"], answer["folder"], True
         asyncio.get_running_loop().add_reader(ours, self._read)
 
-    def _first_word(self, control: socket.socket) -> dict[str, Any]:
-        control.settimeout(_START_S)
+    async def _first_word(self, control: socket.socket) -> dict[str, Any]:
+        what = f"task.environment.use: the process of {self._load.use!r}"
         try:
+            await asyncio.wait_for(_readable(control), self._load.start_s)
             return wire.receive(control).header
-        except (EOFError, OSError) as error:
-            return {
-                "refused": f"task.environment.use: the process of {self._load.use!r} ended or hung while it "
-                f"was loaded ({error!r}): {self._log_tail()}"
-            }
-        finally:
-            control.settimeout(None)
+        except TimeoutError:
+            how = f"was still loading it after timeouts.start_s = {self._load.start_s:g} s"
+        except (EOFError, OSError):
+            how = "ended while it was loaded"
+        return {"refused": f"{what} {how}: {self._log_tail() or 'it said nothing'}"}
 
     async def open(self) -> EpisodeProcess:
-        """Fork a process for an episode. EpisodeError when the environment's process is gone."""
+        """Fork a process for an episode; from a new environment's process if that is gone. EpisodeError in vain."""
+        async with self._starting:
+            if self._is_loaded and self._control is None:
+                logger.warning("%s; it is started anew", self._death())
+                await self._stop()
+                await self.start()
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -171,18 +190,27 @@ class EnvironmentHost:
             try:
                 started = self._expect("started", number)
                 self.send({"start": number}, descriptors=[theirs.fileno()])
-                pid = (await asyncio.wait_for(started, _ANSWER_S))["pid"]
+                answer = await asyncio.wait_for(started, _ANSWER_S)
+                if "refused" in answer:
+                    raise EpisodeError(answer["refused"])
             except BaseException:
                 streams[1].close()
+                with contextlib.suppress(EpisodeError):
+                    self.send({"end": number})
                 raise
-        return EpisodeProcess(self, number, pid, streams)
+        return EpisodeProcess(self, number, answer["pid"], streams)
 
     async def end(self, number: int) -> None:
         """End an episode."""
-        with contextlib.suppress(EpisodeError):
+        try:
             ended = self._expect("ended", number)
             self.send({"end": number})
             await asyncio.wait_for(asyncio.shield(ended), _ANSWER_S)
+        except EpisodeError:
+            # Its keeper ends what is left.
+            pass
+        except TimeoutError:
+            logger.warning("processes of an episode of %r do not end", self._load.use)
 
     def send(self, header: dict[str, Any], *, descriptors: tuple[int, ...] | list[int] = ()) -> None:
         """Give an order. EpisodeError when nobody is there to take it."""
@@ -203,7 +231,7 @@ class EnvironmentHost:
         try:
             header = wire.receive(self._control).header
         except (EOFError, OSError):
-            asyncio.get_running_loop().remove_reader(self._control)
+            self._hang_up()
             for future in self._answers.values():
                 if not future.done():
                     future.set_exception(EpisodeError(self._death()))
@@ -217,10 +245,10 @@ class EnvironmentHost:
     def output(self, number: int) -> str:
         """The last of what an episode printed."""
         try:
-            text = Path(f"{self._folder}/{number}.output").read_bytes()[-2000:]
+            with open(f"{self._folder}/{number}.output", "rb") as file:
+                return _tail(file)
         except OSError:
             return ""
-        return text.decode(errors="replace")
 
     def _death(self) -> str:
         return (
@@ -228,19 +256,46 @@ class EnvironmentHost:
         )
 
     def _log_tail(self) -> str:
-        self._log.seek(0)
-        return self._log.read()[-2000:].decode(errors="replace")
+        return _tail(self._log)
 
-    async def close(self) -> None:
-        """End the environment's process and every episode."""
+    def _hang_up(self) -> None:
         control, self._control = self._control, None
         if control is not None:
             asyncio.get_running_loop().remove_reader(control)
             control.close()
-        if self._process is not None:
-            try:
-                await asyncio.to_thread(self._process.wait, _ANSWER_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                await asyncio.to_thread(self._process.wait)
+
+    async def _stop(self) -> None:
+        """End the environment's process and all below it."""
+        self._hang_up()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if not self._is_loaded:
+            process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, _ANSWER_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
+
+    async def close(self) -> None:
+        """End the environment's process and every episode."""
+        await self._stop()
+        self._is_loaded = False
         self._log.close()
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
+
+
+def _tail(file: IO[bytes]) -> str:
+    """The last of what was written."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    return file.read(_TAIL_BYTES).decode(errors="replace").strip()

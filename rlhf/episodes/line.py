@@ -1,5 +1,6 @@
 """An episode's process's way to its runner: JSON lines on a socket, and a checkpoint that goes on when it is killed."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -81,6 +82,9 @@ class Line:
         parent = os.getpid()
         pid = os.fork()
         if pid:
+            # On both sides: the process may be killed with its group before the other has run at all.
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)
             os.close(waits)
             self._keeper = pid, holds
             return frozenset()
@@ -110,6 +114,10 @@ class Line:
         if self._keeper is not None:
             pid, holds = self._keeper
             self._keeper = None
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(holds)
+            # A user's code may have closed the pipe, which wakes it, or have children buried by the kernel.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            with contextlib.suppress(OSError):
+                os.close(holds)

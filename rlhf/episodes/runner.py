@@ -8,7 +8,7 @@ from dataclasses import replace
 from rlhf.config.environment import EnvironmentConfig, EpisodeLimits
 from rlhf.episodes.conversation import Dialect, Policy
 from rlhf.episodes.endpoint import RolloutServer
-from rlhf.episodes.episode import Episode, Stage, Verdict, Watch
+from rlhf.episodes.episode import Episode, Stage, Verdict, Watch, end_tasks
 from rlhf.episodes.host import EnvironmentHost
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.episodes.render import Renderer
@@ -86,10 +86,16 @@ class EpisodeRunner:
         """One trajectory per seed, in order."""
         limits = limits_of(prompt, self._config.limits)
         episodes = [
-            self._sample(prompt, index=index, seed=seed, sampling=sampling, limits=limits)
+            asyncio.create_task(
+                self._sample(prompt, index=index, seed=seed, sampling=sampling, limits=limits)
+            )
             for index, seed in enumerate(seeds)
         ]
-        return list(await asyncio.gather(*episodes))
+        try:
+            return list(await asyncio.gather(*episodes))
+        finally:
+            # gather leaves the others running when one fails, or when it is cancelled itself.
+            await end_tasks(episodes)
 
     async def close(self) -> None:
         """Stop answering programs."""

@@ -25,6 +25,8 @@ from rlhf.errors import EpisodeError
 from rlhf.types import Message, Prompt, Step, StopReason, message_of
 
 TRACEBACK_CHARACTERS = 3000
+_MAX_FILES = 4096
+"""That an episode's process may have open."""
 Kind = Literal["object", "function"]
 Loaded = tuple[Callable[[], Any], Kind]
 """What makes an episode's environment, and how it is played."""
@@ -58,6 +60,9 @@ def _bound(limits: EpisodeLimits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.disk_mb << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = _MAX_FILES if most == resource.RLIM_INFINITY else min(most, _MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     # A file over its limit is an error that can be told, not a death.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 

@@ -1,6 +1,7 @@
 """The process that has imported an environment and is forked for every episode: `main()` with SOCKET_FD.
 
-One thread, so that it may be forked. It lives as long as its control socket, and nothing that it started outlives it.
+One thread, so that it may be forked. It lives as long as its control socket, and nothing that it started outlives it:
+its parent (`keeper`) sees to that, should it be killed itself.
 """
 
 import contextlib
@@ -12,12 +13,14 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from rlhf.episodes.keeper import children, descendants, keep, kill, reap
 from rlhf.episodes.line import Line
 from rlhf.episodes.worker import TRACEBACK_CHARACTERS, Kind, describe, play
 from rlhf.errors import EpisodeError, LoadError, RlhfError
@@ -27,6 +30,7 @@ from rlhf.sandbox.client import default_sandbox, set_default_policy
 from rlhf.sandbox.policy import Policy
 
 _WAIT_S = 1.0
+_AGAIN_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +43,23 @@ class LoadEnvironment:
     sandbox: Policy = field(default_factory=Policy)
     max_live: int = 16
     """Episodes at a time, each of which may hold a place in the sandbox."""
+    start_s: float = 600.0
+    """Longest wait for all this."""
 
 
 class Zygote:
     """A loaded environment and the episodes forked from it."""
 
-    def __init__(self, control: socket.socket, *, make: Callable[[], Any], kind: Kind) -> None:
+    def __init__(self, control: socket.socket, *, folder: str, make: Callable[[], Any], kind: Kind) -> None:
         self._control = control
+        self._folder = folder
         self._make = make
         self._kind: Kind = kind
-        self.folder = tempfile.mkdtemp(prefix=f"rlhf-episodes-{os.getpid()}-")
-        os.chmod(self.folder, 0o711)
         self._sessions: dict[int, int] = {}
         """Episode -> session id, which is the id of its first process."""
-        self._own = _children()
+        self._ending: set[int] = set()
+        """Those that are to end, and have not yet."""
+        self._own = frozenset(children(os.getpid()))
         """What the environment's module or the sandbox has started for all episodes."""
 
     def serve(self) -> None:
@@ -62,42 +69,53 @@ class Zygote:
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        try:
+        # The other side is gone when nothing can be read or written.
+        with contextlib.suppress(EOFError, OSError):
             while True:
                 ready, _, _ = select.select([self._control.fileno(), readable], [], [], _WAIT_S)
                 if readable in ready:
                     os.read(readable, 4096)
-                if self._control.fileno() in ready and not self._obey(readable, writable):
-                    return
-                self._reap()
-        finally:
-            signal.set_wakeup_fd(-1)
-            self._end_sessions(set(self._sessions.values()))
-            storage.remove(self.folder)
+                if self._control.fileno() in ready:
+                    self._obey(readable, writable)
+                for episode in self._ended():
+                    wire.send(self._control, {"ended": episode})
+        self._ending |= set(self._sessions)
+        while self._ending:
+            for _ in self._ended():
+                pass
+            time.sleep(_AGAIN_S)
+        signal.set_wakeup_fd(-1)
+        storage.remove(self._folder)
 
-    def _obey(self, *ours: int) -> bool:
-        try:
-            message = wire.receive(self._control)
-        except (EOFError, OSError):
-            return False
+    def _obey(self, *ours: int) -> None:
+        message = wire.receive(self._control)
         match message.header:
             case {"start": int(episode)}:
                 self._start(episode, message.descriptors[0], ours)
             case {"kill": int(episode), "pid": int(pid)}:
                 self._kill(episode, pid)
             case {"end": int(episode)}:
-                self._end(episode)
-                wire.send(self._control, {"ended": episode})
-        return True
+                self._ending.add(episode)
 
     def _start(self, episode: int, descriptor: int, ours: tuple[int, ...]) -> None:
-        folder = f"{self.folder}/{episode}"
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(descriptor)
+            wire.send(self._control, {"started": episode, "refused": f"no process can be forked: {error}"})
+            return
         if pid:
             os.close(descriptor)
             self._sessions[episode] = pid
             wire.send(self._control, {"started": episode, "pid": pid})
             return
+        # Whatever happens, this process must never come back to where episodes are ended.
+        try:
+            self._begin(episode, descriptor, ours)
+        finally:
+            os._exit(1)
+
+    def _begin(self, episode: int, descriptor: int, ours: tuple[int, ...]) -> NoReturn:
         kernel.die_with_parent()
         os.setsid()
         signal.set_wakeup_fd(-1)
@@ -105,6 +123,7 @@ class Zygote:
         self._control.close()
         for number in ours:
             os.close(number)
+        folder = f"{self._folder}/{episode}"
         os.mkdir(folder, 0o700)
         _print_to(f"{folder}.output")
         play(Line(socket.socket(fileno=descriptor)), folder, (self._make, self._kind))
@@ -115,52 +134,28 @@ class Zygote:
             if os.getsid(pid) == self._sessions.get(episode):
                 os.killpg(pid, signal.SIGKILL)
 
-    def _end(self, episode: int) -> None:
-        """End all of an episode, however it has grouped itself, and remove its files."""
-        session = self._sessions.pop(episode, None)
-        if session is not None:
-            self._end_sessions({session})
-        storage.remove(f"{self.folder}/{episode}")
-        Path(f"{self.folder}/{episode}.output").unlink(missing_ok=True)
-
-    def _end_sessions(self, sessions: Set[int]) -> None:
-        """Kill all members of sessions at once, until there are none: what loses its parent comes to us."""
-        while found := [child for child in _children() if child in sessions or _session(child) in sessions]:
-            for pid in [pid for child in found for pid in _family(child)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            for child in found:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(child, 0)
-
-    def _reap(self) -> None:
-        """Bury what has ended; end what has come to us from a session that is no episode's."""
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        known = set(self._sessions.values())
-        for pid in _children() - self._own - known:
-            with contextlib.suppress(ProcessLookupError):
-                if os.getsid(pid) not in known:
-                    os.kill(pid, signal.SIGKILL)
-
-
-def _children(pid: int | None = None) -> frozenset[int]:
-    """Of all threads of a process; its own: of its one thread. Empty for one that is gone."""
-    found: set[int] = set()
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task") if pid else [os.getpid()]:
-            with open(f"/proc/{pid or 'self'}/task/{thread}/children", encoding="ascii") as file:
-                found |= set(map(int, file.read().split()))
-    return frozenset(found)
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all below it, parents first."""
-    found = [pid]
-    for one in found:
-        found.extend(_children(one) - set(found))
-    return found
+    def _ended(self) -> Iterator[int]:
+        """Bury what has ended; kill what has to, and what comes from no episode. Those of which nothing is left."""
+        reap()
+        found: dict[int, list[int]] = {session: [] for session in self._sessions.values()}
+        for pid in set(children(os.getpid())) - self._own:
+            # One that has just been forked is not in its session yet.
+            session = pid if pid in found else _session(pid)
+            if session in found:
+                found[session].append(pid)
+            else:
+                kill([pid, *descendants(pid)])
+        for episode in list(self._ending):
+            session = self._sessions.get(episode, 0)
+            if left := found.get(session):
+                # Its orphans have come to us by the time that their parent is buried.
+                kill([one for pid in left for one in (pid, *descendants(pid))])
+                continue
+            storage.remove(f"{self._folder}/{episode}")
+            Path(f"{self._folder}/{episode}.output").unlink(missing_ok=True)
+            self._ending.remove(episode)
+            self._sessions.pop(episode, None)
+            yield episode
 
 
 def _session(pid: int) -> int:
@@ -183,6 +178,11 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     kernel.set_subreaper()
+    folder = tempfile.mkdtemp(prefix=f"rlhf-episodes-{os.getpid()}-")
+    os.chmod(folder, 0o711)
+    if process := os.fork():
+        keep(process, control, folder)
+    kernel.set_subreaper()
     load: LoadEnvironment = pickle.loads(wire.receive(control).blobs[0])
     try:
         make, kind = _load(load)
@@ -195,9 +195,8 @@ def main() -> None:
             control, {"refused": f"loading {load.use!r} raised {type(error).__name__}: {error}\n{tail}"}
         )
         return
-    zygote = Zygote(control, make=make, kind=kind)
-    wire.send(control, {"loaded": kind, "folder": zygote.folder})
-    zygote.serve()
+    wire.send(control, {"loaded": kind, "folder": folder})
+    Zygote(control, folder=folder, make=make, kind=kind).serve()
 
 
 def _load(load: LoadEnvironment) -> tuple[Callable[[], Any], Kind]:
