@@ -168,6 +168,9 @@ def _rollout(materials: Materials, parts: _Parts) -> EpisodeRunner | SingleTurn:
     environment = materials.recipe.task.environment
     if environment is None or parts.host is None or materials.dialect is None:
         return SingleTurn(parts.engine, renderer=materials.renderer)
+    if environment.lockstep is None:
+        is_repeatable = materials.device == "cpu" and materials.recipe.schedule.max_staleness == 0
+        environment = environment.model_copy(update={"lockstep": is_repeatable})
     return EpisodeRunner(parts.engine, parts.host, dialect=materials.dialect, config=environment)
 
 

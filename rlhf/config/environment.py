@@ -79,6 +79,9 @@ class EnvironmentConfig(Section):
     """Fewest graded samples with which a group is trained; default: half of them, and 2."""
     max_live: PositiveInt = 256
     """Episodes at the same time."""
+    lockstep: bool | None = None
+    """Sample the turns of all episodes in rounds, so that a run is repeatable bit for bit whatever takes how long. A
+    round waits at most 5 s for an environment. Default: in synchronous runs on a CPU."""
 
     def least_graded(self, num_samples: int) -> int:
         """Graded samples without which a group of `num_samples` is skipped."""

@@ -11,6 +11,7 @@ from rlhf.episodes.endpoint import RolloutServer
 from rlhf.episodes.episode import Episode, Stage, Verdict, Watch, end_tasks
 from rlhf.episodes.host import EnvironmentHost
 from rlhf.episodes.ledger import TokenLedger
+from rlhf.episodes.lockstep import Lockstep
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError
 from rlhf.interfaces import GenerateRequest, Sampler
@@ -63,7 +64,8 @@ class SingleTurn:
 class EpisodeRunner:
     """Episodes in an environment: an interfaces.RolloutFunction.
 
-    Episodes of one group are independent: what happens to one changes nothing for its siblings.
+    Episodes of one group are independent: what happens to one changes nothing for its siblings. With
+    `config.lockstep` the turns of all episodes are sampled in rounds.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class EpisodeRunner:
             host=host, server=RolloutServer(dialect), dialect=dialect, config=config, watch=watch
         )
         self._places = asyncio.Semaphore(config.max_live)
+        self._rounds = Lockstep(engine, max_live=config.max_live) if config.lockstep else None
 
     async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
         """One trajectory per seed, in order."""
@@ -91,6 +94,10 @@ class EpisodeRunner:
             )
             for index, seed in enumerate(seeds)
         ]
+        if self._rounds is not None:
+            for episode in episodes:
+                self._rounds.enter()
+                episode.add_done_callback(self._rounds.leave)
         try:
             return list(await asyncio.gather(*episodes))
         finally:
@@ -106,8 +113,9 @@ class EpisodeRunner:
     ) -> Trajectory:
         """An episode, tried again with the same seed while it ends in an error."""
         lost: list[Dropped] = []
+        engine = self._engine if self._rounds is None else self._rounds.engine_of((prompt.id, index))
         for attempt in range(self._config.retries + 1):
-            policy = Policy(engine=self._engine, sampling=sampling, seed=seed, limits=limits)
+            policy = Policy(engine=engine, sampling=sampling, seed=seed, limits=limits)
             async with self._places:
                 ledger = TokenLedger(lost)
                 episode = Episode(self._stage, policy, ledger)

@@ -1,0 +1,111 @@
+"""Turns in rounds: the engine is asked when every live episode waits for it."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from rlhf.interfaces import GenerateRequest, Sampler
+from rlhf.types import Completion
+
+PATIENCE_S = 5.0
+"""While nothing is being decoded. Then a round goes without those who are late."""
+Place = tuple[str, int]
+"""(prompt id, sample index): the order of a round's requests."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    place: Place
+    released: asyncio.Future[None]
+
+
+class Lockstep:
+    """An engine that is asked in rounds, by `max_live` episodes at a time.
+
+    Log-probabilities depend, in their last bits, on what is decoded together. In rounds, that depends on the episodes
+    alone and not on how fast a tool is, so that a run can be repeated bit for bit (docs/decisions/0002).
+    """
+
+    def __init__(self, engine: Sampler, *, max_live: int) -> None:
+        self._engine = engine
+        self._max_live = max_live
+        self._num_episodes = 0
+        self._num_decoding = 0
+        self._asking: list[_Asking] = []
+        self._timer: asyncio.Handle | None = None
+        self._has_warned = False
+
+    def enter(self) -> None:
+        """One episode more is played, at once or when it has its place."""
+        self._num_episodes += 1
+
+    def leave(self, _: object = None) -> None:
+        """One of them is over."""
+        self._num_episodes -= 1
+        self._look()
+
+    def engine_of(self, place: Place) -> Sampler:
+        """The engine as one episode sees it."""
+        return _Seat(self, place)
+
+    async def generate(self, request: GenerateRequest, place: Place) -> list[Completion]:
+        """In the next round."""
+        asking = _Asking(place, asyncio.get_running_loop().create_future())
+        self._asking.append(asking)
+        try:
+            self._look()
+            await asking.released
+        finally:
+            if asking in self._asking:
+                self._asking.remove(asking)
+        self._num_decoding += 1
+        try:
+            return await self._engine.generate(request)
+        finally:
+            self._num_decoding -= 1
+            self._look()
+
+    def _look(self) -> None:
+        """Begin a round if all are there; wait for the others if nothing else is going on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._num_decoding or not self._asking:
+            return
+        if len({asking.place for asking in self._asking}) >= min(self._max_live, self._num_episodes):
+            # Soon: who came last would otherwise go first.
+            self._timer = asyncio.get_running_loop().call_soon(self._release)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a round of turns did not wait for %d of %d episodes, whose tools or steps take more than %g s: the "
+                "run cannot be repeated bit for bit. task.environment.lockstep: false waits for nobody.",
+                min(self._max_live, self._num_episodes) - len({asking.place for asking in self._asking}),
+                self._num_episodes,
+                PATIENCE_S,
+            )
+        self._release()
+
+    def _release(self) -> None:
+        for asking in sorted(self._asking, key=lambda asking: asking.place):
+            if not asking.released.done():
+                asking.released.set_result(None)
+        self._asking.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """An interfaces.Sampler."""
+
+    rounds: Lockstep
+    place: Place
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """One Completion per seed, in seed order."""
+        return await self.rounds.generate(request, self.place)
