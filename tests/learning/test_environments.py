@@ -16,7 +16,8 @@ SCRIPT = {
 }
 SAMPLES = 64
 """Of a step: all of them are recorded."""
-QUICK = {"schedule": {"num_steps": 10}, "learner": {"lr": 2e-2, "microbatch_tokens": 2048}}
+LEARNER = {"lr": 2e-2, "microbatch_tokens": 2048}
+QUICK = {"schedule": {"num_steps": 10}, "learner": LEARNER}
 
 
 def played(
@@ -99,11 +100,16 @@ def test_plain_openai_script_is_trained_as_its_conversation_is_natively(
 
 
 def test_episodes_are_learned_asynchronously(tmp_path: Path) -> None:
-    steps = played(tmp_path, schedule={"num_steps": 24, "max_staleness": 3}, engine={"kind": "hf"})
+    steps = played(
+        tmp_path,
+        schedule={"num_steps": 18, "max_staleness": 3},
+        learner={**LEARNER, "lr": 1e-2},
+        engine={"kind": "hf"},
+    )
     assert rise(steps) > 0.2
     assert 0 < max(column(steps, "buffer/staleness_max")) <= 3
 
 
 def test_scores_by_chance_teach_nothing(tmp_path: Path) -> None:
-    steps = played(tmp_path, shuffled=True, schedule={"num_steps": 16}, engine={"kind": "hf"})
+    steps = played(tmp_path, shuffled=True, engine={"kind": "hf"}, **QUICK)
     assert rise(steps) < 0.1
