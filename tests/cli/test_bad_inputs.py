@@ -60,7 +60,7 @@ BEFORE_TORCH = {
     "row longer than a micro-batch": Case(
         ("sampling.max_tokens=1000",), ("ConfigError", "learner.microbatch_tokens is 512", "Raise the last")
     ),
-    "no rewards": Case(("task.rewards=[]",), ("ConfigError", "task.rewards", "at least 1")),
+    "no rewards": Case(("task.rewards=[]",), ("ConfigError", "task.rewards is empty", "task.environment")),
     "retries of no error": Case(
         ("task.rewards=[{{use: 'sums:grade', retries: {{times: 3}}}}]",),
         ("ConfigError", "missing key 'task.rewards.0.retries.on'"),

@@ -46,8 +46,13 @@ RESOLUTION = (
     catalogue("shaping is forgotten", "batch = self.shaping(batch)", "self.shaping(batch)"),
     catalogue(
         "the KL penalty is forgotten",
-        "batch = replace(batch, token_rewards=penalty)",
-        "replace(batch, token_rewards=penalty)",
+        "token_rewards=penalty if of_turns is None else of_turns + penalty",
+        "token_rewards=of_turns",
+    ),
+    catalogue(
+        "the KL penalty in place of the turns' rewards",
+        "penalty if of_turns is None else of_turns + penalty",
+        "penalty",
     ),
     catalogue(
         "the KL penalty in place of the advantages' batch",

@@ -37,8 +37,8 @@ CARRIED = (
     ),
     steps(
         "steps: no step is a step of 0",
-        "rows = [[math.nan] * len(segment.token_ids)",
-        "rows = [[0.0] * len(segment.token_ids)",
+        "return [[math.nan] * len(segment.token_ids)",
+        "return [[0.0] * len(segment.token_ids)",
     ),
     packing("pack: a missing part is 0", "of_one.get(name, math.nan)", "of_one.get(name, 0.0)"),
     packing(
@@ -71,8 +71,8 @@ CARRIED = (
     ),
     packing(
         "pack: tokens whose set overflowed are trained",
-        "(s.trained_mask for s in segments)",
-        "(s.loss_mask for s in segments)",
+        "if is_left_out else segment.trained_mask",
+        "if is_left_out else segment.loss_mask",
     ),
 )
 

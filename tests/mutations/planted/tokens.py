@@ -11,8 +11,8 @@ batch = partial(Mutation, file="rlhf/batch.py", tests=("tests/unit/test_batch.py
 BUGS = (
     packing(
         "pack: the mask is one token late",
-        "per_token((s.trained_mask for s in segments), np.bool_)",
-        "per_token((s.trained_mask for s in segments), np.bool_).roll(1)",
+        "per_token(_masks(trajectories, truncated), np.bool_)",
+        "per_token(_masks(trajectories, truncated), np.bool_).roll(1)",
     ),
     packing(
         "pack: log-probabilities are one token early",
@@ -24,7 +24,9 @@ BUGS = (
         "return math.nan if value is None else value",
         "return 0.0 if value is None else value",
     ),
-    packing("pack: every stop is a truncation", 't.stop == "length" for t', "t.stop is not None for t"),
+    packing(
+        "pack: every stop is a truncation", 't.status == "truncated" for t', "t.status is not None for t"
+    ),
     packing(
         "pack: every row is a trajectory",
         "trajectory_ids=per_row(range(len(trajectories)), np.int64)",

@@ -18,6 +18,7 @@ from rlhf.episodes.runner import EpisodeRunner
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import LoadError
 from rlhf.types import Completion, Message, Prompt, Sampling
+from tests.processes import leaves_none
 
 SLEEP = f"4243.{os.getpid()}"
 """Seconds, by which the processes of this run are known."""
@@ -182,8 +183,13 @@ def stage(chat_of, tmp_path):
 
 def leftovers():
     left = [p for p in psutil.process_iter(["cmdline"]) if SLEEP in (p.info["cmdline"] or ())]
-    below = psutil.Process().children(recursive=True)
-    return [p for p in [*left, *below] if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(autouse=True)
+def _left_behind():
+    with leaves_none():
+        yield
 
 
 def test_every_way_ends_as_its_row_says_and_neighbours_do_not_notice(stage):

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rlhf.config.environment import EnvironmentConfig, EpisodeLimits
@@ -20,6 +19,7 @@ from rlhf.episodes.runner import EpisodeRunner
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.types import Completion, Message, Prompt, Sampling
 from tests.chat_tokenizers import FAMILIES, save_tokenizer
+from tests.processes import leaves_none
 
 SAMPLING = Sampling(max_tokens=1000)
 SERVER = Path(__file__).with_name("mcp_server.py")
@@ -131,10 +131,8 @@ def play(chat, tmp_path):
             finally:
                 await host.close()
 
-        found = [trajectory for (trajectory,) in asyncio.run(episodes())]
-        assert not [
-            p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE
-        ]
+        with leaves_none():
+            found = [trajectory for (trajectory,) in asyncio.run(episodes())]
         assert [t.stop for t in found] == ["stop"] * len(scripts), [t.error for t in found]
         return [[turn.message for turn in t.turns if turn.message.role == "tool"] for t in found]
 
