@@ -120,9 +120,9 @@ for _ in range(5):
         if os.fork() == 0:
             os.setsid()
             x = bytearray(b"x") * (80 << 20)
-            time.sleep(1)
+            time.sleep(3)
         os._exit(0)
-time.sleep(0.8)
+time.sleep(2.5)
 print("ESCAPED")""",
         verdicts=LIMIT,
         limits=_TOUCHING,
