@@ -2,7 +2,7 @@
 
 Importing it takes half a second, and what it computes can take for ever: it runs in the workers of
 `rewards.math_process` only. Sympy's string parser, which is Python's `eval`, is replaced by one that reads plain
-numbers.
+numbers as soon as two expressions are compared.
 """
 
 import re
@@ -47,9 +47,6 @@ def _read_number(text: str, *_args: Any, **_kwargs: Any) -> Any:
     return sympy.Rational(Fraction(text))
 
 
-sympy_parser.parse_expr = _read_number
-
-
 class _Grammar(_Latex2Sympy):  # type: ignore[misc]
     """Math-Verify's grammar without one of its guesses: neighbours multiply (it adds: `(2)(3)` was 5)."""
 
@@ -69,6 +66,8 @@ class _Grammar(_Latex2Sympy):  # type: ignore[misc]
 
 def equal(gold: str, answer: str, rules: Rules) -> Verdict:
     """Whether two LaTeX expressions are equal for all values of their symbols; as text if one is not parsed."""
+    # In this process alone, and for good: others may want to read what sympy reads.
+    sympy_parser.parse_expr = _read_number
     sympy.core.random.seed(0)
     left, right = _parse(gold), _parse(answer)
     if left is None or right is None:

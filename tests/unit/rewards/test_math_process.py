@@ -160,7 +160,10 @@ def test_worker_runs_no_code_starts_no_program_and_writes_no_file(fresh: None, t
     script = (
         "import os, sys\n"
         "from rewards.math_process import confine\n"
-        "import rewards.math_symbols, sympy, subprocess\n"
+        "import sympy, subprocess\n"
+        "from rewards.math_equality import EXACT\n"
+        "from rewards.math_symbols import equal\n"
+        "equal('1', '2', EXACT)\n"
         "confine()\n"
         "def refused(call):\n"
         "    try: call()\n"
