@@ -10,10 +10,11 @@ from tests.toy import column, metrics, toy_recipe, train
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("max_staleness", "engine"), [(0, "vllm"), (1, "hf"), (4, "vllm")])
+@pytest.mark.parametrize(("max_staleness", "engine"), [(1, "hf"), (4, "vllm")])
 def test_loop_learns_and_keeps_the_staleness_bound(tmp_path: Path, max_staleness: int, engine: str) -> None:
     if engine == "vllm":
         pytest.importorskip("vllm")
+    # Synchronous runs are those of test_environments and test_resume.
     schedule = {"num_steps": 24, "max_staleness": max_staleness}
     recipe = toy_recipe(tmp_path, schedule=schedule, engine={"kind": engine})
     code, output = train(recipe, "checkpoint.every=0")
@@ -22,12 +23,8 @@ def test_loop_learns_and_keeps_the_staleness_bound(tmp_path: Path, max_staleness
     rewards = column(steps, "rollout/reward_mean")
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.25, rewards
     staleness = column(steps, "buffer/staleness_max")
-    assert max(staleness) == min(max_staleness, max(staleness))
-    assert (max(staleness) > 0) == (max_staleness > 0)
-    overlap = sum(column(steps, "time/overlap_share")[2:-2])
-    assert (overlap > 0) == (max_staleness > 0)
-    if max_staleness == 0:
-        assert max(column(steps, "mismatch/logprob_gap_max")) < 1e-4
+    assert 0 < max(staleness) <= max_staleness
+    assert sum(column(steps, "time/overlap_share")[2:-2]) > 0
     assert all("sync/probe_gap" in step for step in steps)
 
 
