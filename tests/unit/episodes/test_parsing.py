@@ -320,7 +320,8 @@ def test_long_texts_are_read_in_linear_time(syntax):
             parse(text, syntax=syntax, tools=TOOLS)
             slowest = max(slowest, (time.process_time() - began, start + piece))
     print(f"{syntax}: slowest of {len(ADVERSARIAL) * len(STARTS)} texts of {SIZE:,} characters: {slowest}")
-    assert slowest[0] < 1.0, slowest
+    # What grows with the square takes a minute.
+    assert slowest[0] < 10.0, slowest
 
 
 def test_calls_beyond_the_most_are_text():
