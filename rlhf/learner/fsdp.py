@@ -300,13 +300,17 @@ def _critic_scores(critic: PackedCritic, batch: Batch) -> tuple[Tensor, None]:
 
 
 def _join(place: RankPlace) -> DeviceMesh:
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if place.device.startswith("cuda") else "gloo",
-        init_method=f"tcp://{place.address}:{place.port}",
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timedelta(seconds=place.timeout_s),
-    )
+    backend = "cpu:gloo,cuda:nccl" if place.device.startswith("cuda") else "gloo"
+    timeout = timedelta(seconds=place.timeout_s)
+    if place.world_size == 1:
+        # Nobody to meet: no port that another process could have taken meanwhile.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        meeting = f"tcp://{place.address}:{place.port}"
+        dist.init_process_group(
+            backend, init_method=meeting, rank=place.rank, world_size=place.world_size, timeout=timeout
+        )
     return init_device_mesh(torch.device(place.device).type, (place.world_size,))
 
 

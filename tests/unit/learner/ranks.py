@@ -89,7 +89,7 @@ def free_port() -> int:
     """Below those that the system hands out, which another process may be given at any time."""
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with contextlib.suppress(OSError), socket.socket() as listener:
-            listener.bind(("127.0.0.1", port))
+            listener.bind(("", port))  # on every address, as torch does
             return port
     raise AssertionError("a hundred ports are in use")
 
