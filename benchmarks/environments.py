@@ -153,9 +153,10 @@ async def pace(folder: Path, chat: ChatRenderer, *, healthy: int, hanging: int) 
         others = [asyncio.create_task(one(hangs=True)) for _ in range(hanging)]
         # They hang by now.
         await asyncio.sleep(0.5)
-        return statistics.fmean(await asyncio.gather(*(one(hangs=False) for _ in range(healthy))))
-    finally:
+        mean_s = statistics.fmean(await asyncio.gather(*(one(hangs=False) for _ in range(healthy))))
         await asyncio.gather(*others)
+        return mean_s
+    finally:
         await runner.close()
         await host.close()
 

@@ -147,8 +147,8 @@ class Stage:
         runner = self._runners["program" if way == "program" else "tools"]
         (trajectory,) = await runner(prompt, seeds=[number], sampling=Sampling(max_tokens=200))
         check_record(trajectory)
-        expected = {"dies": "env_error", "hangs": "tool_timeout"}.get(way, "stop")
-        return "" if trajectory.stop in ("stop", expected) else f"{way}: {trajectory.stop} {trajectory.error}"
+        expected = "env_error" if way == "dies" else "stop"
+        return "" if trajectory.stop == expected else f"{way}: {trajectory.stop} {trajectory.error}"
 
     async def close(self) -> None:
         """End both."""

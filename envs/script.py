@@ -23,8 +23,6 @@ _SCORE = "score.json"
 _TAIL = 2000
 _STARTED_IN = os.getcwd()
 """What relative paths are relative to: an episode has a folder of its own."""
-_OUR_REFUSAL = "this episode has ended: "
-"""What the endpoint says at a limit."""
 
 
 def script_environment(
@@ -47,13 +45,14 @@ def warm_up(**options: Any) -> None:
 def read_score(context: Context) -> float | Mapping[str, float]:
     """What the script has written; 0 when a limit of ours ended it before. EpisodeError when it failed by itself."""
     finished: Finished = context.state
+    is_ended = finished.exit_code is None or finished.ended is not None
+    if finished.exit_code and not is_ended:
+        # What it has written before may be a start value.
+        raise EpisodeError(f"the script ended with code {finished.exit_code}: {finished.stderr[-_TAIL:]}")
     try:
         found: float | Mapping[str, float] = json.loads(Path(context.folder, _SCORE).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        if finished.exit_code is None or _OUR_REFUSAL in finished.stderr:
+        if is_ended:
             return 0.0
-        raise EpisodeError(
-            f"the script ended with code {finished.exit_code} and left no {_SCORE} ({error!r}): "
-            f"{finished.stderr[-_TAIL:]}"
-        ) from error
+        raise EpisodeError(f"the script left no {_SCORE} ({error!r}): {finished.stderr[-_TAIL:]}") from error
     return found

@@ -25,7 +25,7 @@ def load_object(spec: str, *, key: str) -> Any:
             f"{key}: found {spec!r}, expected 'module:attribute' or 'file.py:attribute', "
             "for example 'rewards.math_answer:grade'."
         )
-    module = _load_file(module_name, key) if module_name.endswith(".py") else _load_module(module_name, key)
+    module = _module(module_name, key)
     if not hasattr(module, attribute):
         names = [name for name in vars(module) if not name.startswith("_")]
         near = get_close_matches(attribute, names, n=1)
@@ -40,6 +40,19 @@ def load_function(spec: str, *, key: str) -> Callable[..., Any]:
     if not callable(loaded):
         raise LoadError(f"{key}: {spec!r} is a {type(loaded).__name__}, expected a function or class.")
     return loaded  # type: ignore[no-any-return]
+
+
+def warm_up_of(spec: str, loaded: Any, *, key: str) -> Callable[..., Any] | None:
+    """`warm_up` of the module that `spec` names, else of the one that `loaded` comes from; None without one."""
+    source = sys.modules.get(getattr(loaded, "__module__", ""))
+    for module in (_module(spec.rpartition(":")[0], key), source):
+        if callable(found := getattr(module, "warm_up", None)):
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+def _module(name: str, key: str) -> ModuleType:
+    return _load_file(name, key) if name.endswith(".py") else _load_module(name, key)
 
 
 def _load_module(name: str, key: str) -> ModuleType:

@@ -39,7 +39,11 @@ async def main(url: str) -> None:
 async def _hear(socket: aiohttp.ClientWebSocketResponse, answers: asyncio.Queue[dict[str, Any]]) -> None:
     async for message in socket:
         if message.type == aiohttp.WSMsgType.TEXT:
-            answers.put_nowait({"got": json.loads(message.data)})
+            try:
+                answers.put_nowait({"got": json.loads(message.data)})
+            except ValueError as error:
+                told = f"the server sent what is no JSON ({error}): {message.data[:200]!r}"
+                answers.put_nowait({"failed": told})
     answers.put_nowait({"failed": f"the server ended the session (code {socket.close_code})"})
 
 

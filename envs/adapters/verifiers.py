@@ -27,8 +27,8 @@ _RESULT = "verifiers.json"
 _TAIL = 2000
 _STARTED_IN = os.getcwd()
 """What relative paths are relative to: an episode has a folder of its own."""
-_OUR_REFUSAL = "this episode has ended: "
-"""What the endpoint says at a limit: a truncated episode, and no fault of the environment."""
+_LIST_S = 600.0
+"""Longest wait for the tasks of an environment."""
 
 
 def rows(
@@ -112,7 +112,7 @@ class Verifiers:
             ) from None
         if result["raised"] and not self._forgives:
             raise EpisodeError(f"verifiers' rubric failed: {result['raised'][:_TAIL]}")
-        if result["error"] and _OUR_REFUSAL not in result["error"]:
+        if result["error"] and finished.ended is None:
             raise EpisodeError(f"verifiers' rollout failed: {result['error'][:_TAIL]}")
         reward = result["reward"]
         if not isinstance(reward, int | float) or not math.isfinite(reward):
@@ -136,7 +136,12 @@ def _listed(played: Verifiers, folder: str, asked: Mapping[str, Any]) -> list[di
     shutil.copy(_PROGRAM, folder)
     command = [played.python, _PROGRAM.name, "list", played.told, _RESULT, json.dumps(asked)]
     environment = clean_environment(folder)
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    try:
+        ended = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_LIST_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"rows: verifiers did not list its tasks within {_LIST_S:g} s") from error
     if ended.returncode:
         raise DataError(f"rows: the tasks of verifiers cannot be had: {ended.stderr[-_TAIL:]}")
     found: list[dict[str, Any]] = json.loads(Path(folder, _RESULT).read_text(encoding="utf-8"))

@@ -54,7 +54,6 @@ async def _play(environment: Any) -> dict[str, Any]:
         "reward": found.get("reward"),
         "metrics": {name: value for name, value in (found.get("metrics") or {}).items() if value is not None},
         "error": json.dumps(found["error"], default=str) if found.get("error") else "",
-        "is_truncated": bool(found.get("is_truncated")),
     }
 
 

@@ -105,6 +105,11 @@ class Session:
         """How the episode ended, as far as it went through here."""
         return self._stop or ("length" if self._was_cut else "stop")
 
+    @property
+    def ended(self) -> StopReason | None:
+        """What ended it here, so that it was answered no more; None: it could have gone on."""
+        return self._stop
+
     def ask(self, request: ChatRequest, *, is_retry: bool) -> Reply:
         """The answer to a request, on its way. RequestError when there will be none.
 

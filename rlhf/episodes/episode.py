@@ -182,7 +182,8 @@ class Episode:
             case "serve":
                 self._begin(self._serve_program(process), message)
             case "messages":
-                process.tell({"messages": [asdict(m) for m in self._messages()]})
+                ended = None if self._session is None else self._session.ended
+                process.tell({"messages": [asdict(m) for m in self._messages()], "ended": ended})
             case "rewrite":
                 self._thread(message).rewrite(messages_of(message["messages"]))
                 process.tell({"id": message["id"]})

@@ -103,7 +103,8 @@ class Line:
             case "on":
                 for phase, (name, limit_s) in self._open.items():
                     self.enter(phase, name, limit_s)
-                return frozenset(answer["hung"])
+                # It, too, may have to be killed.
+                return frozenset(answer["hung"]) | self.checkpoint()
             case "score":
                 self._open.clear()
                 raise EpisodeOver(answer["stop"])

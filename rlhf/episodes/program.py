@@ -17,7 +17,7 @@ from typing import Any
 from rlhf.episodes.warm_script import ForkedProcess, WarmScript
 from rlhf.errors import ConfigError, EpisodeError
 from rlhf.interfaces import Context
-from rlhf.types import Prompt
+from rlhf.types import Prompt, StopReason
 
 TAIL_BYTES = 16_384
 _AFTER_DEATH_S = 1.0
@@ -44,6 +44,8 @@ class Finished:
     seconds: float = 0.0
     value: Any = None
     """What a program that is a function returned."""
+    ended: StopReason | None = None
+    """The limit of ours, or failure of the engine, after which the model did not answer it any more."""
 
 
 Command = Sequence[str] | WarmScript

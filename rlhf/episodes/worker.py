@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Literal, NoReturn
 
 from rlhf.config.environment import EpisodeLimits
@@ -117,7 +117,10 @@ class _Object:
         context = self._context
         endpoint = Endpoint(**self._line.ask({"do": "serve"}))
         finished = asyncio.run(program.play(endpoint, context))
-        context.note(*map(message_of, self._line.ask({"do": "messages"})["messages"]))
+        said = self._line.ask({"do": "messages"})
+        context.note(*map(message_of, said["messages"]))
+        if context.state is finished:
+            context.state = replace(finished, ended=said["ended"])
         with context.phase("score", context.limits.score_s):
             score = _score(_now(program.score(context)))
         return {
@@ -175,22 +178,33 @@ class _Object:
 
 
 class _Function:
-    """Plays an async function (prompt, model, context) that owns its loop."""
+    """Plays an async function (prompt, model, context) that owns its loop, or an object with one as `play`."""
 
     def __init__(self, line: Line, context: EpisodeContext) -> None:
         self._line = line
         self._context = context
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
-    async def play(self, function: Callable[..., Awaitable[Any]]) -> dict[str, Any]:
+    async def play(self, owner: Any) -> dict[str, Any]:
         reader = threading.Thread(target=self._read, args=(asyncio.get_running_loop(),), daemon=True)
         reader.start()
         stop: StopReason = "stop"
+        function = getattr(owner, "play", owner)
         try:
             score = _score(await function(self._context.prompt, ThreadModel(self), self._context))
         except EpisodeOver as over:
             score, stop = {}, over.stop
+        except BaseException:
+            with contextlib.suppress(BaseException):  # what failed first is what is told
+                await self._close(owner)
+            raise
+        await self._close(owner)
         return {"do": "done", "stop": stop, "score": score, "scalars": self._context.scalars}
+
+    async def _close(self, owner: Any) -> None:
+        with self._context.phase("close", self._context.limits.score_s):
+            if hasattr(owner, "close") and inspect.isawaitable(closed := owner.close()):
+                await closed
 
     async def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         number = len(self._waiting)
@@ -342,7 +356,7 @@ def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any],
                 f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
             )
         # Forked for every episode: each has its own.
-        return (lambda: loaded.play, "function") if _owns_loop(loaded) else (lambda: loaded, "object")
+        return lambda: loaded, "function" if _owns_loop(loaded) else "object"
     if inspect.iscoroutinefunction(loaded):
         _check_call(loaded, None, None, None, **kwargs)
         return lambda: lambda prompt, model, context: loaded(prompt, model, context, **kwargs), "function"
@@ -359,8 +373,7 @@ def _of_class(kind: type, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any],
         return lambda: environment_of(kind, kwargs), "object"
     if not (hasattr(kind, "step") or hasattr(kind, "play")):
         raise EpisodeError(f"class {kind.__name__} is no environment: it has none of reset, step and play")
-    made: Callable[[], Any] = lambda: kind(**kwargs)  # noqa: E731
-    return (lambda: made().play, "function") if _owns_loop(kind) else (made, "object")
+    return lambda: kind(**kwargs), "function" if _owns_loop(kind) else "object"
 
 
 def _owns_loop(played: Any) -> bool:

@@ -24,7 +24,7 @@ from rlhf.episodes.keeper import children, descendants, keep, kill, reap
 from rlhf.episodes.line import Line
 from rlhf.episodes.worker import TRACEBACK_CHARACTERS, Kind, describe, play
 from rlhf.errors import EpisodeError, LoadError, RlhfError
-from rlhf.importing import load_object
+from rlhf.importing import load_object, warm_up_of
 from rlhf.sandbox import kernel, storage, wire
 from rlhf.sandbox.client import default_sandbox, set_default_policy
 from rlhf.sandbox.policy import Policy
@@ -204,8 +204,7 @@ def _load(load: LoadEnvironment) -> tuple[Callable[[], Any], Kind]:
         sys.path.insert(0, load.code_dir)
     set_default_policy(load.sandbox, max_jobs=load.max_live)
     loaded = load_object(load.use, key="task.environment.use")
-    module = sys.modules.get(getattr(loaded, "__module__", ""))
-    if callable(warm_up := getattr(module, "warm_up", None)):
+    if warm_up := warm_up_of(load.use, loaded, key="task.environment.use"):
         warm_up(**load.kwargs) if inspect.signature(warm_up).parameters else warm_up()
     try:
         make, kind = describe(loaded, load.kwargs)

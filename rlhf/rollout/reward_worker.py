@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 from rlhf.errors import LoadError, RlhfError
-from rlhf.importing import load_function
+from rlhf.importing import load_function, warm_up_of
 from rlhf.rollout.reward_retries import Retries, bind_retries
 from rlhf.rollout.reward_shapes import CallLog, RewardFunction, Shape, TrainerState, bind
 from rlhf.rollout.reward_values import as_result, as_results
@@ -233,9 +233,7 @@ def _load_reward(spec: RewardSpec) -> _Grader:
     """Import, call the module's `warm_up()` if it has one (slow imports, outside deadlines), and bind."""
     try:
         loaded = load_function(spec.use, key=f"{spec.key}.use")
-        module = sys.modules.get(getattr(loaded, "__module__", ""))
-        warm_up = getattr(module, "warm_up", None)
-        if callable(warm_up):
+        if warm_up := warm_up_of(spec.use, loaded, key=f"{spec.key}.use"):
             warm_up()
         function = bind(loaded, spec.kwargs, key=spec.key)
     except LoadError:

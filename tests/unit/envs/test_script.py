@@ -1,16 +1,16 @@
 """A plain script as an environment: its own score, and who is to blame when there is none."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from envs.script import read_score
+from rlhf.episodes.program import Finished
+from rlhf.errors import EpisodeError
 from tests.unit.envs.adapters.episodes import play
 
 pytest.importorskip("openai")
 USE = "envs.script:script_environment"
-ROOT = Path(__file__).parents[3]
 GAME = {"script": "recipes/cpu/agent_script.py", "columns": ["reference"]}
 ROW = {"prompt": "1-9", "reference": "7", "low": 1, "high": 9}
 
@@ -46,8 +46,40 @@ def test_script_that_a_limit_ends_is_truncated_and_one_that_fails_is_no_score(tm
 def test_score_is_what_was_written(tmp_path):
     class Context:
         folder = str(tmp_path)
-        state = None
+        state = Finished(exit_code=0)
 
     for written in (0.5, {"score": 1, "steps": 3}):
         (tmp_path / "score.json").write_text(json.dumps(written))
         assert read_score(Context()) == written
+
+
+def test_score_beside_a_failure_counts_only_where_a_limit_caused_it(tmp_path):
+    class Context:
+        folder = str(tmp_path)
+
+    (tmp_path / "score.json").write_text("0.25")
+    Context.state = Finished(exit_code=1, stderr="KeyError: 'x'")
+    with pytest.raises(EpisodeError, match="ended with code 1: KeyError"):
+        read_score(Context())
+    for finished in (Finished(exit_code=1, ended="max_turns"), Finished(exit_code=None)):
+        Context.state = finished
+        assert read_score(Context()) == 0.25
+    (tmp_path / "score.json").unlink()
+    for finished in (Finished(exit_code=1, ended="max_turns"), Finished(exit_code=0, ended="max_tokens")):
+        Context.state = finished
+        assert read_score(Context()) == 0.0
+
+
+@pytest.mark.slow
+def test_script_that_catches_the_refusal_at_a_limit_is_truncated(tmp_path):
+    patient = tmp_path / "patient.py"
+    patient.write_text(
+        "import sys\nfrom openai import BadRequestError, OpenAI\nask = OpenAI().chat.completions.create\n"
+        "try:\n    while True:\n"
+        "        ask(model='policy', messages=[{'role': 'user', 'content': 'on'}])\n"
+        "except BadRequestError:\n    sys.exit(1)\n"
+    )
+    (cut,) = play(
+        USE, ROW, tmp_path / "cut", kwargs={"script": str(patient)}, write=lambda _: "5", max_turns=2
+    )
+    assert (cut.stop, cut.reward.value, cut.error) == ("max_turns", 0.0, "")
