@@ -1,7 +1,8 @@
 """BM25 over a JSONL corpus: an index on disk, mapped into memory, so that any number of processes share one copy.
 
 The corpus has a document per line: `id`, `text` and, if it has one, `title`. Build the index of a large corpus ahead of
-the run (`python -m envs.search_index corpus.jsonl`): else the first episode does it, within its `limits.setup_s`.
+the run (`python -m envs.search_index corpus.jsonl`): else it is built while the environment is loaded, for which
+`timeouts.start_s` is the limit.
 """
 
 import fcntl

@@ -20,7 +20,7 @@ MAX_RESULTS = 20
 
 
 def warm_up(corpus: str | None = None, index: str | None = None, **_: Any) -> None:
-    """Build or open the index in the process that episodes are forked from, outside every deadline."""
+    """Build or open the index in the process that episodes are forked from, within `timeouts.start_s`."""
     if corpus is not None:
         shared_index(corpus, index)
 

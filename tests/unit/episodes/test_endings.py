@@ -329,6 +329,26 @@ def test_what_failed_first_is_told_and_the_environment_is_closed(play, tmp_path,
     assert (tmp_path / "closed").exists()
 
 
+def test_what_owns_its_loop_is_closed_and_its_module_warmed_up(play, tmp_path):
+    module = (
+        MODULE
+        + """
+class Closes(OwnsItsLoop):
+    async def close(self):
+        open(f"{WARM}/closed", "a").write("closed")
+closes = Closes()
+Closes.__module__ = "another"
+def warm_up():
+    global WARM
+    WARM = os.path.dirname(os.path.abspath(__file__))
+"""
+    )
+    for name in ("Closes", "closes"):
+        (trajectory,) = play(name, samples=1, retries=0, module=module)
+        assert (trajectory.stop, trajectory.reward.value, trajectory.error) == ("stop", 1.0, "")
+    assert (tmp_path / "closed").read_text() == "closedclosed"
+
+
 def test_a_class_that_runs_a_program_is_closed(play):
     limits = {"episode_s": 60, "setup_s": 60, "score_s": 60}
     module = MODULE.replace('raise OSError("cannot be closed")', "print('closed')")

@@ -115,7 +115,7 @@ def play(chat, tmp_path):
     """Play scripts at the same time in an environment of MODULE: of each the trajectory and its tools' messages."""
     (tmp_path / "boxes.py").write_text(MODULE)
 
-    def run(name, *scripts, **limits):
+    def run(name, *scripts, stop="stop", **limits):
         async def episodes():
             config = EnvironmentConfig(
                 use=f"{tmp_path}/boxes.py:{name}", limits=EpisodeLimits(**limits), retries=0
@@ -133,7 +133,8 @@ def play(chat, tmp_path):
 
         with leaves_none():
             found = [trajectory for (trajectory,) in asyncio.run(episodes())]
-        assert [t.stop for t in found] == ["stop"] * len(scripts), [t.error for t in found]
+        assert [t.stop for t in found] == [stop] * len(scripts), [t.error for t in found]
+        assert all(t.reward.value > 0 for t in found)
         return [[turn.message for turn in t.turns if turn.message.role == "tool"] for t in found]
 
     return run
@@ -163,6 +164,15 @@ def test_tools_that_hang_are_told_and_episodes_go_on_from_before(play):
         ["a", f"TimeoutError: {hang} was stopped, it had not answered within 2 s", "seen", "a c"]
         for hang in HANGS
     ]
+
+
+def test_second_call_of_a_turn_that_hangs_ends_the_episode_with_the_score_of_before(play):
+    script = [
+        asks(("put", '{"item": "a"}')),
+        asks(("spins", "{}"), ("swallows", "{}"), ("look", '{"seconds": 0}')),
+    ]
+    (told,) = play("tools", script, stop="tool_timeout", tool_s=1.0)
+    assert [m.content for m in told] == ["a"]
 
 
 def test_some_of_several_at_once_hang_and_the_others_answer(play):
