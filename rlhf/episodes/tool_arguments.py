@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pydantic
 import pydantic_core
 
+from rlhf.episodes.strict_json import read_json
 from rlhf.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -169,8 +170,8 @@ def _read(adapter: "pydantic.TypeAdapter[Any]", value: Any, *, is_text: bool) ->
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        read_json(text)
+    except ValueError:
         return False
     return True
 
@@ -255,8 +256,8 @@ def _typed(value: Any, types: set[str], *, is_text: bool) -> tuple[Any, bool]:
     """The value as one of these types, and whether it had to be coerced: as for functions."""
     if isinstance(value, str):
         try:
-            inner = json.loads(value)
-        except (ValueError, RecursionError):
+            inner = read_json(value)
+        except ValueError:
             return value, False
         if (is_text and inner is None and "null" in types) or (types and "string" not in types):
             return inner, not is_text
