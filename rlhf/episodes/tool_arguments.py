@@ -100,7 +100,7 @@ class SchemaArguments:
         from jsonschema.validators import validator_for
 
         self._schema = schema
-        self._properties: Mapping[str, Any] = schema.get("properties", {})
+        self._properties: Mapping[str, Any] = schema.get("properties") or {}
         self._validator = validator_for(schema)(schema)
 
     def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
@@ -234,7 +234,7 @@ def _plain(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...] 
         return _plain({**definitions[name], **rest}, definitions, (*within, name))
     plain: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in ("properties", "patternProperties"):
+        if key in ("properties", "patternProperties") and isinstance(value, dict):
             plain[key] = {name: _plain(part, definitions, within) for name, part in value.items()}
         elif key in ("default", "enum", "const", "examples"):
             plain[key] = value
@@ -245,10 +245,11 @@ def _plain(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...] 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
     """The JSON types that a schema takes; none: not known."""
-    own = schema.get("type", [])
+    own = schema.get("type") or []
     found = {own} if isinstance(own, str) else set(own)
-    for part in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
-        found |= _types(part)
+    for part in [*(schema.get("anyOf") or []), *(schema.get("oneOf") or [])]:
+        # `true` is a schema, too.
+        found |= _types(part) if isinstance(part, Mapping) else set()
     return found & _JSON_TYPES
 
 
