@@ -67,6 +67,8 @@ class Episode:
         """Calls that hung since the model spoke last."""
         self._sampling: dict[asyncio.Task[None], int | None] = {}
         """With the numbers of the questions that they answer."""
+        self._serving: set[asyncio.Task[None]] = set()
+        """Ends when a program is answered no more; raises what ends the run."""
 
     async def play(self, prompt: Prompt, episode_id: str) -> Verdict:
         """Play to the end, whatever that is."""
@@ -90,7 +92,7 @@ class Episode:
             # What the environment said cannot be shown to this model.
             return Verdict(stop="env_error", error=str(error))
         finally:
-            await end_tasks(self._sampling)
+            await end_tasks([*self._sampling, *self._serving])
             await self._open.aclose()
             await process.end()
 
@@ -101,12 +103,13 @@ class Episode:
             while verdict is None:
                 name, ends = self._phases.next_deadline()
                 done, _ = await asyncio.wait(
-                    {hearing, *self._sampling},
+                    {hearing, *self._sampling, *self._serving},
                     timeout=max(0.0, ends - time.monotonic()),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                for task in [task for task in self._sampling if task.done()]:
-                    del self._sampling[task]
+                for task in [task for task in (*self._sampling, *self._serving) if task.done()]:
+                    self._sampling.pop(task, None)
+                    self._serving.discard(task)
                     task.result()
                 if hearing in done:
                     verdict = self._obey(checked(hearing.result()), process)
@@ -232,6 +235,7 @@ class Episode:
         self._session = await self._open.enter_async_context(
             self._stage.server.episode(self._policy, ledger=self._ledger)
         )
+        self._serving.add(asyncio.create_task(self._session.outlast()))
         process.tell({"base_url": self._session.base_url, "api_key": self._session.api_key})
 
     def _messages(self) -> Sequence[Message]:
