@@ -22,8 +22,6 @@ from rlhf.types import Message, Prompt, StopReason
 _SLACK_S = 2.0
 Watch = Callable[[Mapping[str, Any]], None]
 """Given every message of an episode's process, as it comes."""
-_LONGEST_TOKEN = 128
-"""Characters that one token stands for at most, but for oddities: runs of spaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,10 +246,6 @@ class Episode:
         conversation.tools = tuple(message.get("tools") or conversation.tools)
         reply: dict[str, Any] = {"id": message.get("id")}
         new = [self._cut(m) for m in messages_of(message["messages"])]
-        if sum(len(m.content) for m in new) > self._policy.limits.max_tokens * _LONGEST_TOKEN:
-            # Not to be tokenised: that would keep all other episodes waiting.
-            process.tell(reply | {"ended": "max_tokens"})
-            return
         conversation.show(new, message.get("seconds", ()))
         if self._config.on_tool_timeout == "end" and any(m.failure == "timeout" for m in new):
             process.tell(reply | {"ended": "tool_timeout"})
