@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, get_args
 
+from rlhf.episodes.strict_json import read_json, without_doubles
 from rlhf.types import CallError
 
 Syntax = Literal["hermes", "qwen_xml", "glm4", "llama3", "deepseek_v3", "mistral", "pythonic", "none"]
@@ -18,6 +19,7 @@ MAX_CALLS = 1000
 _SPACE = re.compile(r"\s*")
 _LLAMA_CALL = re.compile(r'\{\s*"(?:name|function|type|parameters|arguments)"')
 _LLAMA_BETWEEN = re.compile(r"[;\s]*")
+_ARRAY_BETWEEN = re.compile(r"[,\s]*")
 _NAME_END = re.compile(r"[>\n]")
 _DECODER = json.JSONDecoder()
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
@@ -92,8 +94,9 @@ def read_llama3(text: str) -> tuple[str, list[Found]]:
 def read_deepseek_v3(text: str) -> tuple[str, list[Found]]:
     """DeepSeek V3 and V3.1 with their marker tokens, V3.2 with <｜DSML｜invoke name=...>."""
     if opener := _DSML.search(text):
-        parts = text[opener.start() :].split(_DSML_INVOKE)[1 : MAX_CALLS + 1]
-        return text[: opener.start()], [_from_dsml(part) for part in parts]
+        rest = text[opener.start() :]
+        parts = rest.split(_DSML_INVOKE)[1 : MAX_CALLS + 1]
+        return text[: opener.start()], [_from_dsml(part) for part in parts] or [_unread(rest)]
     found: list[Found] = []
     content = text.partition(_DEEPSEEK_CALLS)[0].partition(_DEEPSEEK_CALL)[0]
     place = text.find(_DEEPSEEK_CALL)
@@ -106,6 +109,8 @@ def read_deepseek_v3(text: str) -> tuple[str, list[Found]]:
         stop, after = (end.start(), end.end()) if end else (len(text), len(text))
         found.append(_from_deepseek(text[body:stop], text[place:after]))
         place = text.find(_DEEPSEEK_CALL, after)
+    if content != text and not found:
+        found = [_unread(text[len(content) :])]
     return content, found
 
 
@@ -116,13 +121,14 @@ def read_mistral(text: str) -> tuple[str, list[Found]]:
     place = len(content)
     while tag and text.startswith(_MISTRAL_CALLS, place) and len(found) < MAX_CALLS:
         body = _after_space(text, place + len(_MISTRAL_CALLS))
-        brace = text.find("{", body)
+        # A marker in a JSON string begins nothing.
+        brace = text.find("{", body, _find(_MISTRAL_CALLS, text, body))
         is_array = text.startswith("[", body)
         end = _json_end(text, body if is_array or brace < 0 else brace)
-        following = text.find(_MISTRAL_CALLS, end)
-        stop = len(text) if following < 0 else following
-        found += _from_mistral(text[body:stop])
-        place = stop
+        place = _find(_MISTRAL_CALLS, text, end)
+        found += _from_mistral(text[body:place])
+    if tag and not found:
+        found = [_unread(text[len(content) :])]
     return content, found[:MAX_CALLS]
 
 
@@ -170,8 +176,8 @@ OPENERS: Mapping[str, str] = {
 def load_object(text: str) -> tuple[dict[str, Any] | None, CallError | None]:
     """The JSON object that a text is, or why it is none."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError):
+        value = read_json(text)
+    except ValueError:
         return None, "invalid_json"
     return (value, None) if isinstance(value, dict) else (None, "not_an_object")
 
@@ -195,6 +201,12 @@ def _after_space(text: str, place: int) -> int:
     return found.end() if found else place
 
 
+def _find(marker: str, text: str, place: int) -> int:
+    """Where a marker comes next; the end of the text if it does not."""
+    found = text.find(marker, place)
+    return len(text) if found < 0 else found
+
+
 def _json_end(text: str, start: int) -> int:
     """Where an object or array that begins here ends; `start` if there is none."""
     if not text.startswith(("{", "["), start):
@@ -203,6 +215,11 @@ def _json_end(text: str, start: int) -> int:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         return start
+
+
+def _unread(raw: str) -> Found:
+    """A call of which only the beginning was recognised."""
+    return Found("", None, "invalid_json", raw)
 
 
 def _from_json(body: str, raw: str) -> Found:
@@ -260,7 +277,7 @@ def _from_pairs(body: str, raw: str) -> Found:
 def _from_texts(name: str, pairs: Sequence[tuple[str, str]], raw: str) -> Found:
     """What is written between tags has no type: the tool's parameters say how to read it."""
     try:
-        return Found(name, _without_doubles(pairs), None, raw, is_text=True)
+        return Found(name, without_doubles(pairs), None, raw, is_text=True)
     except ValueError:
         return Found(name, None, "invalid_arguments", raw)
 
@@ -280,26 +297,34 @@ def _from_dsml(part: str) -> Found:
     raw = _DSML_INVOKE + part
     body, closed, _ = part.partition(_DSML_END_INVOKE)
     name, _, inside = body.partition('"')
-    arguments: dict[str, Any] = {}
-    for text in inside.split(_DSML_PARAMETER)[1:]:
-        key, _, rest = text.partition('"')
-        kind, _, rest = rest.partition(">")
-        value, ended, _ = rest.partition(_DSML_END_PARAMETER)
-        if not ended:
-            return Found(name.strip(), None, "invalid_json", raw)
-        arguments[key] = value if 'string="true"' in kind else _value(value)
-    return Found(name.strip(), arguments if closed else None, None if closed else "invalid_json", raw)
+    try:
+        if not closed:
+            raise ValueError("cut off")
+        arguments = without_doubles(list(map(_dsml_parameter, inside.split(_DSML_PARAMETER)[1:])))
+    except ValueError:
+        return Found(name.strip(), None, "invalid_json", raw)
+    return Found(name.strip(), arguments, None, raw)
+
+
+def _dsml_parameter(text: str) -> tuple[str, Any]:
+    key, _, rest = text.partition('"')
+    kind, _, rest = rest.partition(">")
+    value, closed, _ = rest.partition(_DSML_END_PARAMETER)
+    if not closed:
+        raise ValueError("cut off")
+    return key, value if 'string="true"' in kind else _value(value)
 
 
 def _from_mistral(body: str) -> Iterator[Found]:
     if body.startswith("["):
-        end = _json_end(body, 0)
-        calls = _DECODER.raw_decode(body)[0] if end else [None]
-        for call in calls:
-            if isinstance(call, dict):
-                yield _from_object(call, body[:end])
-            else:
-                yield Found("", None, "not_an_object" if end else "invalid_json", body)
+        if not _json_end(body, 0):
+            yield _unread(body)
+            return
+        place = _after_space(body, 1)
+        while not body.startswith("]", place):
+            end = _DECODER.raw_decode(body, place)[1]
+            yield _from_json(body[place:end], body[place:end])
+            place = _ARRAY_BETWEEN.match(body, end).end()  # type: ignore[union-attr]
         return
     name, brace, rest = body.partition("{")
     arguments, error = load_object((brace + rest).strip())
@@ -315,15 +340,22 @@ def _from_python(call: ast.Call, raw: str) -> Found:
         try:
             if keyword.arg is None:
                 raise ValueError("** is no name")
-            value = ast.literal_eval(keyword.value)
-            # What JSON has no word for (bytes, sets, infinity) is no argument.
-            arguments.append((keyword.arg, json.loads(json.dumps(value, allow_nan=False))))
+            arguments.append((keyword.arg, _literal(keyword.value)))
         except (ValueError, TypeError, MemoryError, RecursionError):
             return Found(name, None, "invalid_json", raw)
     try:
-        return Found(name, _without_doubles(arguments), None, raw)
+        return Found(name, without_doubles(arguments), None, raw)
     except ValueError:
         return Found(name, None, "invalid_json", raw)
+
+
+def _literal(node: ast.expr) -> Any:
+    """A literal's value as JSON has it. An error for what JSON has no word for: bytes, sets, infinity."""
+    value = ast.literal_eval(node)
+    for part in ast.walk(node):
+        if isinstance(part, ast.Dict):
+            without_doubles([(ast.literal_eval(key), None) for key in part.keys if key is not None])
+    return read_json(json.dumps(value, allow_nan=False))
 
 
 def _dotted(function: ast.expr) -> str:
@@ -346,20 +378,9 @@ def _split_at(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:
 
 
 def _value(text: str) -> Any:
-    """JSON where it is some, else text."""
+    """JSON where it is some, else text. ValueError for JSON that load_object does not take."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _without_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """As an object. ValueError where a key is given twice: which of the two was meant, nobody knows."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    return read_json(text)

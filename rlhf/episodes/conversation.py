@@ -1,6 +1,7 @@
 """The model's side of an episode: messages in, a message out, every token in the ledger, every limit kept."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from rlhf.episodes.template_check import check_template
 from rlhf.errors import ConfigError, EpisodeError, ModelError
 from rlhf.interfaces import GenerateRequest, Sampler
 from rlhf.types import Completion, Message, Sampling, SegmentReason, StopReason, ToolCall
+
+_LONGEST_TOKEN = 128
+"""Characters that one token stands for at most, but for oddities: runs of spaces."""
 
 
 class EpisodeEnded(Exception):
@@ -178,9 +182,10 @@ class Conversation:
     def settle(self) -> None:
         """Write down what was shown and never answered, for the record; not what the context has no room for."""
         if self._num_written < len(self.messages):
-            rendered, reason = self._next()
-            if self._length_with(rendered, reason) <= self._policy.limits.max_tokens:
-                self._write(rendered, reason)
+            with contextlib.suppress(EpisodeEnded):
+                rendered, reason = self._next()
+                if self._length_with(rendered, reason) <= self._policy.limits.max_tokens:
+                    self._write(rendered, reason)
 
     def rewrite(self, messages: Sequence[Message], reason: SegmentReason = "rewrite") -> None:
         """Go on from these messages instead: what was sampled stays a training row."""
@@ -249,17 +254,30 @@ class Conversation:
         )
 
     def _next(self) -> tuple[Rendered, SegmentReason | None]:
-        """What would be written now, and why in a new segment, if so."""
+        """What would be written now, and why in a new segment, if so. EpisodeEnded for what can have no room."""
         chat, new = self._dialect.chat, self.messages[self._num_written :]
+        reason = self._reason_to_begin(new)
+        tools = json.dumps(self.tools) if reason else ""
+        most = self._policy.limits.max_tokens * _LONGEST_TOKEN
+        if len(tools) + sum(map(_num_characters, self.messages if reason else new)) > most:
+            # Not to be tokenised: that would keep all other episodes waiting.
+            raise EpisodeEnded("max_tokens")
         if self._segment is None:
-            _check_once(chat, json.dumps(self.tools))
-            return chat.start(self.messages, self.tools), self._reason
+            _check_once(chat, tools)
+        elif reason is None:
+            return chat.extend(new, self.tools, after=self._ledger.last_id(self._segment)), None
+        return chat.start(self.messages, self.tools), reason
+
+    def _reason_to_begin(self, new: Sequence[Message]) -> SegmentReason | None:
+        """Why what is written next, with these messages, begins a segment; None: it goes on."""
+        if self._segment is None:
+            return self._reason
         if self._is_asked:
             # Nothing can follow the opening of a turn that never came.
-            return chat.start(self.messages, self.tools), "rewrite"
+            return "rewrite"
         if self._dialect.history == "template" and self._would_drop(new):
-            return chat.start(self.messages, self.tools), "template"
-        return chat.extend(new, self.tools, after=self._ledger.last_id(self._segment)), None
+            return "template"
+        return None
 
     def _length_with(self, rendered: Rendered, reason: SegmentReason | None) -> int:
         return len(rendered.token_ids) + (0 if reason else self.num_context)
@@ -327,3 +345,8 @@ class Conversation:
         # Nine letters and digits: what the strictest templates ask for.
         self._policy.num_calls += 1
         return replace(call, id=f"call{self._policy.num_calls:05d}")
+
+
+def _num_characters(message: Message) -> int:
+    calls = [(call.name, call.arguments) for call in message.tool_calls]
+    return len(message.content) + len(message.reasoning or "") + len(json.dumps(calls) if calls else "")

@@ -22,7 +22,7 @@ from rlhf.episodes.endpoint_wire import (
     written_usage,
 )
 from rlhf.episodes.ledger import TokenLedger
-from rlhf.errors import ModelError
+from rlhf.errors import ConfigError, ModelError
 from rlhf.types import Completion, Dropped, Segment, StopReason, Turn
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ class Session:
         self.num_replays = 0
         """Retries that were given the answer there was."""
         self.error = ""
-        """What the engine failed with."""
+        """What the engine, or the endpoint itself, failed with."""
+        self._fatal: ConfigError | None = None
         self.over = asyncio.Event()
         """Set when nothing more is sampled."""
         self._dialect = dialect
@@ -125,9 +126,9 @@ class Session:
             conversation = self._conversation(request, chain)
         except ModelError as error:
             raise RequestError(f"messages: {error}", param="messages") from error
-        except EpisodeEnded as ended:
-            self.end(ended.stop)
-            raise self.refusal() from ended
+        except Exception as error:
+            self._fail(error)
+            raise self.refusal() from error
         if conversation not in self.threads:
             self.threads.append(conversation)
         self._busy.add(conversation)
@@ -145,6 +146,12 @@ class Session:
         """The episode's time is up: what is being sampled is given up."""
         self.end("episode_timeout")
         self._cancel()
+
+    async def outlast(self) -> None:
+        """Wait until nothing more is sampled. ConfigError where no other episode would fare better."""
+        await self.over.wait()
+        if self._fatal is not None:
+            raise self._fatal
 
     async def seal(self) -> None:
         """The episode is over: answer nothing more, give up what is being sampled."""
@@ -281,13 +288,19 @@ class Session:
         ]
 
     def _judge(self, task: "asyncio.Task[ChatAnswer]") -> None:
-        error = None if task.cancelled() else task.exception()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Note why there is no answer."""
         if isinstance(error, EpisodeEnded):
             self.end(error.stop)
-        elif error is not None:
-            self.error = f"{type(error).__name__}: {error}"
-            _log.error("episode of an endpoint: %s", self.error, exc_info=error)
-            self.end("policy_error")
+            return
+        if isinstance(error, ConfigError):
+            self._fatal = error
+        self.error = f"{type(error).__name__}: {error}"
+        _log.error("episode of an endpoint: %s", self.error, exc_info=error)
+        self.end("policy_error")
 
     def _cancel(self) -> None:
         for reply in self._all_replies():

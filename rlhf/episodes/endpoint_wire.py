@@ -333,10 +333,11 @@ def _written_call(call: ToolCall, tools: Sequence[Schema]) -> Json:
         functions = (tool["function"] for tool in tools)
         schema = next((f.get("parameters") for f in functions if f["name"] == call.name), None)
         arguments = SchemaArguments(schema or {})(arguments, is_text=True).values
+    # Half a surrogate pair, as JSON can spell it, could not be sent back by a client; in ASCII it can.
     return {
         "id": call.id,
         "type": "function",
-        "function": {"name": call.name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+        "function": {"name": _encodable(call.name), "arguments": json.dumps(arguments)},
     }
 
 

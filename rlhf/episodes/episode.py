@@ -22,8 +22,6 @@ from rlhf.types import Message, Prompt, StopReason
 _SLACK_S = 2.0
 Watch = Callable[[Mapping[str, Any]], None]
 """Given every message of an episode's process, as it comes."""
-_LONGEST_TOKEN = 128
-"""Characters that one token stands for at most, but for oddities: runs of spaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +65,8 @@ class Episode:
         """Calls that hung since the model spoke last."""
         self._sampling: dict[asyncio.Task[None], int | None] = {}
         """With the numbers of the questions that they answer."""
+        self._serving: set[asyncio.Task[None]] = set()
+        """Ends when a program is answered no more; raises what ends the run."""
 
     async def play(self, prompt: Prompt, episode_id: str) -> Verdict:
         """Play to the end, whatever that is."""
@@ -90,7 +90,7 @@ class Episode:
             # What the environment said cannot be shown to this model.
             return Verdict(stop="env_error", error=str(error))
         finally:
-            await end_tasks(self._sampling)
+            await end_tasks([*self._sampling, *self._serving])
             await self._open.aclose()
             await process.end()
 
@@ -101,12 +101,13 @@ class Episode:
             while verdict is None:
                 name, ends = self._phases.next_deadline()
                 done, _ = await asyncio.wait(
-                    {hearing, *self._sampling},
+                    {hearing, *self._sampling, *self._serving},
                     timeout=max(0.0, ends - time.monotonic()),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                for task in [task for task in self._sampling if task.done()]:
-                    del self._sampling[task]
+                for task in [task for task in (*self._sampling, *self._serving) if task.done()]:
+                    self._sampling.pop(task, None)
+                    self._serving.discard(task)
                     task.result()
                 if hearing in done:
                     verdict = self._obey(checked(hearing.result()), process)
@@ -232,6 +233,7 @@ class Episode:
         self._session = await self._open.enter_async_context(
             self._stage.server.episode(self._policy, ledger=self._ledger)
         )
+        self._serving.add(asyncio.create_task(self._session.outlast()))
         process.tell({"base_url": self._session.base_url, "api_key": self._session.api_key})
 
     def _messages(self) -> Sequence[Message]:
@@ -244,10 +246,6 @@ class Episode:
         conversation.tools = tuple(message.get("tools") or conversation.tools)
         reply: dict[str, Any] = {"id": message.get("id")}
         new = [self._cut(m) for m in messages_of(message["messages"])]
-        if sum(len(m.content) for m in new) > self._policy.limits.max_tokens * _LONGEST_TOKEN:
-            # Not to be tokenised: that would keep all other episodes waiting.
-            process.tell(reply | {"ended": "max_tokens"})
-            return
         conversation.show(new, message.get("seconds", ()))
         if self._config.on_tool_timeout == "end" and any(m.failure == "timeout" for m in new):
             process.tell(reply | {"ended": "tool_timeout"})

@@ -192,10 +192,10 @@ async def run_program(
 async def _start(
     command: Command, folder: str, environment: Mapping[str, str], outputs: tuple[int, int]
 ) -> asyncio.subprocess.Process | ForkedProcess:
-    if isinstance(command, WarmScript):
-        return command.start(folder, environment, outputs)
-    program = shutil.which(command[0], path=environment.get("PATH")) or command[0]
     try:
+        if isinstance(command, WarmScript):
+            return command.start(folder, environment, outputs)
+        program = shutil.which(command[0], path=environment.get("PATH")) or command[0]
         return await asyncio.create_subprocess_exec(
             program,
             *command[1:],
@@ -207,7 +207,8 @@ async def _start(
             process_group=0,
         )
     except OSError as error:
-        raise EpisodeError(f"the program {list(command)} cannot be started in {folder}: {error}") from error
+        named = [str(command.path)] if isinstance(command, WarmScript) else list(command)
+        raise EpisodeError(f"the program {named} cannot be started in {folder}: {error}") from error
 
 
 async def call_program(program: Awaitable[Any], *, limit_s: float) -> Finished:

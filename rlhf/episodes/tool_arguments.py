@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pydantic
 import pydantic_core
 
+from rlhf.episodes.strict_json import read_json
 from rlhf.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class SchemaArguments:
         from jsonschema.validators import validator_for
 
         self._schema = schema
-        self._properties: Mapping[str, Any] = schema.get("properties", {})
+        self._properties: Mapping[str, Any] = schema.get("properties") or {}
         self._validator = validator_for(schema)(schema)
 
     def __call__(self, given: Mapping[str, Any], *, is_text: bool = False) -> Arguments:
@@ -169,8 +170,8 @@ def _read(adapter: "pydantic.TypeAdapter[Any]", value: Any, *, is_text: bool) ->
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        read_json(text)
+    except ValueError:
         return False
     return True
 
@@ -233,7 +234,7 @@ def _plain(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...] 
         return _plain({**definitions[name], **rest}, definitions, (*within, name))
     plain: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in ("properties", "patternProperties"):
+        if key in ("properties", "patternProperties") and isinstance(value, dict):
             plain[key] = {name: _plain(part, definitions, within) for name, part in value.items()}
         elif key in ("default", "enum", "const", "examples"):
             plain[key] = value
@@ -244,10 +245,11 @@ def _plain(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...] 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:
     """The JSON types that a schema takes; none: not known."""
-    own = schema.get("type", [])
+    own = schema.get("type") or []
     found = {own} if isinstance(own, str) else set(own)
-    for part in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
-        found |= _types(part)
+    for part in [*(schema.get("anyOf") or []), *(schema.get("oneOf") or [])]:
+        # `true` is a schema, too.
+        found |= _types(part) if isinstance(part, Mapping) else set()
     return found & _JSON_TYPES
 
 
@@ -255,8 +257,8 @@ def _typed(value: Any, types: set[str], *, is_text: bool) -> tuple[Any, bool]:
     """The value as one of these types, and whether it had to be coerced: as for functions."""
     if isinstance(value, str):
         try:
-            inner = json.loads(value)
-        except (ValueError, RecursionError):
+            inner = read_json(value)
+        except ValueError:
             return value, False
         if (is_text and inner is None and "null" in types) or (types and "string" not in types):
             return inner, not is_text

@@ -1,13 +1,15 @@
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
-from rlhf.episodes.conversation import EpisodeEnded
-from rlhf.episodes.ledger import check_laws
+from rlhf.config.environment import EpisodeLimits
+from rlhf.episodes.conversation import Conversation, Dialect, EpisodeEnded, Policy
+from rlhf.episodes.ledger import TokenLedger, check_laws
 from rlhf.episodes.parsing import parser_of
 from rlhf.errors import ConfigError, EpisodeError, ModelError
-from rlhf.types import Completion, Message
+from rlhf.types import Completion, Message, Sampling, ToolCall
 from tests.conversations import CALL, CUT, QUESTION, Played, result, user
 from tests.tool_calls import TOOLS
 
@@ -350,6 +352,30 @@ def test_cost_of_a_turn_does_not_grow_with_the_conversation(chat_of):
             f"{1000 * anew:.2f} ms for the whole history made into tokens anew"
         )
     assert costs[128] < 3 * costs[4]
+
+
+LONG = "x" * 1281
+
+
+@pytest.mark.parametrize(
+    ("message", "tools"),
+    [
+        (user(LONG), ()),
+        (Message(role="assistant", content="", reasoning=LONG), ()),
+        (replace(QUESTION, tool_calls=(ToolCall(id="1", name="f", arguments={"q": LONG}, raw=""),)), ()),
+        (QUESTION, ({"type": "function", "function": {"name": "f", "description": LONG}},)),
+    ],
+)
+def test_what_can_have_no_room_is_never_tokenised(message, tools):
+    no_tokenizer = Dialect(chat=None, parse=None)
+    limits = EpisodeLimits(max_tokens=10)
+    policy = Policy(engine=None, sampling=Sampling(max_tokens=10), seed=0, limits=limits)
+    thread = Conversation(no_tokenizer, policy, TokenLedger(), tools=tools)
+    thread.show([message])
+    with pytest.raises(EpisodeEnded, match="max_tokens"):
+        thread.write()
+    thread.settle()
+    assert thread.num_context == 0
 
 
 def test_tools_that_the_template_cannot_show_are_refused_when_they_are_known(chat_of):

@@ -93,6 +93,24 @@ def test_call_goes_out_and_its_result_comes_back_in_one_segment(dialects, family
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("name", ["add", "add\\ud83d"])
+def test_call_with_half_a_surrogate_pair_can_be_sent_back(qwen, name):
+    call = f'<tool_call>\n{{"name": "{name}", "arguments": {{"a": "\\ud83d", "b": 1}}}}\n</tool_call>'
+
+    async def main():
+        engine = TextEngine(qwen, lambda prompt: "done" if "no number" in prompt else call)
+        async with playing(qwen, engine) as (session, client):
+            answer = (await ask(client, [user("q")], tools=[ADD])).choices[0].message
+            (called,) = answer.tool_calls
+            result = {"role": "tool", "tool_call_id": called.id, "content": "no number"}
+            last = await ask(client, [user("q"), echo(answer), result], tools=[ADD])
+        assert json.loads(called.function.arguments) == {"a": "\ud83d", "b": 1}
+        assert last.choices[0].message.content == "done"
+        assert len(session.finish()[0]) == 1
+
+    asyncio.run(main())
+
+
 def test_stream_gives_role_content_calls_finish_and_usage(qwen):
     async def main():
         engine = TextEngine(

@@ -1,14 +1,21 @@
 """Episodes played through the endpoint: how they end, that they do not mix, that their record is the native one."""
 
 import asyncio
+import json
 
 import aiohttp
 import pytest
 
-from rlhf.episodes.conversation import Conversation
+from rlhf.config.environment import EnvironmentConfig
+from rlhf.episodes.conversation import Conversation, Dialect
 from rlhf.episodes.endpoint import RolloutServer
+from rlhf.episodes.host import EnvironmentHost
 from rlhf.episodes.ledger import TokenLedger
-from rlhf.types import Message
+from rlhf.episodes.parsing import parser_of
+from rlhf.episodes.runner import EpisodeRunner
+from rlhf.episodes.zygote import LoadEnvironment
+from rlhf.errors import ConfigError
+from rlhf.types import Message, Prompt, Sampling
 from tests.chat_tokenizers import FAMILIES
 from tests.endpoints import (
     ADD,
@@ -87,6 +94,52 @@ def test_failed_engine_is_told_once_and_never_asked_again(qwen):
         assert (session.stop, session.error) == ("policy_error", "RuntimeError: out of memory")
 
     asyncio.run(main())
+
+
+NOT_TO_BE_HELPED = {
+    "tools that cannot be shown": ("gemma3", None, "the call of 'add' is not shown"),
+    "calls that cannot be read": ("qwen2.5", "<call>", "writes calls in a way not known here"),
+}
+STUBBORN = """
+import asyncio, json, urllib.request
+
+class Stubborn:
+    async def play(self, endpoint, context):
+        told = {"Authorization": "Bearer " + endpoint.api_key, "Content-Type": "application/json"}
+        request = urllib.request.Request(endpoint.base_url + "/chat/completions", BODY, told)
+        try:
+            await asyncio.to_thread(urllib.request.urlopen, request)
+        except OSError:
+            await asyncio.sleep(600)
+    def score(self, context): return 0.0
+"""
+
+
+@pytest.mark.parametrize("case", NOT_TO_BE_HELPED)
+def test_what_no_episode_would_be_spared_ends_the_run(chat_of, tmp_path, case):
+    family, written, says = NOT_TO_BE_HELPED[case]
+    parse = parser_of("none") if written is None else parser_of("auto", written=written)
+    dialect = Dialect(chat=chat_of(family), parse=parse)
+    asked = json.dumps({"messages": [user("q")], "tools": [ADD]}).encode()
+    (tmp_path / "stubborn.py").write_text(f"BODY = {asked!r}\n{STUBBORN}")
+    config = EnvironmentConfig(use="stubborn:Stubborn")
+
+    async def main():
+        host = EnvironmentHost(LoadEnvironment(use=config.use, code_dir=str(tmp_path)))
+        engine = TextEngine(dialect, lambda _: "ok")
+        runner = EpisodeRunner(engine, host, dialect=dialect, config=config)
+        prompt = Prompt(id="p", messages=(Message(role="user", content="q"),))
+        sampling = Sampling(max_tokens=50, stop_token_ids=dialect.chat.stop_token_ids)
+        try:
+            await host.start()
+            async with asyncio.timeout(30):
+                await runner(prompt, seeds=[1], sampling=sampling)
+        finally:
+            await runner.close()
+            await host.close()
+
+    with pytest.raises(ConfigError, match=says):
+        asyncio.run(main())
 
 
 def test_late_failure_of_a_stream_reaches_the_client(qwen):

@@ -7,10 +7,12 @@ import pytest
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.parsing import parse
 from rlhf.episodes.render import Renderer
+from rlhf.episodes.tool_arguments import SchemaArguments
 from rlhf.episodes.tool_calls import run_calls
 from rlhf.episodes.tools import Tool
 from rlhf.types import Message
 from tests.chat_tokenizers import FAMILIES, save_tokenizer
+from tests.tool_calls import FORMS
 from tests.unit.episodes.episode_contexts import call, context_of
 
 RIGHT = '{"a": 1, "b": 2}'
@@ -89,6 +91,38 @@ def qwen_xml(kind):
     return f"<tool_call>\n{head}\n{body}\n</function>\n</tool_call>"
 
 
+def mistral(kind):
+    if kind in WHOLE or kind == "no name":
+        return f"[TOOL_CALLS][{json_call(kind, 'arguments')}{'' if kind == 'cut json' else ']'}"
+    return f"[TOOL_CALLS]{NAMES.get(kind, 'add')}{ARGUMENTS.get(kind, RIGHT)}"
+
+
+def mistral_array(kind):
+    return f"[TOOL_CALLS][{json_call(kind, 'arguments')}{'' if kind == 'cut json' else ']'}"
+
+
+def glm4(kind):
+    name = NAMES.get(kind, "add") or ""
+    if kind == "cut json":
+        return "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1"
+    pairs = XML.get(kind, [("a", "1"), ("b", "2")] if kind in (*NAMES, "right") else [])
+    body = "".join(f"<arg_key>{k}</arg_key>\n<arg_value>{v}</arg_value>\n" for k, v in pairs)
+    whole = WHOLE.get(kind) or f"{name}\n{body or ARGUMENTS.get(kind, '')}"
+    return f"<tool_call>{whole}</tool_call>"
+
+
+def dsml(kind):
+    name = NAMES.get(kind, "add")
+    pairs = XML.get(kind, [("a", "1"), ("b", "2")] if kind in (*NAMES, "right") else [])
+    body = "".join(
+        f'<｜DSML｜parameter name="{k}" string="false">{v}</｜DSML｜parameter>\n' for k, v in pairs
+    )
+    head = "<｜DSML｜invoke>" if name is None else f'<｜DSML｜invoke name="{name}">'
+    end = "" if kind == "cut json" else "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+    whole = WHOLE.get(kind) or f"{head}\n{body or ARGUMENTS.get(kind, '')}"
+    return f"<｜DSML｜function_calls>\n{whole}{end}"
+
+
 def pythonic(kind):
     whole = {
         "bad json": "add(a=1; b=2)",
@@ -115,8 +149,12 @@ WRITERS = {
     "llama3": llama3,
     "deepseek_v3": deepseek_v3,
     "qwen_xml": qwen_xml,
+    "mistral": mistral,
+    "mistral_array": mistral_array,
+    "glm4": glm4,
+    "deepseek_v32": dsml,
 }
-TAKEN = {("hermes", "a string of json"), ("llama3", "a string of json")}
+TAKEN = {(form, "a string of json") for form in ("hermes", "llama3", "mistral_array")}
 """What OpenAI's form asks for is no mistake."""
 
 
@@ -128,26 +166,75 @@ ADD = {"add": Tool.from_function(add)}
 SCHEMAS = [ADD["add"].schema]
 
 
-@pytest.mark.parametrize("syntax", WRITERS)
+@pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_malformed_call_has_one_message(syntax, kind):
-    message = parse(WRITERS[syntax](kind), syntax=syntax, tools=SCHEMAS)
+def test_malformed_call_has_one_message(form, kind):
+    message = parse(WRITERS[form](kind), syntax=FORMS[form], tools=SCHEMAS)
     answers = run_calls(message.tool_calls, ADD, context=context_of())
     assert len(answers) == 1
-    assert answers[0][0].is_error is ((syntax, kind) not in TAKEN)
+    assert answers[0][0].is_error is ((form, kind) not in TAKEN)
     assert answers[0][0].tool_call_id == message.tool_calls[0].id
     assert 0 < len(answers[0][0].content) < 400
 
 
-@pytest.mark.parametrize("syntax", WRITERS)
-def test_the_same_call_well_formed_is_run(syntax):
-    text = WRITERS[syntax]("right")
-    if syntax == "qwen_xml":
+@pytest.mark.parametrize("form", WRITERS)
+def test_the_same_call_well_formed_is_run(form):
+    text = WRITERS[form]("right")
+    if form == "qwen_xml":
         text = text.replace(RIGHT, "<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>")
     ((answer, _),) = run_calls(
-        parse(text, syntax=syntax, tools=SCHEMAS).tool_calls, ADD, context=context_of()
+        parse(text, syntax=FORMS[form], tools=SCHEMAS).tool_calls, ADD, context=context_of()
     )
     assert (answer.content, answer.is_error) == ("3", False)
+
+
+@pytest.mark.parametrize("value", ['{"k": 1, "k": 2}', '{"k": [NaN]}', "-1e999"])
+@pytest.mark.parametrize("form", WRITERS)
+def test_value_that_means_nothing_for_certain_is_never_taken(form, value):
+    def take(a: float | dict[str, object]) -> str:
+        return str(a)
+
+    whole = f'{{"name": "take", "arguments": {{"a": {value}}}}}'
+    text = {
+        "pythonic": f"[take(a={value})]",
+        "hermes": f"<tool_call>{whole}</tool_call>",
+        "llama3": f"<|python_tag|>{whole}",
+        "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>take<｜tool▁sep｜>" + f'{{"a": {value}}}',
+        "qwen_xml": f"<tool_call><function=take><parameter=a>{value}</parameter></function></tool_call>",
+        "mistral": f'[TOOL_CALLS]take{{"a": {value}}}',
+        "mistral_array": f"[TOOL_CALLS][{whole}]",
+        "glm4": f"<tool_call>take<arg_key>a</arg_key><arg_value>{value}</arg_value></tool_call>",
+        "deepseek_v32": '<｜DSML｜invoke name="take"><｜DSML｜parameter name="a" string="false">'
+        f"{value}</｜DSML｜parameter></｜DSML｜invoke>",
+    }[form]
+    tool = Tool.from_function(take)
+    calls = parse(text, syntax=FORMS[form], tools=[tool.schema]).tool_calls
+    ((answer, _),) = run_calls(calls, {"take": tool}, context=context_of())
+    assert answer.is_error
+    by_schema = SchemaArguments({"type": "object", "properties": {"a": {"type": ["number", "object"]}}})
+    assert calls[0].error or by_schema(calls[0].arguments, is_text=calls[0].is_text).problems
+
+
+@pytest.mark.parametrize(
+    ("syntax", "text", "calls"),
+    [
+        ("mistral", '[TOOL_CALLS]add[TOOL_CALLS]look{"a": 1}', [("add", None), ("look", {"a": 1})]),
+        (
+            "mistral",
+            '[TOOL_CALLS][{"name": "add", "name": ""}, {"name": "look"}]',
+            [("", None), ("look", {})],
+        ),
+        ("mistral", "[TOOL_CALLS][]", [("", None)]),
+        ("deepseek_v3", '<｜DSML｜function_calls><｜DSML｜invoke nam="add">x</｜DSML｜invoke>', [("", None)]),
+        ("deepseek_v3", '<｜tool▁calls▁begin｜>add<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>', [("", None)]),
+        ("pythonic", '[add(a={1: 2, "1": 3})]', [("add", None)]),
+    ],
+)
+def test_nothing_that_begins_a_call_is_lost(syntax, text, calls):
+    before = "" if syntax == "pythonic" else "so "
+    message = parse(before + text, syntax=syntax, tools=SCHEMAS)
+    assert [(found.name, found.arguments) for found in message.tool_calls] == calls
+    assert message.content == before.strip()
 
 
 def test_untyped_texts_reach_a_text_parameter_as_written():

@@ -7,6 +7,7 @@ import pydantic
 import pytest
 from typing_extensions import TypedDict
 
+from rlhf.episodes.tool_arguments import SchemaArguments, plain_schema
 from rlhf.episodes.tools import NOT_TOOLS, Tool, by_name, tools_of
 from rlhf.errors import ConfigError
 from rlhf.interfaces import Context
@@ -330,6 +331,20 @@ def test_missing_fields_are_named_and_problems_are_few_and_short():
     many = read(needs, **{f"z{i}" * 1000: "y" * 100_000 for i in range(1000)}).problems
     assert len(many) == 5
     assert sum(map(len, many)) < 1000
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"anyOf": [True, {"type": "integer"}]}}},
+        {"properties": {"a": {"type": None, "oneOf": None}}},
+        {"properties": None},
+        {},
+    ],
+)
+def test_odd_schemas_of_servers_are_read(schema):
+    shown = plain_schema({"type": "object", "additionalProperties": True, **schema})
+    assert SchemaArguments(shown)({"a": "3"}, is_text=True).problems == ()
 
 
 def test_a_hint_whose_validator_raises_is_a_problem_not_an_error():

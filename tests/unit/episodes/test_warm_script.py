@@ -12,7 +12,7 @@ import pytest
 
 from rlhf.episodes.program import clean_environment, run_program
 from rlhf.episodes.warm_script import WarmScript
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, EpisodeError
 
 
 def run(folder, code, *, limit_s=20.0, **options):
@@ -95,6 +95,17 @@ def test_script_is_killed_with_its_children_at_the_deadline(tmp_path):
     while any(map(_is_alive, left)) and time.monotonic() < ends:
         time.sleep(0.02)
     assert not any(map(_is_alive, left))
+
+
+def test_script_that_cannot_be_forked_fails_its_episode(tmp_path):
+    class Unforkable(WarmScript):
+        def start(self, *_):
+            raise BlockingIOError("no more processes")
+
+    path = tmp_path / "agent.py"
+    path.write_text("")
+    with pytest.raises(EpisodeError, match=r"agent\.py.*cannot be started.*no more processes"):
+        asyncio.run(run_program(Unforkable(path), folder=str(tmp_path), environment={}, limit_s=1.0))
 
 
 def _is_alive(pid):
