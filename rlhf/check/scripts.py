@@ -7,9 +7,9 @@ from typing import Any
 
 from rlhf.check.grading import TEMPLATES
 from rlhf.check.probes import GOLD_COLUMN
-from rlhf.check.schema_values import arguments_for
 from rlhf.config.task import TaskConfig
 from rlhf.episodes.chat import ChatRenderer, Schema
+from rlhf.episodes.schema_values import arguments_for
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion, Message, Prompt, ToolCall
 
