@@ -47,6 +47,7 @@ TESTED = {
 """Versions of requirements/*.txt, with which every test passes."""
 GIB = 2**30
 PROBE_S = 120.0
+_NEEDED = "the sandbox is needed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,13 +280,14 @@ def needs_sandbox(recipe: Recipe) -> bool:
     names = sorted({reward.use for reward in recipe.task.rewards})
     played = [recipe.task.environment.use] if recipe.task.environment else []
     code = (
-        "import sys\nfrom rlhf.importing import load_object\n"
+        "import os, sys\nfrom rlhf.importing import load_object\n"
         f"for name in {names!r}: load_object(name, key='rewards')\n"
         "needed = 'rlhf.sandbox.client' in sys.modules\n"
         f"for name in {played!r}: needed |= getattr(load_object(name, key='use'), 'uses_sandbox', False)\n"
-        "sys.exit(needed)"
+        # The last line, whatever importing has written, and nothing runs after it.
+        f"if needed:\n    os.write(2, b'\\n{_NEEDED}\\n')\n    os._exit(1)"
     )
-    return probe(code, limit_s=PROBE_S) == "exit code 1"
+    return probe(code, limit_s=PROBE_S) == _NEEDED
 
 
 def recipe_needs(recipe: Recipe) -> list[Finding]:

@@ -25,6 +25,7 @@ from rlhf.episodes.ledger import check_record
 from rlhf.episodes.parsing import Parse
 from rlhf.episodes.render import Renderer
 from rlhf.episodes.runner import EpisodeRunner, SingleTurn, limits_of
+from rlhf.episodes.schema_values import arguments_for
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.interfaces import GenerateRequest, RolloutFunction
 from rlhf.materials import dialect_for, load_environment, load_task, renderer_for, worker_settings
@@ -43,7 +44,6 @@ from rlhf.types import (
 )
 
 _STYLES: Mapping[Role, str] = {"system": "magenta", "user": "cyan", "tool": "yellow", "assistant": "green"}
-_EXAMPLES = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
 _ENDINGS = {
     "ok": "the episode came to its end",
     "truncated": "a limit: graded as it stands",
@@ -329,31 +329,28 @@ def _call_text(call: ToolCall) -> str:
 
 def _signature(tool: Schema) -> str:
     function = tool["function"]
-    needed = function["parameters"].get("required", ())
-    parameters = function["parameters"].get("properties", {})
+    schema = function.get("parameters") or {}
+    needed, parameters = schema.get("required") or (), schema.get("properties") or {}
     shown = ", ".join(
-        f"{name}{'' if name in needed else '?'}: {_kind(schema)}" for name, schema in parameters.items()
+        f"{name}{'' if name in needed else '?'}: {_kind(found)}" for name, found in parameters.items()
     )
-    told = [f"    {name}: {s['description']}" for name, s in parameters.items() if s.get("description")]
+    described = {name: found for name, found in parameters.items() if isinstance(found, Mapping)}
+    told = [f"    {name}: {d['description']}" for name, d in described.items() if d.get("description")]
     return "\n".join([f"{function['name']}({shown})  {function.get('description', '')}".rstrip(), *told])
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def _kind(schema: Any) -> str:
     """The type of a parameter in JSON schema's words."""
+    if not isinstance(schema, Mapping):
+        return "any"
     if "enum" in schema:
         return " | ".join(map(repr, schema["enum"]))
-    kinds = schema.get("type") or [_kind(option) for option in schema.get("anyOf", ())] or "any"
+    kinds = schema.get("type") or [_kind(option) for option in schema.get("anyOf") or ()] or "any"
     return kinds if isinstance(kinds, str) else " | ".join(kinds)
 
 
 def _example_call(tool: Schema) -> ToolCall:
-    parameters = tool["function"]["parameters"]
-    named = parameters.get("required") or list(parameters.get("properties", {}))
-    arguments = {}
-    for name in named:
-        schema = parameters["properties"][name]
-        arguments[name] = schema["enum"][0] if "enum" in schema else _EXAMPLES.get(_kind(schema), "...")
-    return ToolCall(id="call00000", name=tool["function"]["name"], arguments=arguments)
+    return ToolCall(id="call00000", name=tool["function"]["name"], arguments=arguments_for(tool, word="..."))
 
 
 def _printable(text: str) -> str:

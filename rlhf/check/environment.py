@@ -157,6 +157,7 @@ def _dialect(
 ) -> tuple[Dialect, EnvironmentConfig] | None:
     """How turns become tokens, as the recipe has it, or with a tokenizer of bytes; None where that is impossible."""
     renderer = _renderer(recipe, scratch)
+    is_own = renderer is not None
     if renderer is None:
         write_byte_tokenizer(scratch)
         renderer = Renderer(model_folder=scratch)
@@ -167,7 +168,6 @@ def _dialect(
     except (ModelError, ConfigError) as error:
         report.findings.append(Finding(kind="chat template", row="", reason=str(error)))
         return None
-    is_own = renderer.model_folder != scratch or recipe.model.config is not None
     text = (
         "can be extended turn by turn" if is_own else "is not here: played with tokens of bytes, and ChatML"
     )

@@ -124,13 +124,15 @@ class Stage:
         row = next((row for row in rows if self.writer.reference(row)), None)
         if row is None or self.writer.is_told or GOLD_COLUMN in row.columns:
             return
-        empty = await self.play(row, self.writer.empty())
-        for template in TEMPLATES if empty.value is not None else ():
+        nothing = (await self.play(row, self.writer.empty())).value
+        if nothing is None:
+            return
+        for template in TEMPLATES:
             self.writer.template = template
             script = self.writer.reference(row)
             assert script is not None
             played = await self.play(row, script)
-            if played.is_late or (played.value or 0.0) > (empty.value or 0.0):
+            if played.is_late or (played.value is not None and played.value > nothing):
                 return
         self.writer.template = TEMPLATES[0]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rlhf.check.grading import TEMPLATES
 from rlhf.check.probes import GOLD_COLUMN
-from rlhf.check.schema_values import arguments_for
 from rlhf.config.task import TaskConfig
 from rlhf.episodes.chat import ChatRenderer, Schema
+from rlhf.episodes.schema_values import arguments_for
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion, Message, Prompt, ToolCall
 
@@ -94,7 +94,8 @@ class ScriptWriter:
         """Those that write calls, well or badly."""
         if not tools:
             return [self._always(MALFORMED, _NO_CALL)]
-        word = next(iter(prompt.messages[-1].content.replace("*", " ").split()), "word")
+        words = prompt.messages[-1].content.replace("*", " ").split()
+        word = next((word for word in words if not any(end in word for end in self._chat.stops)), "word")
         calls = [self._call(tool, arguments_for(tool, word=word), tools) for tool in tools]
         end = (self._stop,)
         half = (*calls[0][: max(1, len(calls[0]) * 2 // 3)], self._stop)

@@ -81,7 +81,8 @@ class EnvironmentConfig(Section):
     """Episodes at the same time."""
     lockstep: bool | None = None
     """Sample the turns of all episodes in rounds, so that a run is repeatable bit for bit whatever takes how long. A
-    round waits at most 5 s for an environment. Default: in synchronous runs on a CPU."""
+    round waits at most 5 s for an environment. An episode that asks for two turns at once (forks, requests side by
+    side) is not held back, and not repeatable. Default: in synchronous runs on a CPU."""
 
     def least_graded(self, num_samples: int) -> int:
         """Graded samples without which a group of `num_samples` is skipped."""

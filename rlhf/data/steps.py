@@ -18,14 +18,13 @@ Decode = Callable[[Sequence[int]], str]
 def step_rewards(trajectories: Sequence[Trajectory], decode: Decode) -> Tensor:
     """[N]: the reward of the step that ends with the token, NaN where none ends; several on one token add up.
 
-    A step ends with the first token of the last assistant turn up to which the text has `end` characters. In an
-    environment that rewards turns, every turn is a step.
+    A step ends with the first token of the last assistant turn up to which the text has `end` characters. Of an
+    episode every turn is a step, too, whether it earned something or not.
     Raises RewardError when no reward gave steps, and for a step that ends outside the completion.
     """
     found: list[float] = []
-    by_turns = any(turn.reward for trajectory in trajectories for turn in trajectory.turns)
     for trajectory in trajectories:
-        rows = turn_steps(trajectory) if by_turns else _nothing(trajectory)
+        rows = turn_steps(trajectory) if trajectory.is_episode else _nothing(trajectory)
         for end, value in trajectory.reward.steps if trajectory.reward is not None else ():
             segment, place = _ends_at(trajectory, end, decode)
             before = rows[segment][place]
@@ -36,7 +35,7 @@ def step_rewards(trajectories: Sequence[Trajectory], decode: Decode) -> Tensor:
         raise RewardError(
             "algorithm.advantages is process, but no reward of this step's samples gave steps: return "
             "RewardResult(value=..., steps=((end, value), ...)) or {'score': ..., 'steps': [[end, value], ...]}, "
-            "with `end` in characters of the completion; or have an environment reward its turns."
+            "with `end` in characters of the completion; or have an environment, whose turns are steps."
         )
     return rewards
 

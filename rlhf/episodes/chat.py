@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf.episodes.parsing import END_THINK, THINK
 from rlhf.episodes.render import Renderer
-from rlhf.errors import ModelError
+from rlhf.errors import DataError, ModelError
 from rlhf.types import Message, ToolCall
 
 Schema = Mapping[str, Any]
@@ -92,7 +92,7 @@ class ChatRenderer:
         """
         hidden: dict[str, str] = {}
         end, text = self._delta(self._safe(new, hidden), tools, before=(QUESTION, _asking(new)))
-        end_id = self._stops[end]
+        end_id = self.stops[end]
         # Encoded with the end in front: some tokenizers put a space before the first word of a text.
         ids = self._encode(end + text, hidden)
         if ids[:1] != [end_id]:
@@ -106,8 +106,15 @@ class ChatRenderer:
     ) -> tuple[int, ...]:
         """An assistant's message as the model should sample it, the end of its turn included.
 
-        `is_thinking`: what comes before has it think at once.
+        `is_thinking`: what comes before has it think at once. DataError for a message that would end within itself.
         """
+        said = _texts([message.content, message.reasoning, [call.arguments for call in message.tool_calls]])
+        within = next((end for text in said for end in self.stops if end in text), None)
+        if within is not None:
+            raise DataError(
+                f"a turn of the assistant contains {within!r}, with which the model ends its turns: what comes after "
+                "that cannot be part of it. Spell it in another way, or leave it out."
+            )
         asked = self.rendered([QUESTION], tools, is_open=True).removesuffix(self.opening)
         header, think, begun = self.opening.partition(THINK)
         body = self.rendered([QUESTION, message], tools).removeprefix(asked).removeprefix(header)
@@ -118,10 +125,10 @@ class ChatRenderer:
         elif is_thinking:
             # The template forgets thoughts, but asks for them.
             body = f"{message.reasoning or ''}\n{END_THINK}\n\n{body}"
-        ends = [(body.find(end), end) for end in self._stops if end in body]
+        ends = [(body.find(end), end) for end in self.stops if end in body]
         # Some end a turn with what begins the next.
         place, end = min(ends, default=(len(body), self._end_before(message)))
-        return (*self._encode(body[:place], {}), self._stops[end])
+        return (*self._encode(body[:place], {}), self.stops[end])
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of a sampled turn: its end left out, all other special tokens by name."""
@@ -185,7 +192,8 @@ class ChatRenderer:
         return text[text.rfind(QUESTION.content) :] if _SENTINEL in text else ""
 
     @cached_property
-    def _stops(self) -> Mapping[str, int]:
+    def stops(self) -> Mapping[str, int]:
+        """Texts that end a turn, and their ids."""
         return {self.tokenizer.decode([token]): token for token in self.stop_token_ids}
 
     @cached_property
@@ -204,11 +212,11 @@ class ChatRenderer:
                 "cannot be told. Give another template in model.chat_template."
             )
         after = text[place + len(_SENTINEL) :]
-        found = {after.find(stop): stop for stop in self._stops if stop in after}
+        found = {after.find(stop): stop for stop in self.stops if stop in after}
         if not found:
             raise ModelError(
                 f"the chat template goes on after an assistant's turn with {after[:60]!r}, without any of the stop "
-                f"tokens {list(self._stops)}: a model could not end its turn so. Name the right one as the "
+                f"tokens {list(self.stops)}: a model could not end its turn so. Name the right one as the "
                 "tokenizer's eos token or in eos_token_id of generation_config.json, or give another template in "
                 "model.chat_template."
             )
@@ -326,6 +334,17 @@ def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
                     told.add(call.id)
         elif message.role != "tool" or message.tool_call_id not in told:
             yield message
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a value of JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _word(text: str, hidden: dict[str, str]) -> str:

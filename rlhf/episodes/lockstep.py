@@ -9,15 +9,13 @@ from rlhf.types import Completion
 
 PATIENCE_S = 5.0
 """While nothing is being decoded. Then a round goes without those who are late."""
-Place = tuple[str, int]
-"""(prompt id, sample index): the order of a round's requests."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    place: Place
+    place: int
     released: asyncio.Future[None]
 
 
@@ -25,33 +23,41 @@ class Lockstep:
     """An engine that is asked in rounds, by `max_live` episodes at a time.
 
     Log-probabilities depend, in their last bits, on what is decoded together. In rounds, that depends on the episodes
-    alone and not on how fast a tool is, so that a run can be repeated bit for bit (docs/decisions/0002).
+    alone and not on how fast a tool is, so that a run can be repeated bit for bit (docs/decisions/0002). That holds
+    for episodes that ask one turn after another; one that asks twice at once is not held back, and reported once.
     """
 
     def __init__(self, engine: Sampler, *, max_live: int) -> None:
         self._engine = engine
         self._max_live = max_live
+        self._num_entered = 0
         self._num_episodes = 0
-        self._num_decoding = 0
+        self._decoding: list[int] = []
         self._asking: list[_Asking] = []
         self._timer: asyncio.Handle | None = None
-        self._has_warned = False
+        self._told: set[str] = set()
 
-    def enter(self) -> None:
-        """One episode more is played, at once or when it has its place."""
+    def enter(self) -> Sampler:
+        """The engine as one episode more sees it, which is played at once or when it has its place.
+
+        A round's requests are in the order in which their episodes came here.
+        """
         self._num_episodes += 1
+        self._num_entered += 1
+        return _Seat(self, self._num_entered)
 
     def leave(self, _: object = None) -> None:
         """One of them is over."""
         self._num_episodes -= 1
         self._look()
 
-    def engine_of(self, place: Place) -> Sampler:
-        """The engine as one episode sees it."""
-        return _Seat(self, place)
-
-    async def generate(self, request: GenerateRequest, place: Place) -> list[Completion]:
+    async def generate(self, request: GenerateRequest, place: int) -> list[Completion]:
         """In the next round."""
+        if place in self._decoding or any(asking.place == place for asking in self._asking):
+            self._warn_once(
+                "an episode asks for two turns at once: which turns are decoded together depends on how fast it is, "
+                "and the run cannot be repeated bit for bit."
+            )
         asking = _Asking(place, asyncio.get_running_loop().create_future())
         self._asking.append(asking)
         try:
@@ -60,11 +66,11 @@ class Lockstep:
         finally:
             if asking in self._asking:
                 self._asking.remove(asking)
-        self._num_decoding += 1
+        self._decoding.append(place)
         try:
             return await self._engine.generate(request)
         finally:
-            self._num_decoding -= 1
+            self._decoding.remove(place)
             self._look()
 
     def _look(self) -> None:
@@ -72,7 +78,7 @@ class Lockstep:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._num_decoding or not self._asking:
+        if self._decoding or not self._asking:
             return
         if len({asking.place for asking in self._asking}) >= min(self._max_live, self._num_episodes):
             # Soon: who came last would otherwise go first.
@@ -81,16 +87,19 @@ class Lockstep:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._go_on)
 
     def _go_on(self) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "a round of turns did not wait for %d of %d episodes, whose tools or steps take more than %g s: the "
-                "run cannot be repeated bit for bit. task.environment.lockstep: false waits for nobody.",
-                min(self._max_live, self._num_episodes) - len({asking.place for asking in self._asking}),
-                self._num_episodes,
-                PATIENCE_S,
-            )
+        self._warn_once(
+            "a round of turns did not wait for %d of %d episodes, whose tools or steps take more than %g s: the "
+            "run cannot be repeated bit for bit. task.environment.lockstep: false waits for nobody.",
+            min(self._max_live, self._num_episodes) - len({asking.place for asking in self._asking}),
+            self._num_episodes,
+            PATIENCE_S,
+        )
         self._release()
+
+    def _warn_once(self, message: str, *values: float) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning(message, *values)
 
     def _release(self) -> None:
         for asking in sorted(self._asking, key=lambda asking: asking.place):
@@ -104,7 +113,7 @@ class _Seat:
     """An interfaces.Sampler."""
 
     rounds: Lockstep
-    place: Place
+    place: int
 
     async def generate(self, request: GenerateRequest) -> list[Completion]:
         """One Completion per seed, in seed order."""

@@ -113,6 +113,8 @@ class MCP:
                 raise EpisodeError(
                     f"the MCP server {self._server.label} did not answer within {timeout_s:g} s (limits.setup_s)"
                 ) from error
+            except ConnectionError as error:
+                raise self._gone() from error
         return self._answer(answer)
 
     def _connection(self) -> socket.socket:

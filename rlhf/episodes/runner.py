@@ -88,16 +88,13 @@ class EpisodeRunner:
     async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
         """One trajectory per seed, in order."""
         limits = limits_of(prompt, self._config.limits)
-        episodes = [
-            asyncio.create_task(
-                self._sample(prompt, index=index, seed=seed, sampling=sampling, limits=limits)
-            )
-            for index, seed in enumerate(seeds)
-        ]
-        if self._rounds is not None:
-            for episode in episodes:
-                self._rounds.enter()
-                episode.add_done_callback(self._rounds.leave)
+        episodes = []
+        for index, seed in enumerate(seeds):
+            engine = self._engine if self._rounds is None else self._rounds.enter()
+            policy = Policy(engine=engine, sampling=sampling, seed=seed, limits=limits)
+            episodes.append(asyncio.create_task(self._sample(prompt, index=index, fresh=policy)))
+            if self._rounds is not None:
+                episodes[-1].add_done_callback(self._rounds.leave)
         try:
             return list(await asyncio.gather(*episodes))
         finally:
@@ -108,20 +105,16 @@ class EpisodeRunner:
         """Stop answering programs."""
         await self._stage.server.close()
 
-    async def _sample(
-        self, prompt: Prompt, *, index: int, seed: int, sampling: Sampling, limits: EpisodeLimits
-    ) -> Trajectory:
-        """An episode, tried again with the same seed while it ends in an error."""
+    async def _sample(self, prompt: Prompt, *, index: int, fresh: Policy) -> Trajectory:
+        """An episode, tried again with a copy of the same policy while it ends in an error."""
         lost: list[Dropped] = []
-        engine = self._engine if self._rounds is None else self._rounds.engine_of((prompt.id, index))
         for attempt in range(self._config.retries + 1):
-            policy = Policy(engine=engine, sampling=sampling, seed=seed, limits=limits)
             async with self._places:
                 ledger = TokenLedger(lost)
-                episode = Episode(self._stage, policy, ledger)
+                episode = Episode(self._stage, replace(fresh), ledger)
                 verdict = await episode.play(prompt, f"{prompt.id}/{index}/{attempt}")
             episode.settle()
-            found = _record(ledger, verdict, index=index, seed=seed)
+            found = _record(ledger, verdict, index=index, seed=fresh.seed)
             if found.status != "error" or attempt == self._config.retries:
                 return replace(found, attempt=attempt)
             logger.warning("episode %s/%d, attempt %d: %s", prompt.id, index, attempt, verdict.error)

@@ -137,5 +137,8 @@ def test_environment_that_loads_is_named_and_whether_it_needs_the_sandbox(tmp_pa
     (found,) = asyncio.run(environment_needs(episodes_in(module)))
     assert found.status == "ok"
     assert not needs_sandbox(episodes_in(module))
-    module.write_text(module.read_text().replace("False", "True"))
+    noise = (
+        "import atexit, sys, warnings\natexit.register(print, 'bye', file=sys.stderr)\nwarnings.warn('old')\n"
+    )
+    module.write_text(noise + module.read_text().replace("False", "True"))
     assert needs_sandbox(episodes_in(module))

@@ -30,6 +30,20 @@ class Sound:
         return self.best
 
 
+class Boxed(Sound):
+    """Reads an answer in a box alone, cannot grade another, and has an episode without one pay."""
+
+    def step(self, action, context):
+        self.said_last = action.content
+        return Step(terminated=True)
+
+    def score(self, context):
+        if not self.said_last:
+            return -1.0
+        boxed = f"\\boxed{{{context.prompt.reference}}}"
+        return float(self.said_last == boxed) if self.said_last.startswith("\\boxed") else None
+
+
 class Dice(Sound):
     """What it says comes from no seed."""
 

@@ -37,6 +37,19 @@ def test_sound_environment_passes_and_its_score_tells_the_reference(played):
     assert "reset" in found.says("time")
 
 
+def test_reference_is_not_written_in_a_way_that_cannot_be_graded(played):
+    found = played("Boxed", rows=ROWS[:1])
+    assert found.found["facts"]["reference"]["template"] == "\\boxed{{reference}}"
+
+
+def test_tokenizer_that_is_not_here_is_not_said_to_be_played_with(tmp_path):
+    changes = ["model.tokenizer=some/hub", "task.train.kwargs.size=40", "task.heldout.kwargs.size=40"]
+    recipe = load_recipe(str(ROOT / "recipes/cpu/guess_number.yaml"), changes)
+    report = tmp_path / "report.json"
+    asyncio.run(check(recipe, code_dir=ROOT, num_rows=1, json_file=report))
+    assert json.loads(report.read_text())["facts"]["chat template"]["is_own"] is False
+
+
 def test_randomness_without_the_seed_is_named(played):
     found = played("Dice")
     assert found.code == 0

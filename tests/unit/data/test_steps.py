@@ -46,6 +46,12 @@ def test_a_step_outside_the_completion_is_refused(end):
         step_rewards([judged((end, 1.0))], decode)
 
 
+def test_turns_of_an_episode_are_steps_whatever_they_earned():
+    assert step_rewards([replace(judged(), is_episode=True)], decode).tolist()[-1] == 1.0
+    earned = step_rewards([replace(judged((5, 0.5)), is_episode=True), judged((5, 0.5))], decode).tolist()
+    assert [value for value in earned if not math.isnan(value)] == [0.5, 1.0, 0.5]
+
+
 def test_rewards_without_any_step_are_refused():
     with pytest.raises(RewardError, match="no reward of this step's samples gave steps"):
         step_rewards([judged(), judged()], decode)

@@ -34,6 +34,15 @@ SEARCH = (
 )
 
 
+ENDS_ITSELF = {
+    "content": Message(role="assistant", content="Qwen ends turns by <|im_end|>, Llama by <|eot_id|>."),
+    "reasoning": Message(role="assistant", content="4", reasoning="so <|im_end|>"),
+    "arguments": Message(
+        role="assistant",
+        content="",
+        tool_calls=(ToolCall(id="call00001", name="look", arguments={"q": [{"<|im_end|>": 1}]}),),
+    ),
+}
 THINKING = (
     user("What is 2 + 2?"),
     Message(role="assistant", content="4", reasoning="two and two"),
@@ -128,3 +137,9 @@ def play(chat, conversation, texts):
         else:
             new.append(message)
     return played
+
+
+@pytest.mark.parametrize("where", ENDS_ITSELF)
+def test_a_turn_that_would_end_within_itself_is_named(chat_of, where):
+    with pytest.raises(DataError, match=r"contains '<\|im_end\|>', with which the model ends"):
+        demonstration_ids(chat_of("qwen3"), (user("q"), ENDS_ITSELF[where]), TOOLS)

@@ -1,6 +1,7 @@
 """Groups of which some episodes end in an error, through the producer that a run has: real processes, real scoring."""
 
 import asyncio
+import logging
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.fakes import make_prompt
 from tests.unit.algorithms.bundles import algorithm
 
 MODULE = """
-from rlhf.types import Step
+from rlhf.types import Message, Step
 
 class FailsForSome:
     def reset(self, prompt, context):
@@ -32,10 +33,16 @@ class FailsForSome:
         return Step(terminated=True)
     def score(self, context):
         return float(self.index)
+
+class TwoTurns(FailsForSome):
+    def step(self, action, context):
+        self.turns = getattr(self, "turns", 0) + 1
+        more = [Message(role="user", content="more")]
+        return Step(terminated=True) if self.turns == 2 else Step(messages=more)
 """
 
 
-async def trained_groups(folder, config, *, steps):
+async def trained_groups(folder, config, *, steps, num_prompts=4):
     """What a run would train on in so many steps of two groups of four, and what it discarded."""
     (folder / "module.py").write_text(MODULE)
     dialect = make_dialect(folder / "model", "qwen2.5")
@@ -44,7 +51,7 @@ async def trained_groups(folder, config, *, steps):
     settings = WorkerSettings(environment=RewardConfig(use=config.use))
     producer = Producer(
         buffer=GroupBuffer(2, 0),
-        prompts=PromptStream([make_prompt(i, failing=i) for i in range(4)], seed=0),
+        prompts=PromptStream([make_prompt(i, failing=i) for i in range(num_prompts)], seed=0),
         rollout=rollout,
         reward=RewardPool([], max_ungradable=1.0, settings=settings),
         sampling=Sampling(max_tokens=20, stop_token_ids=dialect.chat.stop_token_ids),
@@ -96,3 +103,12 @@ def test_half_of_a_group_is_enough_unless_told_otherwise():
     config = EnvironmentConfig(use="a:b")
     assert [config.least_graded(size) for size in (1, 4, 5)] == [1, 2, 3]
     assert EnvironmentConfig(use="a:b", min_group=5).least_graded(8) == 5
+
+
+def test_a_prompt_that_is_live_twice_counts_twice_in_a_round(tmp_path, caplog):
+    config = EnvironmentConfig(use="module:TwoTurns", lockstep=True)
+    with caplog.at_level(logging.WARNING):
+        taken, _ = asyncio.run(trained_groups(tmp_path, config, steps=1, num_prompts=1))
+    assert [group.prompt.id for group in taken] == ["p0", "p0"]
+    assert all(t.stop == "env_done" for group in taken for t in group.trajectories)
+    assert not [r for r in caplog.records if r.name == "rlhf.episodes.lockstep"]

@@ -30,21 +30,24 @@ class Engine:
         ]
 
 
-async def episode(rounds, places, number, *, turns, delay):
+async def ask(engine, number):
+    request = GenerateRequest(prompt_token_ids=(number,), sampling=Sampling(max_tokens=1), seeds=(0,))
+    await engine.generate(request)
+
+
+async def episode(engine, places, number, *, turns, delay):
     async with places:
-        engine = rounds.engine_of((f"{number:03}", 0))
         for _ in range(turns):
             await asyncio.sleep(delay())
-            request = GenerateRequest(prompt_token_ids=(number,), sampling=Sampling(max_tokens=1), seeds=(0,))
-            await engine.generate(request)
+            await ask(engine, number)
 
 
 async def play(engine, turns, *, max_live=100, delay):
     rounds, places = Lockstep(engine, max_live=max_live), asyncio.Semaphore(max_live)
     tasks = []
     for number, count in enumerate(turns):
-        rounds.enter()
-        tasks.append(asyncio.create_task(episode(rounds, places, number, turns=count, delay=delay)))
+        seat = rounds.enter()
+        tasks.append(asyncio.create_task(episode(seat, places, number, turns=count, delay=delay)))
         tasks[-1].add_done_callback(rounds.leave)
     await asyncio.gather(*tasks)
 
@@ -85,9 +88,9 @@ def test_a_round_does_not_wait_for_who_is_cancelled():
         places = asyncio.Semaphore(9)
         tasks = []
         for number, delay in enumerate([0.0, 0.0, 1000.0]):
-            rounds.enter()
+            seat = rounds.enter()
             tasks.append(
-                asyncio.create_task(episode(rounds, places, number, turns=2, delay=lambda delay=delay: delay))
+                asyncio.create_task(episode(seat, places, number, turns=2, delay=lambda delay=delay: delay))
             )
             tasks[-1].add_done_callback(rounds.leave)
         await asyncio.sleep(0.5)
@@ -110,3 +113,18 @@ def test_a_failing_engine_fails_who_asked_and_nobody_waits_for_it():
 
     with pytest.raises(OSError, match="gone"):
         run_virtually(play(Broken(), [2, 2], delay=lambda: 0.0))
+
+
+def test_an_episode_that_asks_twice_at_once_is_told_of_once(caplog):
+    async def scenario():
+        engine = Engine()
+        rounds = Lockstep(engine, max_live=9)
+        seats = rounds.enter(), rounds.enter()
+        for _ in range(2):
+            await asyncio.gather(ask(seats[0], 0), ask(seats[0], 10), ask(seats[1], 1))
+        return engine.rounds
+
+    with caplog.at_level(logging.WARNING):
+        assert run_virtually(scenario()) == [[0, 10, 1]] * 2
+    (warning,) = caplog.records
+    assert "asks for two turns at once" in warning.message

@@ -3,12 +3,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.mcp import MCP
 from rlhf.episodes.tool_environment import ToolEnvironment
 from rlhf.errors import ConfigError, EpisodeError
@@ -209,3 +211,19 @@ def test_a_server_that_cannot_be_had_is_named(make, error, says):
     setup_s = 1.0 if says == "setup_s" else 30.0
     with pytest.raises(error, match=says), playing(make(), setup_s=setup_s):
         pass
+
+
+def test_a_bridge_that_dies_with_a_request_unread_is_said_to_have_ended(monkeypatch):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def die():
+        connection = socket.socket(fileno=socket.recv_fds(theirs, 1, 1)[1][0])
+        connection.recv(1, socket.MSG_PEEK)
+        connection.close()
+
+    monkeypatch.setattr("rlhf.episodes.mcp.start_bridge", lambda *_, **__: ours)
+    bridge = threading.Thread(target=die)
+    bridge.start()
+    with theirs, pytest.raises(EpisodeError, match="has ended"):
+        MCP(COMMAND).start(EpisodeLimits())
+    bridge.join()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from rlhf.check.schema_values import arguments_for
+from rlhf.episodes.schema_values import arguments_for
 from rlhf.episodes.tool_arguments import SchemaArguments
 from rlhf.episodes.tools import Tool, schema_of
 
@@ -56,6 +56,7 @@ def test_arguments_fit_the_hints_they_were_made_from():
             "properties": {"a": {"type": ["integer", "null"]}, "b": {"const": 7}},
             "required": ["a"],
         },
+        {"properties": {"a": True, "b": {"type": []}}, "required": None},
         {"type": "object", "properties": {"a": {"oneOf": [{"enum": ["x"]}, {"type": "null"}]}, "b": {}}},
     ],
 )

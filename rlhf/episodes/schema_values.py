@@ -25,7 +25,7 @@ def _value(schema: Any, word: str, depth: int) -> Any:
     for key in ("anyOf", "oneOf", "allOf"):
         if schema.get(key):
             return _value(schema[key][0], word, depth - 1)
-    kind = schema.get("type", "string")
+    kind = schema.get("type") or "string"
     return _of_kind(kind if isinstance(kind, str) else kind[0], schema, word, depth)
 
 
@@ -47,10 +47,10 @@ def _of_kind(kind: str, schema: Mapping[str, Any], word: str, depth: int) -> Any
 
 
 def _object(schema: Mapping[str, Any], word: str, depth: int) -> dict[str, Any]:
-    required = schema.get("required", ())
+    required = schema.get("required") or ()
     return {
         name: _value(found, word, depth - 1)
-        for name, found in schema.get("properties", {}).items()
+        for name, found in (schema.get("properties") or {}).items()
         if name in required or not (isinstance(found, Mapping) and "default" in found)
     }
 
