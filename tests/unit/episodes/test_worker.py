@@ -96,7 +96,8 @@ def test_class_is_made_for_each_episode(kind):
 def test_what_owns_its_loop_is_a_function_of_prompt_model_and_context(loaded, kwargs, start):
     make, how = describe(loaded, kwargs)
     assert how == "function"
-    coroutine = make()(1, 2, 3)
+    owner = make()
+    coroutine = getattr(owner, "play", owner)(1, 2, 3)
     with pytest.raises(StopIteration) as returned:
         coroutine.send(None)
     assert returned.value.value == (1, 2, 3, start)
