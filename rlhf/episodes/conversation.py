@@ -188,7 +188,17 @@ class Conversation:
                     self._write(rendered, reason)
 
     def rewrite(self, messages: Sequence[Message], reason: SegmentReason = "rewrite") -> None:
-        """Go on from these messages instead: what was sampled stays a training row."""
+        """Go on from these messages instead: what was sampled stays a training row.
+
+        EpisodeError while the model is answering: its turn would belong to neither history.
+        """
+        if self._lock.locked():
+            raise EpisodeError(
+                "the messages were rewritten while the model was answering them: await its answer first"
+            )
+        self._begin_anew(messages, reason)
+
+    def _begin_anew(self, messages: Sequence[Message], reason: SegmentReason) -> None:
         self.messages, self._num_written = list(messages), 0
         self._seconds = [0.0] * len(messages)
         self._segment, self._reason, self._is_asked = None, reason, False
@@ -306,13 +316,13 @@ class Conversation:
         if self._length_with(*self._next()) < full:
             return
         if how == "summary" and (summary := await self._summary()) is not None:
-            self.rewrite(with_summary(self.messages, summary), "compaction")
+            self._begin_anew(with_summary(self.messages, summary), "compaction")
             return
         for share in (SHARE_LEFT_OUT.get(how, 0.75), 1.0):
             shorter = without_oldest(self.messages, share)
             if shorter == self.messages:
                 return
-            self.rewrite(shorter, "compaction")
+            self._begin_anew(shorter, "compaction")
             if self._length_with(*self._next()) < full:
                 return
 

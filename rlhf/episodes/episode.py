@@ -59,6 +59,8 @@ class Episode:
         """Where a program of its own asks the model."""
         self._threads: list[Conversation] = []
         self._phases = Phases(policy.limits.episode_s)
+        self._after = {"score", "close"}
+        """What may still come after the end."""
         self._stop: StopReason | None = None
         """Decided here, and not in the episode's process."""
         self._hung: list[str] = []
@@ -157,9 +159,11 @@ class Episode:
         match message:
             case {"do": "enter", "phase": phase, "name": name, "limit_s": limit_s}:
                 self._phases.enter(phase, name, limit_s)
-                if name in ("score", "close"):
-                    # Outside the time that the episode itself has.
-                    self._phases.ends = max(self._phases.ends, time.monotonic() + limit_s + _SLACK_S)
+                if name in self._after:
+                    # Outside the time that the episode itself has, and each but once: the name is only claimed.
+                    self._after.remove(name)
+                    ends = time.monotonic() + self._policy.limits.score_s + _SLACK_S
+                    self._phases.ends = max(self._phases.ends, ends)
             case {"do": "leave", "phase": phase}:
                 self._phases.leave(phase)
             case {"do": "reward", "value": value}:
@@ -246,7 +250,7 @@ class Episode:
         conversation.tools = tuple(message.get("tools") or conversation.tools)
         reply: dict[str, Any] = {"id": message.get("id")}
         new = [self._cut(m) for m in messages_of(message["messages"])]
-        conversation.show(new, message.get("seconds", ()))
+        conversation.show(new, message.get("seconds") or ())
         if self._config.on_tool_timeout == "end" and any(m.failure == "timeout" for m in new):
             process.tell(reply | {"ended": "tool_timeout"})
             return

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf.errors import EpisodeError
 from rlhf.types import (
     NOT_SAMPLED,
     Completion,
@@ -215,8 +216,10 @@ class TokenLedger:
             start = self.length(segment)
 
     def reward(self, value: float) -> None:
-        """Add to the reward of the turn that was sampled last."""
-        place = next(i for i in reversed(range(len(self._turns))) if self._turns[i].finish is not None)
+        """Add to the reward of the turn that was sampled last. EpisodeError where there is none."""
+        sampled = (i for i in reversed(range(len(self._turns))) if self._turns[i].finish is not None)
+        if (place := next(sampled, None)) is None:
+            raise EpisodeError(f"a reward of {value} came before any turn of the model")
         turn = self._turns[place]
         self._turns[place] = replace(turn, reward=turn.reward + value)
 

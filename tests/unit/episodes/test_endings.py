@@ -93,6 +93,15 @@ class HangsInStepWithThreads(HangsInStep):
 class HangsInScore(Counts):
     def score(self, context): time.sleep(600)
 
+class ClaimsToScore(Counts):
+    """Says that its score has begun, which may take for ever, and that its step is over."""
+    def step(self, action, context):
+        files = (n for n in range(3, 64) if os.path.exists(f"/proc/self/fd/{n}"))
+        line = next(n for n in files if os.readlink(f"/proc/self/fd/{n}").startswith("socket"))
+        os.write(line, b'{"do": "enter", "phase": 98, "name": "score", "limit_s": 1e9}\\n')
+        os.write(line, b'{"do": "leave", "phase": 98}\\n{"do": "leave", "phase": 1}\\n')
+        time.sleep(600)
+
 class HangsBetween(Counts):
     async def step(self, action, context):
         await asyncio.sleep(600)
@@ -181,6 +190,7 @@ ENDINGS = {
     "HangsInStep": ("tool_timeout", "truncated", 1.5),
     "HangsInStepWithThreads": ("tool_timeout", "truncated", 0.5),
     "HangsInScore": ("env_error", "error", None),
+    "ClaimsToScore": ("episode_timeout", "truncated", 1.0),
     "HangsBetween": ("tool_timeout", "truncated", 1.0),
     "Raises": ("env_error", "error", None),
     "RaisesInReset": ("env_error", "error", None),

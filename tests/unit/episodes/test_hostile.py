@@ -60,6 +60,9 @@ def says(content):
 def writes(data):
     return lambda context: os.write(line(), data)
 
+def asks(data):
+    return writes(b'{"do": "sample", "thread": 0, ' + data + b'}\\n')
+
 WAYS = {
     "nothing": lambda context: None,
     "hangs": lambda context: time.sleep(600),
@@ -84,6 +87,18 @@ WAYS = {
     "brackets": writes(b"[" * 100_000 + b"\\n"),
     "half a request": writes(b'{"do": "sample"}\\n'),
     "a score of its own": writes(b'{"do": "done", "stop": "stop", "score": {"score": "x"}, "scalars": {}}\\n'),
+    "a score beyond all": writes(b'{"do": "done", "stop": "stop", "score": {"score": 1e999}, "scalars": {}}\\n'),
+    "a reward of nan": writes(b'{"do": "reward", "value": NaN}\\n'),
+    "no tokens": asks(b'"messages": [], "max_tokens": 0'),
+    "tokens as text": asks(b'"messages": [], "max_tokens": "100"'),
+    "seconds of nothing": asks(b'"messages": [], "seconds": [0.1]'),
+    "seconds as text": lambda context: Step(messages=says("a")(context), seconds=("0.1",)),
+    "too few seconds": lambda context: Step(messages=says("a")(context) * 2, seconds=(0.1,)),
+    "tools that are none": asks(b'"messages": [], "tools": 5'),
+    "tools without a name": asks(b'"messages": [], "tools": [{"function": {}}]'),
+    "another history while it is asked": asks(
+        b'"messages": []}\\n{"do": "rewrite", "id": 1, "thread": 0, "messages": []'),
+    "a process that cannot be": writes(b'{"do": "restored", "pid": 1000000000000000000000}\\n'),
     "no such request": writes(b'{"do": ["x"]}\\n'),
     "no such conversation": writes(b'{"do": "fork", "id": 0, "thread": 7}\\n'),
     "a number as message": says(5),
@@ -100,6 +115,8 @@ class Acts:
         if self.turns == 3:
             return Step(terminated=True)
         found = WAYS[self.way](context) if self.turns == 2 else None
+        if isinstance(found, Step):
+            return found
         return Step(messages=found if isinstance(found, list) else [Message(role="user", content="more")])
     def score(self, context):
         return 1.0
@@ -136,6 +153,17 @@ WAYS = {
     "brackets": FAILED,
     "half a request": FAILED,
     "a score of its own": FAILED,
+    "a score beyond all": FAILED,
+    "a reward of nan": FAILED,
+    "no tokens": FAILED,
+    "tokens as text": FAILED,
+    "seconds of nothing": FAILED,
+    "seconds as text": FAILED,
+    "too few seconds": FAILED,
+    "tools that are none": FAILED,
+    "tools without a name": FAILED,
+    "another history while it is asked": FAILED,
+    "a process that cannot be": FAILED,
     "no such request": FAILED,
     "no such conversation": FAILED,
     "a number as message": FAILED,
@@ -151,6 +179,8 @@ class SaysOk:
         self._ids = (*chat.tokenizer.encode("ok", add_special_tokens=False), chat.stop_token_ids[0])
 
     async def generate(self, request):
+        # What is said meanwhile is heard before the answer.
+        await asyncio.sleep(0.02)
         count = len(self._ids)
         return [
             Completion(

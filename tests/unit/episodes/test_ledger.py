@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf.episodes.ledger import TokenLedger, check_laws
+from rlhf.errors import EpisodeError
 from rlhf.types import NOT_SAMPLED, Completion, Dropped, Message, token_digest
 
 
@@ -44,6 +45,13 @@ def test_sampling_from_an_unwritten_context_is_refused():
         ledger.append(
             segment, completion([20]), seen=[10, 11, 12], message=Message(role="assistant", content="")
         )
+
+
+def test_a_reward_before_any_turn_is_the_environments_error():
+    ledger = TokenLedger()
+    ledger.open([10])
+    with pytest.raises(EpisodeError, match=r"a reward of 1\.0 came before any turn"):
+        ledger.reward(1.0)
 
 
 def test_rewritten_context_starts_a_segment_and_dropped_tokens_are_counted():
