@@ -22,7 +22,7 @@ def keep(process: int, control: socket.socket, folder: str) -> NoReturn:
 
     The caller is their subreaper. SIGTERM ends the child at once: nobody waits for it to be loaded.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(process, signal.SIGKILL))
+    signal.signal(signal.SIGTERM, lambda *_: kill([process]))
     # For the keyboard, there is the runner.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ended = os.pidfd_open(process)
@@ -36,6 +36,8 @@ def keep(process: int, control: socket.socket, folder: str) -> NoReturn:
             os.kill(process, signal.SIGKILL)
             poll.poll()
     _, status = os.waitpid(process, 0)
+    # Its number may be another's now.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if os.WIFSIGNALED(status):
         os.write(2, f"ended by {signal.Signals(os.WTERMSIG(status)).name}\n".encode())
     control.close()

@@ -54,6 +54,10 @@ def elsewhere(context):
     os.chdir("/")
     shutil.rmtree(context.folder)
 
+def no_file_any_more(context):
+    os.unlink(f"{context.folder}.output")
+    os.mkdir(f"{context.folder}.output")
+
 def says(content):
     return lambda context: [Message(role="user", content=content)]
 
@@ -81,6 +85,7 @@ WAYS = {
     "closes everything": lambda context: os.closerange(0, 4096),
     "handlers": lambda context: handlers(),
     "elsewhere": elsewhere,
+    "its output is a folder": no_file_any_more,
     "junk": writes(b"junk\\n"),
     "half a message": writes(b'{"do":'),
     "a number": writes(b"5\\n"),
@@ -147,6 +152,7 @@ WAYS = {
     "closes everything": FAILED,
     "handlers": FINE,
     "elsewhere": FINE,
+    "its output is a folder": FINE,
     "junk": FAILED,
     "half a message": FAILED,
     "a number": FAILED,
@@ -320,3 +326,15 @@ def test_a_start_that_hangs_ends_at_its_deadline_by_name(tmp_path):
     with pytest.raises(LoadError, match=r"'slow:Env' was still loading it after .* = 2 s: so slow"):
         asyncio.run(host.start())
     assert not leftovers()
+
+
+def test_a_module_that_ends_its_process_leaves_nothing(tmp_path):
+    (tmp_path / "ends.py").write_text(
+        f"import os, subprocess\nsubprocess.Popen(['sleep', '{SLEEP}'], start_new_session=True)\nos._exit(3)"
+    )
+    (temp_dir := tmp_path / "temporary").mkdir()
+    host = EnvironmentHost(LoadEnvironment(use="ends:Env", code_dir=str(tmp_path)), temp_dir=str(temp_dir))
+    with pytest.raises(LoadError, match="'ends:Env' ended while it was loaded"):
+        asyncio.run(host.start())
+    assert not leftovers()
+    assert not list(temp_dir.iterdir())
