@@ -33,6 +33,10 @@ _WAIT_S = 1.0
 _AGAIN_S = 0.02
 
 
+class _HungUp(Exception):
+    """Nobody is at the other end of the control socket any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadEnvironment:
     """What to import, from where."""
@@ -69,8 +73,7 @@ class Zygote:
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        # The other side is gone when nothing can be read or written.
-        with contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(_HungUp):
             while True:
                 ready, _, _ = select.select([self._control.fileno(), readable], [], [], _WAIT_S)
                 if readable in ready:
@@ -78,7 +81,7 @@ class Zygote:
                 if self._control.fileno() in ready:
                     self._obey(readable, writable)
                 for episode in self._ended():
-                    wire.send(self._control, {"ended": episode})
+                    self._tell({"ended": episode})
         self._ending |= set(self._sessions)
         while self._ending:
             for _ in self._ended():
@@ -88,7 +91,10 @@ class Zygote:
         storage.remove(self._folder)
 
     def _obey(self, *ours: int) -> None:
-        message = wire.receive(self._control)
+        try:
+            message = wire.receive(self._control)
+        except (EOFError, OSError) as error:
+            raise _HungUp from error
         match message.header:
             case {"start": int(episode)}:
                 self._start(episode, message.descriptors[0], ours)
@@ -97,17 +103,23 @@ class Zygote:
             case {"end": int(episode)}:
                 self._ending.add(episode)
 
+    def _tell(self, header: Mapping[str, Any]) -> None:
+        try:
+            wire.send(self._control, header)
+        except OSError as error:
+            raise _HungUp from error
+
     def _start(self, episode: int, descriptor: int, ours: tuple[int, ...]) -> None:
         try:
             pid = os.fork()
         except OSError as error:
             os.close(descriptor)
-            wire.send(self._control, {"started": episode, "refused": f"no process can be forked: {error}"})
+            self._tell({"started": episode, "refused": f"no process can be forked: {error}"})
             return
         if pid:
             os.close(descriptor)
             self._sessions[episode] = pid
-            wire.send(self._control, {"started": episode, "pid": pid})
+            self._tell({"started": episode, "pid": pid})
             return
         # Whatever happens, this process must never come back to where episodes are ended.
         try:
@@ -151,11 +163,23 @@ class Zygote:
                 # Its orphans have come to us by the time that their parent is buried.
                 kill([one for pid in left for one in (pid, *descendants(pid))])
                 continue
-            storage.remove(f"{self._folder}/{episode}")
-            Path(f"{self._folder}/{episode}.output").unlink(missing_ok=True)
+            self._clear(episode)
             self._ending.remove(episode)
             self._sessions.pop(episode, None)
             yield episode
+
+    def _clear(self, episode: int) -> None:
+        """Remove what an episode has left on disk. What cannot be is told in the log, and goes with the folder."""
+        output = f"{self._folder}/{episode}.output"
+        try:
+            storage.remove(f"{self._folder}/{episode}")
+            try:
+                Path(output).unlink(missing_ok=True)
+            except IsADirectoryError:
+                storage.remove(output)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.write(2, f"what episode {episode} has left cannot be removed: {error}\n".encode())
 
 
 def _session(pid: int) -> int:
