@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf.episodes.context import Start
-from rlhf.episodes.worker import Kind
+from rlhf.episodes.played import Kind
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import EpisodeError, LoadError
 from rlhf.sandbox import wire

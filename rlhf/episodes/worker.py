@@ -14,22 +14,19 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.context import EpisodeContext
 from rlhf.episodes.line import EpisodeOver, Line
+from rlhf.episodes.played import Loaded
 from rlhf.episodes.program import Endpoint, ProgramEnvironment
-from rlhf.episodes.tool_environment import environment_of
 from rlhf.errors import EpisodeError
 from rlhf.types import Message, Prompt, Step, StopReason, message_of
 
 TRACEBACK_CHARACTERS = 3000
 _MAX_FILES = 4096
 """That an episode's process may have open."""
-Kind = Literal["object", "function"]
-Loaded = tuple[Callable[[], Any], Kind]
-"""What makes an episode's environment, and how it is played."""
 
 
 def play(line: "Line", folder: str, environment: Loaded) -> NoReturn:
@@ -339,61 +336,6 @@ def _trace(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     except Exception:  # noqa: BLE001
         return ""
-
-
-def describe(loaded: Any, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any], Kind]:
-    """How an environment is made for each episode, and how it is played. EpisodeError for what is none.
-
-    A method `play` (prompt, model, context) owns its loop as a function does, (endpoint, context) runs a program.
-    In a class with `reset` and without `step` it is one of the tools.
-    """
-    if inspect.isclass(loaded):
-        _check_call(loaded, **kwargs)
-        return _of_class(loaded, kwargs)
-    if hasattr(loaded, "step") or hasattr(loaded, "play"):
-        if kwargs:
-            raise EpisodeError(
-                f"it is an object already, so that kwargs {sorted(kwargs)} would do nothing: remove them"
-            )
-        # Forked for every episode: each has its own.
-        return lambda: loaded, "function" if _owns_loop(loaded) else "object"
-    if inspect.iscoroutinefunction(loaded):
-        _check_call(loaded, None, None, None, **kwargs)
-        return lambda: lambda prompt, model, context: loaded(prompt, model, context, **kwargs), "function"
-    if callable(loaded):
-        _check_call(loaded, **kwargs)
-        return lambda: loaded(**kwargs), "object"
-    raise EpisodeError(
-        f"{loaded!r:.100} is no environment: expected a class, an async function, or an object with step or play"
-    )
-
-
-def _of_class(kind: type, kwargs: Mapping[str, Any]) -> tuple[Callable[[], Any], Kind]:
-    if not hasattr(kind, "step") and hasattr(kind, "reset"):
-        return lambda: environment_of(kind, kwargs), "object"
-    if not (hasattr(kind, "step") or hasattr(kind, "play")):
-        raise EpisodeError(f"class {kind.__name__} is no environment: it has none of reset, step and play")
-    return lambda: kind(**kwargs), "function" if _owns_loop(kind) else "object"
-
-
-def _owns_loop(played: Any) -> bool:
-    if hasattr(played, "step"):
-        return False
-    return len([name for name in inspect.signature(played.play).parameters if name != "self"]) > 2
-
-
-def _check_call(loaded: Any, *given: Any, **kwargs: Any) -> None:
-    """Refuse at the start what every episode would fail in."""
-    try:
-        signature = inspect.signature(loaded)
-    except ValueError:
-        return
-    try:
-        signature.bind(*given, **kwargs)
-    except TypeError as error:
-        raise EpisodeError(
-            f"{loaded!r:.100} cannot be called with kwargs {sorted(kwargs)}: {error}; it takes {signature}"
-        ) from None
 
 
 if sys.platform != "linux":

@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 from rlhf.episodes.keeper import children, descendants, keep, kill, reap
 from rlhf.episodes.line import Line
-from rlhf.episodes.worker import TRACEBACK_CHARACTERS, Kind, describe, play
+from rlhf.episodes.played import Kind, Loaded, describe
+from rlhf.episodes.worker import TRACEBACK_CHARACTERS, play
 from rlhf.errors import EpisodeError, LoadError, RlhfError
 from rlhf.importing import load_object, warm_up_of
 from rlhf.sandbox import kernel, storage, wire
@@ -103,7 +104,7 @@ class Zygote:
             case {"end": int(episode)}:
                 self._ending.add(episode)
 
-    def _tell(self, header: Mapping[str, Any]) -> None:
+    def _tell(self, header: dict[str, Any]) -> None:
         try:
             wire.send(self._control, header)
         except OSError as error:
@@ -223,7 +224,7 @@ def main() -> None:
     Zygote(control, folder=folder, make=make, kind=kind).serve()
 
 
-def _load(load: LoadEnvironment) -> tuple[Callable[[], Any], Kind]:
+def _load(load: LoadEnvironment) -> Loaded:
     if load.code_dir is not None:
         sys.path.insert(0, load.code_dir)
     set_default_policy(load.sandbox, max_jobs=load.max_live)

@@ -5,9 +5,9 @@ from collections import deque
 
 import pytest
 
+from rlhf.episodes.played import describe
 from rlhf.episodes.program import Endpoint
 from rlhf.episodes.tool_environment import ClassEnvironment, TrlEnvironment
-from rlhf.episodes.worker import describe
 from rlhf.errors import EpisodeError
 
 
