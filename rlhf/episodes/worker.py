@@ -79,8 +79,9 @@ class _Object:
     def play(self) -> dict[str, Any]:
         try:
             end = self._interact()
-        except BaseException:
+        except BaseException as error:
             # What failed first is what is told.
+            _print(error)
             with contextlib.suppress(BaseException):
                 self._close()
             raise
@@ -191,8 +192,9 @@ class _Function:
             score = _score(await function(self._context.prompt, ThreadModel(self), self._context))
         except EpisodeOver as over:
             score, stop = {}, over.stop
-        except BaseException:
-            with contextlib.suppress(BaseException):  # what failed first is what is told
+        except BaseException as error:
+            _print(error)
+            with contextlib.suppress(BaseException):
                 await self._close(owner)
             raise
         await self._close(owner)
@@ -329,6 +331,12 @@ def _short(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"[:500]
     except Exception:  # noqa: BLE001 -- a user's __str__ may raise anything
         return type(error).__name__
+
+
+def _print(error: BaseException) -> None:
+    """Into the episode's output, which is told of a process that has to be killed."""
+    with contextlib.suppress(OSError):
+        os.write(2, _trace(error).encode(errors="replace"))
 
 
 def _trace(error: BaseException) -> str:

@@ -59,7 +59,7 @@ class EndsUnread(Counts):
 class Marks(Counts):
     def reset(self, prompt, context):
         super().reset(prompt, context)
-        self.mark = prompt.columns["marks"] + "/closed"
+        self.mark, self.hangs = prompt.columns["marks"] + "/closed", prompt.columns.get("hangs")
         if prompt.columns["fails_in"] == "reset": raise KeyError("lost")
     def step(self, action, context):
         if self.context_fails(context, "step"): raise KeyError("lost")
@@ -69,6 +69,7 @@ class Marks(Counts):
         return 1.0
     def close(self):
         open(self.mark, "x").close()
+        if self.hangs: time.sleep(600)
         raise OSError("nor can it be closed")
     def context_fails(self, context, where):
         return context.prompt.columns["fails_in"] == where
@@ -156,6 +157,10 @@ async def answers(prompt, model, context):
 class OwnsItsLoop:
     async def play(self, prompt, model, context):
         return float((await model(*prompt.messages)).content == "ok")
+
+class LosesAndHangs:
+    async def play(self, prompt, model, context): raise KeyError("lost")
+    def close(self): time.sleep(600)
 
 ASKS = """
 import json, os, urllib.request
@@ -357,6 +362,13 @@ def warm_up():
         (trajectory,) = play(name, samples=1, retries=0, module=module)
         assert (trajectory.stop, trajectory.reward.value, trajectory.error) == ("stop", 1.0, "")
     assert (tmp_path / "closed").read_text() == "closedclosed"
+
+
+@pytest.mark.parametrize("name", ["Marks", "LosesAndHangs"])
+def test_what_failed_is_told_though_closing_it_hangs(play, name):
+    (trajectory,) = play(name, samples=1, retries=0, columns={"fails_in": "reset", "hangs": True})
+    assert trajectory.error.startswith("close took too long. Traceback")
+    assert trajectory.error.endswith("KeyError: 'lost'")
 
 
 def test_a_class_that_runs_a_program_is_closed(play):
