@@ -13,6 +13,7 @@ from rlhf.types import (
     RewardResult,
     Sampling,
     Step,
+    StopReason,
     Trajectory,
     TrajectoryGroup,
 )
@@ -214,14 +215,27 @@ class Environment(Protocol):
         """What follows the model's turn."""
 
 
+class EpisodeOver(Exception):
+    """The model does not answer any more: a limit was reached, or cut its answer.
+
+    A function that owns its loop may catch it and return its score of what there is; one that does not gets none.
+    """
+
+    def __init__(self, stop: StopReason, last: Message | None = None) -> None:
+        super().__init__(stop)
+        self.stop: StopReason = stop
+        self.last = last
+        """What it wrote last, if that was cut."""
+
+
 class Model(Protocol):
     """The policy, as an environment that is a function sees it."""
 
     async def __call__(self, *new: Message, max_tokens: int | None = None) -> Message:
-        """Show the model messages and have it answer."""
+        """Show the model messages and have it answer, in `max_tokens` (from 1) at most. EpisodeOver at a limit."""
 
     async def rewrite(self, messages: Sequence[Message]) -> None:
-        """Go on from these messages instead: what was sampled before stays a training row."""
+        """Go on from these messages instead: what was sampled before stays a training row. Not while it answers."""
 
     async def fork(self) -> "Model":
         """Another conversation that begins with what this one has said."""

@@ -17,7 +17,7 @@ from rlhf.episodes.heard import checked, messages_of
 from rlhf.episodes.host import EnvironmentHost, EpisodeGone, EpisodeProcess, Phases
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.errors import EpisodeError, ModelError
-from rlhf.types import Message, Prompt, StopReason
+from rlhf.types import STATUS_OF, Message, Prompt, StopReason
 
 _SLACK_S = 2.0
 Watch = Callable[[Mapping[str, Any]], None]
@@ -63,6 +63,8 @@ class Episode:
         """What may still come after the end."""
         self._stop: StopReason | None = None
         """Decided here, and not in the episode's process."""
+        self._limit: StopReason | None = None
+        """Why the model did not answer, or only in part, when it was asked last."""
         self._hung: list[str] = []
         """Calls that hung since the model spoke last."""
         self._sampling: dict[asyncio.Task[None], int | None] = {}
@@ -183,6 +185,7 @@ class Episode:
         match message["do"]:
             case "sample":
                 self._hung.clear()
+                self._limit = None
                 self._begin(self._sample(message, process), message)
             case "serve":
                 self._begin(self._serve_program(process), message)
@@ -201,6 +204,9 @@ class Episode:
 
     def _done(self, message: Mapping[str, Any]) -> Verdict:
         scalars, stop = dict(message["scalars"]), self._stop or message["stop"]
+        if stop == "stop":
+            # Whoever owns its loop may go on to a score of its own.
+            stop = self._limit or "stop"
         if self._session is not None:
             scalars |= self._session.scalars
             if stop == "stop":
@@ -210,7 +216,8 @@ class Episode:
             if message.get("exit_code") not in (0, None) and self._session.num_answers == 0:
                 what = f"the program ended with code {message['exit_code']} before it asked the model"
                 return Verdict(stop="env_error", error=f"{what}: {message['stderr']}")
-        return Verdict(stop=stop, score=message["score"], scalars=scalars)
+        is_scored = self._config.score_truncated or STATUS_OF[stop] != "truncated"
+        return Verdict(stop=stop, score=message["score"] if is_scored else {}, scalars=scalars)
 
     def _restored(self, pid: int, process: EpisodeProcess) -> Verdict | None:
         """A checkpoint has woken, because the process before it is gone."""
@@ -246,19 +253,22 @@ class Episode:
         return max((thread.messages for thread in threads), key=len, default=[])
 
     async def _sample(self, message: Mapping[str, Any], process: EpisodeProcess) -> None:
+        reply: dict[str, Any] = {"id": message.get("id")}
+        try:
+            reply["message"] = asdict(await self._turn(message))
+        except EpisodeEnded as end:
+            self._limit = end.stop
+            reply |= {"ended": end.stop, "message": None if end.last is None else asdict(end.last)}
+        process.tell(reply)
+
+    async def _turn(self, message: Mapping[str, Any]) -> Message:
         conversation = self._thread(message)
         conversation.tools = tuple(message.get("tools") or conversation.tools)
-        reply: dict[str, Any] = {"id": message.get("id")}
         new = [self._cut(m) for m in messages_of(message["messages"])]
         conversation.show(new, message.get("seconds") or ())
         if self._config.on_tool_timeout == "end" and any(m.failure == "timeout" for m in new):
-            process.tell(reply | {"ended": "tool_timeout"})
-            return
-        try:
-            reply["message"] = asdict(await conversation.sample(max_tokens=message.get("max_tokens")))
-        except EpisodeEnded as end:
-            reply |= {"ended": end.stop, "message": None if end.last is None else asdict(end.last)}
-        process.tell(reply)
+            raise EpisodeEnded("tool_timeout")
+        return await conversation.sample(max_tokens=message.get("max_tokens"))
 
     def _cut(self, message: Message) -> Message:
         """A tool's message with at most `max_tool_result_tokens`, from its middle."""

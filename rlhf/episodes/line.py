@@ -12,18 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf.episodes.context import Start
+from rlhf.interfaces import EpisodeOver
 from rlhf.sandbox import kernel
-from rlhf.types import Message, StopReason
-
-
-class EpisodeOver(Exception):
-    """The model does not answer any more: a limit was reached."""
-
-    def __init__(self, stop: StopReason, last: Message | None = None) -> None:
-        super().__init__(stop)
-        self.stop: StopReason = stop
-        self.last = last
-        """What it wrote last, if that was cut."""
 
 
 class Line:

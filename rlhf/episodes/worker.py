@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 
 from rlhf.config.environment import EpisodeLimits
 from rlhf.episodes.context import EpisodeContext
-from rlhf.episodes.line import EpisodeOver, Line
+from rlhf.episodes.line import Line
 from rlhf.episodes.played import Loaded
 from rlhf.episodes.program import Endpoint, ProgramEnvironment
 from rlhf.errors import EpisodeError
+from rlhf.interfaces import EpisodeOver
 from rlhf.types import Message, Prompt, Step, StopReason, message_of
 
 TRACEBACK_CHARACTERS = 3000

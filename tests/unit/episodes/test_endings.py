@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import os
 import re
 from pathlib import Path
 
@@ -20,171 +19,9 @@ from rlhf.episodes.runner import EpisodeRunner
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.types import Completion, Message, Prompt, Sampling
 from tests.chat_tokenizers import FAMILIES, save_tokenizer
+from tests.unit.episodes.failing_environments import MODULE, SLEEP
 
 ROOT = Path(__file__).parents[3]
-SLEEP = f"4242.{os.getpid()}"
-"""Seconds, by which the processes of this run are known."""
-MODULE = '''
-import asyncio, os, signal, subprocess, threading, time
-from rlhf.episodes.program import ProgramEnvironment
-from rlhf.types import Message, Step
-
-class Counts:
-    """Two turns, half a point each, one for the end."""
-    def reset(self, prompt, context):
-        self.turns = 0
-    def step(self, action, context):
-        self.turns += 1
-        if self.turns == 2:
-            return Step(terminated=True, reward=0.5)
-        return Step(messages=(Message(role="user", content="more"),), reward=0.5)
-    def score(self, context):
-        return 1.0
-
-class Talks(Counts):
-    def step(self, action, context):
-        return Step(messages=(Message(role="user", content="more"),))
-
-class TalksUngraded(Talks):
-    def score(self, context): return None
-
-class CutsShort(Counts):
-    def step(self, action, context):
-        step = super().step(action, context)
-        return Step(truncated=True, reward=0.5) if step.terminated else step
-
-class EndsUnread(Counts):
-    def step(self, action, context): return Step(terminated=True, is_invalid=True)
-
-class Marks(Counts):
-    def reset(self, prompt, context):
-        super().reset(prompt, context)
-        self.mark, self.hangs = prompt.columns["marks"] + "/closed", prompt.columns.get("hangs")
-        if prompt.columns["fails_in"] == "reset": raise KeyError("lost")
-    def step(self, action, context):
-        if self.context_fails(context, "step"): raise KeyError("lost")
-        return super().step(action, context)
-    def score(self, context):
-        if self.context_fails(context, "score"): raise KeyError("lost")
-        return 1.0
-    def close(self):
-        open(self.mark, "x").close()
-        if self.hangs: time.sleep(600)
-        raise OSError("nor can it be closed")
-    def context_fails(self, context, where):
-        return context.prompt.columns["fails_in"] == where
-
-class HangsInReset(Counts):
-    def reset(self, prompt, context): time.sleep(600)
-
-class HangsInStep(Counts):
-    def step(self, action, context):
-        step = super().step(action, context)
-        if self.turns == 2:
-            subprocess.Popen(["sleep", "4242"])
-            subprocess.Popen(["sleep", "4242"], start_new_session=True)
-            time.sleep(600)
-        return step
-
-class HangsInStepWithThreads(HangsInStep):
-    def reset(self, prompt, context):
-        super().reset(prompt, context)
-        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-
-class HangsInScore(Counts):
-    def score(self, context): time.sleep(600)
-
-class ClaimsToScore(Counts):
-    """Says that its score has begun, which may take for ever, and that its step is over."""
-    def step(self, action, context):
-        files = (n for n in range(3, 64) if os.path.exists(f"/proc/self/fd/{n}"))
-        line = next(n for n in files if os.readlink(f"/proc/self/fd/{n}").startswith("socket"))
-        os.write(line, b'{"do": "enter", "phase": 98, "name": "score", "limit_s": 1e9}\\n')
-        os.write(line, b'{"do": "leave", "phase": 98}\\n{"do": "leave", "phase": 1}\\n')
-        time.sleep(600)
-
-class HangsBetween(Counts):
-    async def step(self, action, context):
-        await asyncio.sleep(600)
-
-class Raises(Counts):
-    def step(self, action, context): raise KeyError("lost")
-
-class RaisesInReset(Counts):
-    def reset(self, prompt, context): raise SystemExit(3)
-
-class RaisesInScore(Counts):
-    def score(self, context): return 1 / 0
-
-class RaisesOnce(Counts):
-    def reset(self, prompt, context):
-        super().reset(prompt, context)
-        mark = f"{prompt.columns['marks']}/{context.rng.random()}"
-        if not os.path.exists(mark):
-            open(mark, "w").close()
-            raise OSError("not yet")
-
-class Dies(Counts):
-    def step(self, action, context): os.kill(os.getpid(), signal.SIGKILL)
-
-class Exits(Counts):
-    def step(self, action, context): os._exit(0)
-
-class EatsMemory(Counts):
-    def step(self, action, context): return bytearray(1 << 34)
-
-class ScoresNan(Counts):
-    def score(self, context): return float("nan")
-
-class ScoresNothing(Counts):
-    def score(self, context): return None
-
-class SaysNothing(Counts):
-    def step(self, action, context): return Step()
-
-class SpeaksForTheModel(Counts):
-    def step(self, action, context): return Step(messages=(Message(role="assistant", content="x"),))
-
-class ReturnsNoStep(Counts):
-    def step(self, action, context): return "more"
-
-async def answers(prompt, model, context):
-    first = await model(*prompt.messages)
-    other = await model.fork()
-    await other(Message(role="user", content="and"))
-    return float(first.content == "ok")
-
-class OwnsItsLoop:
-    async def play(self, prompt, model, context):
-        return float((await model(*prompt.messages)).content == "ok")
-
-class LosesAndHangs:
-    async def play(self, prompt, model, context): raise KeyError("lost")
-    def close(self): time.sleep(600)
-
-ASKS = """
-import json, os, urllib.request
-told = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
-body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "q"}]}).encode()
-request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, told)
-print(json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"])
-"""
-
-class RunsAProgram:
-    async def play(self, endpoint, context):
-        return await ProgramEnvironment(["python", "-c", ASKS], score=None).play(endpoint, context)
-    def score(self, context):
-        return float(context.state.stdout.strip() == "ok")
-    def close(self):
-        raise OSError("cannot be closed")
-
-async def asks_for_ever(prompt, model, context):
-    while True:
-        await model(Message(role="user", content="more"))
-
-async def blocks(prompt, model, context):
-    time.sleep(600)
-'''
 LIMITS = {"max_turns": 4, "step_s": 0.5, "setup_s": 0.5, "score_s": 0.5, "tool_s": 0.5, "episode_s": 1.5}
 ENDINGS = {
     "Counts": ("env_done", "ok", 2.0),
@@ -316,6 +153,16 @@ def test_limits_end_an_episode_and_it_is_graded(play, limits, question, stop):
     assert trajectory.reward.outcome == "limit"
     (unscored,) = play("Talks", samples=1, limits=limits, question=question, score_truncated=False)
     assert unscored.reward.value == 0.0
+
+
+@pytest.mark.parametrize("name", ["scores_itself", "RunsAProgram"])
+def test_a_limit_leaves_other_forms_a_score_of_their_own_if_it_is_wanted(play, name):
+    limits = {"max_sampled_tokens": 2, "episode_s": 60, "setup_s": 60, "score_s": 60}
+    module = MODULE.replace('raise OSError("cannot be closed")', "pass")
+    for wanted in (True, False):
+        (trajectory,) = play(name, samples=1, limits=limits, module=module, score_truncated=wanted)
+        assert (trajectory.stop, trajectory.status) == ("length", "truncated"), trajectory.error
+        assert trajectory.reward.value == float(wanted)
 
 
 def test_an_environment_that_cuts_short_is_as_a_limit(play):
