@@ -213,7 +213,8 @@ class Episode:
                 stop = self._session.stop
             if self._session.error:
                 return Verdict(stop="policy_error", error=self._session.error)
-            if message.get("exit_code") not in (0, None) and self._session.num_answers == 0:
+            failed = message.get("exit_code") not in (0, None) and self._session.ended is None
+            if failed and self._session.num_answers == 0:
                 what = f"the program ended with code {message['exit_code']} before it asked the model"
                 return Verdict(stop="env_error", error=f"{what}: {message['stderr']}")
         is_scored = self._config.score_truncated or STATUS_OF[stop] != "truncated"

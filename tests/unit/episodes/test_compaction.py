@@ -162,7 +162,7 @@ def test_model_sums_up_a_full_context_and_goes_on_from_there(chat_of):
 def test_summary_that_was_cut_is_used_as_it_is(chat_of):
     played = Played(chat_of("qwen2.5"), [], compaction="summary", **LIMITS)
     played.policy.engine = SummingPolicy(played.chat, f"so far {CUT}")
-    assert "compaction" in play(played, 8)
+    assert "compaction" in play(played, 16)
     assert "no longer shown:\n\nso far<|im_end|>" in played.rows()[1]
 
 

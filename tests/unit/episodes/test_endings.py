@@ -142,7 +142,7 @@ def test_what_was_sampled_in_an_attempt_that_failed_is_listed(play):
     [
         ({"max_turns": 1}, "q", "max_turns"),
         ({"max_tokens": 40}, "q", "max_tokens"),
-        ({"max_sampled_tokens": 3}, "q", "max_tokens"),
+        ({"max_sampled_tokens": 2}, "q", "max_tokens"),
         ({}, f"say:{'x' * 400}", "length"),
     ],
 )
@@ -157,7 +157,7 @@ def test_limits_end_an_episode_and_it_is_graded(play, limits, question, stop):
 
 @pytest.mark.parametrize("name", ["scores_itself", "RunsAProgram"])
 def test_a_limit_leaves_other_forms_a_score_of_their_own_if_it_is_wanted(play, name):
-    limits = {"max_sampled_tokens": 2, "episode_s": 60, "setup_s": 60, "score_s": 60}
+    limits = {"max_sampled_tokens": 1, "episode_s": 60, "setup_s": 60, "score_s": 60}
     module = MODULE.replace('raise OSError("cannot be closed")', "pass")
     for wanted in (True, False):
         (trajectory,) = play(name, samples=1, limits=limits, module=module, score_truncated=wanted)
