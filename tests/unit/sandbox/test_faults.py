@@ -278,6 +278,15 @@ def test_two_threads_end_one_job(own: Sandbox) -> None:
     assert own.run(Program(code="print(1)")).stdout == b"1\n"
 
 
+def is_abandoned(folder: str) -> bool:
+    """Whether the monitor that a folder is named after is gone, or stopped."""
+    try:
+        status = Path(f"/proc/{Path(folder).name.split('-')[2]}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return True
+    return status.rpartition(")")[2].split()[0] in "TtZX"
+
+
 def test_chaos_leaves_nothing(own: Sandbox) -> None:
     brief = replace(LIMITS, cpu_s=0.5, wall_s=2.0)
     stop, ends, launchers, draw = threading.Event(), [], set(), random.Random(0)
@@ -292,6 +301,7 @@ def test_chaos_leaves_nothing(own: Sandbox) -> None:
                 session.exec("import os, time\nif os.fork() == 0: time.sleep(86393)")
                 ends.append(session.exec("1").status)
 
+    before = set(scratch_folders())
     launchers.add(launcher_pid(own))
     workers = [threading.Thread(target=work) for work in (jobs, jobs, sessions, sessions)]
     for worker in workers:
@@ -301,8 +311,9 @@ def test_chaos_leaves_nothing(own: Sandbox) -> None:
         victims = sorted(ProcessTree(launcher_pid(own)).pids())
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(draw.choice(victims), signal.SIGSTOP if draw.random() < 0.3 else signal.SIGKILL)
-    # Who is stopped is given up by then; with nobody left to do so he would stay.
+    # Who is stopped has to be given up, and who was killed buried: without this launcher they would stay.
     time.sleep(2.5)
+    eventually(lambda: not [f for f in set(scratch_folders()) - before if is_abandoned(f)])
     for _ in range(4):
         os.kill(launcher_pid(own), signal.SIGKILL)
         time.sleep(draw.uniform(0.1, 0.3))
