@@ -18,14 +18,11 @@ from rlhf.cluster.placement import Cluster, Colocated, Split, reserve, seat
 from rlhf.cluster.transfer import Ends, choose_sync, open_sync
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.data.prompts import PromptStream
-from rlhf.engines.choice import choose_engine
-from rlhf.engines.settings import EngineSettings
-from rlhf.engines.vllm import VllmEngine, engine_environment
-from rlhf.episodes.host import EnvironmentHost
-from rlhf.episodes.runner import EpisodeRunner, SingleTurn
+from rlhf.episodes.runner import EpisodeRunner
 from rlhf.interfaces import Placement, RolloutFunction
 from rlhf.learner.plan import LearnerPlan, RankPlace
-from rlhf.materials import Materials, load_environment, local_model, worker_settings
+from rlhf.materials import Materials, local_model
+from rlhf.processes import kept_limit, make_rollout, open_graders, start_engines
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.rollout.group import Producer
@@ -38,12 +35,10 @@ from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
 from rlhf.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
 from rlhf.types import Sampling
-from rlhf.weight_sync.files import read_weights
 from rlhf.weight_sync.probe import Probe, probe_sequences
 from rlhf.weight_sync.verified import VerifiedSync
 
 if TYPE_CHECKING:
-    from rlhf.engines.hf import HfEngine
     from rlhf.learner.fsdp import FsdpLearner
 
 logger = logging.getLogger(__name__)
@@ -55,16 +50,8 @@ async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> A
     recipe = materials.recipe
     algorithm = resolve(recipe)
     async with contextlib.AsyncExitStack() as stack:
-        reward = _reward_pool(recipe, code_dir)
-        stack.push_async_callback(reward.close)
         view.phase("starting reward workers")
-        await reward.start()
-        host = (
-            None if recipe.task.environment is None else EnvironmentHost(load_environment(recipe, code_dir))
-        )
-        if host is not None:
-            stack.push_async_callback(host.close)
-            await host.start()
+        graders = await stack.enter_async_context(open_graders(recipe, code_dir=code_dir))
         seating = seat(recipe, materials.device)
         group = reserve(seating, limit_s=recipe.timeouts.start_s)
         cluster = Cluster(recipe=recipe, device=materials.device, seating=seating, group=group)
@@ -77,10 +64,8 @@ async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> A
         if checkpoints:
             await learner.load(str(checkpoints[-1].resolve() / "learner"))
         sync = await _open_sync(materials, learner, engine)
-        parts = _Parts(
-            learner=learner, engine=engine, sync=sync, reward=reward, algorithm=algorithm, host=host
-        )
-        rollout = _rollout(materials, parts)
+        parts = _Parts(learner=learner, engine=engine, sync=sync, reward=graders.reward, algorithm=algorithm)
+        rollout = make_rollout(materials, engine, graders.host)
         if isinstance(rollout, EpisodeRunner):
             stack.push_async_callback(rollout.close)
         run = _assemble(materials, view, parts, rollout)
@@ -96,7 +81,6 @@ class _Parts:
     sync: VerifiedSync
     reward: RewardPool
     algorithm: Algorithm
-    host: EnvironmentHost | None
 
 
 def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: RolloutFunction) -> Run:
@@ -113,7 +97,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
         top_p=recipe.sampling.top_p,
         top_k=recipe.sampling.top_k,
         stop_token_ids=materials.renderer.stop_token_ids,
-        kept_limit=_kept_limit(recipe),
+        kept_limit=kept_limit(recipe),
     )
     producer = Producer(
         buffer=buffer,
@@ -164,16 +148,6 @@ def _least_rewards(recipe: Recipe, algorithm: Algorithm) -> int:
     return max(algorithm.least_rewards, least)
 
 
-def _rollout(materials: Materials, parts: _Parts) -> EpisodeRunner | SingleTurn:
-    environment = materials.recipe.task.environment
-    if environment is None or parts.host is None or materials.dialect is None:
-        return SingleTurn(parts.engine, renderer=materials.renderer)
-    if environment.lockstep is None:
-        is_repeatable = materials.device == "cpu" and materials.recipe.schedule.max_staleness == 0
-        environment = environment.model_copy(update={"lockstep": is_repeatable})
-    return EpisodeRunner(parts.engine, parts.host, dialect=materials.dialect, config=environment)
-
-
 def _warn_of_one_epoch(recipe: Recipe, num_prompts: int) -> None:
     wanted = recipe.schedule.num_steps * recipe.schedule.prompts_per_step
     if recipe.task.curriculum is not None and wanted <= num_prompts:
@@ -195,16 +169,6 @@ def _restore(folder: RunFolder, prompts: PromptStream) -> RunState:
     return state
 
 
-def _reward_pool(recipe: Recipe, code_dir: Path) -> RewardPool:
-    return RewardPool(
-        recipe.task.rewards,
-        num_workers=recipe.task.reward_workers,
-        code_dir=str(code_dir),
-        max_ungradable=recipe.task.max_ungradable,
-        settings=worker_settings(recipe),
-    )
-
-
 async def _start(
     cluster: Cluster, materials: Materials, algorithm: Algorithm
 ) -> tuple[EngineClient, LearnerClient]:
@@ -212,10 +176,10 @@ async def _start(
     recipe = materials.recipe
     if recipe.placement.kind == "split" or materials.device == "cpu":
         learner, engine = await asyncio.gather(
-            _start_learner(cluster, materials, algorithm), _start_engines(cluster, materials)
+            _start_learner(cluster, materials, algorithm), start_engines(cluster, materials)
         )
     else:
-        engine = await _start_engines(cluster, materials)
+        engine = await start_engines(cluster, materials)
         await engine.sleep()
         learner = await _start_learner(cluster, materials, algorithm)
     return engine, learner
@@ -258,45 +222,6 @@ def make_learner(
     address, port = rendezvous
     place = RankPlace(rank=rank, world_size=world_size, device=device, address=address, port=port)
     return FsdpLearner(plan, place)
-
-
-async def _start_engines(cluster: Cluster, materials: Materials) -> EngineClient:
-    recipe = materials.recipe
-    logger.info("engine: %s, %s", materials.engine_kind, choose_engine(recipe.engine.kind)[1])
-    settings = EngineSettings(
-        model=materials.model_folder,
-        config=recipe.engine,
-        device="cuda" if materials.device == "cuda" else "cpu",
-        dtype=recipe.model.dtype,
-        max_model_len=recipe.longest_context,
-        seed=recipe.seed,
-        transfer=choose_sync(recipe, materials.device),
-        trust_remote_code=recipe.model.trust_remote_code,
-        record_routing=materials.keeps_routing,
-        kept_limit=_kept_limit(recipe),
-    )
-    environment = engine_environment(recipe.engine, materials.device, record_routing=materials.keeps_routing)
-    return await cluster.engines(
-        make_engine, {"kind": materials.engine_kind, "settings": settings}, environment
-    )
-
-
-def _kept_limit(recipe: Recipe) -> int:
-    return recipe.sampling.kept_limit if recipe.sampling.keep_sampling_mask else 0
-
-
-async def make_engine(*, index: int, kind: str, settings: EngineSettings) -> "VllmEngine | HfEngine":
-    """One engine, inside its actor."""
-    settings = replace(settings, index=index)
-    match kind:
-        case "vllm":
-            return await VllmEngine.start(settings)
-        case "hf":
-            from rlhf.engines.hf import HfEngine
-
-            return HfEngine(settings, read=read_weights)
-        case _:
-            raise AssertionError(f"choose_engine gave {kind!r}")
 
 
 async def _open_sync(materials: Materials, learner: LearnerClient, engine: EngineClient) -> VerifiedSync:

@@ -75,6 +75,20 @@ def seat(recipe: Recipe, device: str) -> Seating:
     )
 
 
+def seat_engines(recipe: Recipe, device: str) -> Seating:
+    """As `seat`, for engines that work without a learner: a bundle each."""
+    engine, on_gpu = recipe.engine, device == "cuda"
+    gpus = engine.tensor_parallel * float(on_gpu)
+    bundle = {"CPU": float(engine.threads), **({"GPU": gpus} if on_gpu else {})}
+    return Seating(
+        bundles=(bundle,) * engine.num_engines,
+        learner=Seat(cpus=0.0, gpus=0.0),
+        engine=Seat(cpus=engine.threads, gpus=gpus),
+        learner_bundle=(),
+        engine_bundle=tuple(range(engine.num_engines)),
+    )
+
+
 def reserve(seating: Seating, *, limit_s: float) -> PlacementGroup:
     """Reserve every bundle at once, or raise PlacementError that says what is missing."""
     wanted = {k: sum(b.get(k, 0.0) for b in seating.bundles) for k in ("CPU", "GPU")}
