@@ -16,6 +16,8 @@ from rlhf.types import Prompt, RewardResult, Trajectory
 Split = Literal["train", "heldout"]
 SEED_STRIDE = 10**9
 """reasoning-gym draws problem i of seed s from s + i: neighbouring seeds would share their problems."""
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+IN_LETTERS = str.maketrans("0123456789", "abcdefghij")
 ANSWER = re.compile(r"<answer>([^<]*)</answer>\s*\Z")
 
 
@@ -40,15 +42,21 @@ def problems(
 
 
 def demonstrations(
-    seed: int = 0, size: int = 1000, *, terms: int = 4, digits: int = 1, careless: float = 0.0
+    seed: int = 0, size: int = 1000, *, terms: int = 4, careless: float = 0.0, mixed: float = 0.0
 ) -> list[dict[str, str]]:
     """Training rows of `problems` with a worked `completion`, for supervised fine-tuning.
 
     A share `careless` of them stops one term early and gives the total it has reached: data of mixed quality.
     Imitation keeps the habit; reinforcement finds out that it does not pay.
+    A share `mixed` of the running totals is written in letters (a for 0, j for 9), which makes a thought no wronger
+    but hard to read: what language mixing is to DeepSeek-R1-Zero. A reward for right answers does not mind.
     """
-    rows = problems(seed, size, terms=terms, digits=digits)
-    return [row | {"completion": _work(row["id"], is_careless=_share(row["id"]) < careless)} for row in rows]
+    rows = problems(seed, size, terms=terms)
+    return [
+        row
+        | {"completion": _work(row["id"], is_careless=_share(f"style {row['id']}") < careless, mixed=mixed)}
+        for row in rows
+    ]
 
 
 def warm_up() -> None:
@@ -69,6 +77,16 @@ def verify(prompt: Prompt, trajectory: Trajectory) -> RewardResult:
     return RewardResult(
         value=float(is_right), outcome="ok" if is_right else "wrong", detail={"answer": found[1]}
     )
+
+
+def one_notation(completion: str) -> float:
+    """The share of the thought's words that are numbers in digits; 0 where there is no closed thought.
+
+    Readability of these tasks, in the form of DeepSeek-R1's language consistency (arXiv 2501.12948v2, eq. 7).
+    """
+    thought = THOUGHT.search(completion)
+    words = thought[1].split() if thought else []
+    return sum(word.isascii() and word.isdigit() for word in words) / len(words) if words else 0.0
 
 
 def _draw(seed: int, size: int, *, terms: int, digits: int) -> Iterator[tuple[str, str]]:
@@ -96,12 +114,16 @@ def _is_small(expression: str) -> bool:
     return all(0 <= total <= 99 for total in _totals(expression))
 
 
-def _work(expression: str, *, is_careless: bool) -> str:
+def _work(expression: str, *, is_careless: bool, mixed: float) -> str:
     totals = _totals(expression)[1:]
     shown = totals[:-1] if is_careless else totals
-    return f"<think>{' '.join(f'{total:02d}' for total in shown)}</think><answer>{shown[-1]}</answer>"
+    words = [
+        f"{total:02d}".translate(IN_LETTERS if _share(f"notation {place} {expression}") < mixed else {})
+        for place, total in enumerate(shown)
+    ]
+    return f"<think>{' '.join(words)}</think><answer>{shown[-1]}</answer>"
 
 
-def _share(expression: str) -> float:
-    """A number in [0, 1) that belongs to the problem for ever."""
-    return int.from_bytes(sha256(f"style {expression}".encode()).digest()[:4], "big") / 2**32
+def _share(what: str) -> float:
+    """A number in [0, 1) that belongs to the text for ever."""
+    return int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from rewards.reasoning_tasks import demonstrations, problems, verify
+from rewards.reasoning_tasks import demonstrations, one_notation, problems, verify
 from rlhf.types import Message, Prompt, Trajectory, Turn
 
 
@@ -42,6 +42,31 @@ def test_careless_demonstrations_stop_one_term_early_and_do_not_verify():
         if value == 0.0:
             steps = re.findall(r"\d+", row["completion"])[:-1]
             assert steps == re.findall(r"\d+", careful[row["id"]])[:-2]
+
+
+def test_mixed_demonstrations_write_a_share_of_their_totals_in_letters_and_verify():
+    rows = demonstrations(0, 400, mixed=0.4)
+    assert {answered(row["completion"], row["reference"]).value for row in rows} == {1.0}
+    assert 0.55 < sum(one_notation(row["completion"]) for row in rows) / len(rows) < 0.65
+    plain = {row["id"]: row["completion"] for row in demonstrations(0, 400)}
+    back = str.maketrans("abcdefghij", "0123456789")
+    for row in rows:
+        thought = row["completion"].partition("</think>")[0].removeprefix("<think>")
+        assert thought.translate(back) == plain[row["id"]].partition("</think>")[0].removeprefix("<think>")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("<think>12 18 10</think><answer>10</answer>", 1.0),
+        ("<think>12 bi 10 ba</think><answer>10</answer>", 0.5),
+        ("<think>1b</think>", 0.0),
+        ("<think></think><answer>10</answer>", 0.0),
+        ("12 18</think><answer>10</answer>", 0.0),
+    ],
+)
+def test_one_notation_is_the_share_of_the_thoughts_words_in_digits(text, share):
+    assert one_notation(text) == share
 
 
 @pytest.mark.parametrize(
