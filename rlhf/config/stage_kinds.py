@@ -1,0 +1,83 @@
+"""The kinds of stages: the keys of each, what it leaves, and which keys do not change what comes out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from rlhf.config.schema import ModelConfig, Recipe, SftConfig
+from rlhf.config.section import Section
+
+
+class RenderedTask(Section):
+    """How prompts are shown to a model that does not sample."""
+
+    template: str = "chat"
+    """As task.template of a recipe."""
+    system_prompt: str | None = None
+
+
+class SftStage(Section):
+    """Supervised fine-tuning; of a student on a teacher's rows it is off-policy distillation."""
+
+    seed: int = 0
+    model: ModelConfig
+    task: RenderedTask = RenderedTask()
+    sft: SftConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageKind:
+    """What all stages of a kind have in common."""
+
+    section: type[Section]
+    artefacts: Mapping[str, str]
+    """Name -> path below the stage's folder. The first is what `${stage}` stands for."""
+    own: frozenset[str] = frozenset()
+    """Top-level keys of `section` that the pipeline fills in, so that a stage cannot say them."""
+    unread: frozenset[str] = frozenset()
+    """Dotted keys of `section` that this kind does not read."""
+    preset: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What the kind itself sets; a stage may not say otherwise."""
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether its main artefact is a model's folder."""
+        return next(iter(self.artefacts)) == "model"
+
+
+_MODEL = MappingProxyType({"model": "model"})
+_OF_RECIPE = frozenset({"name", "run_dir"})
+_DISTILL = MappingProxyType({"algorithm": {"advantages": "distill"}})
+
+KINDS: Mapping[str, StageKind] = MappingProxyType(
+    {
+        "sft": StageKind(section=SftStage, artefacts=_MODEL),
+        "distill": StageKind(section=SftStage, artefacts=_MODEL),
+        "rl": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE),
+        "on_policy_distill": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE, preset=_DISTILL),
+    }
+)
+
+NOT_LEARNED = (
+    "placement",
+    "timeouts",
+    "telemetry",
+    "sandbox",
+    "sync",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "task.reward_workers",
+    "task.reward_memory_mb",
+    "learner.num_ranks",
+    "learner.threads",
+    "engine.num_engines",
+    "engine.tensor_parallel",
+    "engine.threads",
+    "engine.kv_cache_mb",
+    "engine.gpu_memory_fraction",
+    *(f"{kind}.{key}" for kind in ("sft", "dpo", "reward_model") for key in ("num_ranks", "threads")),
+    *(f"{kind}.checkpoint_every" for kind in ("sft", "dpo", "reward_model")),
+    "collect.chunks_in_flight",
+)
+"""Sections and keys of any stage that say where, how safely and how fast it runs, not what comes out: they do not
+enter a stage's key. (Another number of devices changes the last digits of a float, as another device does.)"""

@@ -1,0 +1,1 @@
+"""A pipeline of stages: what depends on what, what is done, and running the rest."""
