@@ -87,8 +87,9 @@ def _check_data(recipe: Recipe, report: Report) -> list[Prompt]:
     if recipe.task.environment is None:
         report.findings += repeated
     if recipe.sft is not None:
-        rows = _read(recipe.sft.source, "sft.source", report)
-        report.say("sft.source", f"{len(rows)} demonstrations", rows=len(rows))
+        for key, source in recipe.sft.sources.items():
+            rows = _read(source, key, report)
+            report.say(key, f"{len(rows)} demonstrations", rows=len(rows))
     return [*train, *heldout]
 
 

@@ -11,7 +11,8 @@ from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
 from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
-from rlhf.config.task import SourceConfig, TaskConfig
+from rlhf.config.task import TaskConfig
+from rlhf.config.trainer import SftConfig as SftConfig
 
 
 class ModelConfig(Section):
@@ -214,23 +215,6 @@ class TimeoutConfig(Section):
     """One weight transfer with its probe."""
 
 
-class SftConfig(Section):
-    """A cold start before RL: supervised fine-tuning through TRL in a process of its own."""
-
-    source: SourceConfig
-    """Rows with a prompt and a `completion`, or with `messages` (and their `tools`): a whole conversation, of which the
-    assistant's turns are learned."""
-    num_steps: PositiveInt = 100
-    batch_size: PositiveInt = 64
-    lr: Positive = 1e-4
-    warmup_steps: Count = 0
-    max_length: PositiveInt = 1024
-    """Longer rows are refused, never cut."""
-    packing: bool = False
-    threads: PositiveInt | None = None
-    """Default: every core the process may use."""
-
-
 class Recipe(Section):
     """A whole run."""
 
@@ -240,6 +224,7 @@ class Recipe(Section):
     """Default: runs/<name>."""
     model: ModelConfig
     sft: SftConfig | None = None
+    """A cold start before RL, through TRL in a process of its own."""
     task: TaskConfig
     sandbox: SandboxConfig = SandboxConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
-from rlhf.config.schema import SftConfig
+from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.demonstration import demonstration_ids
@@ -54,7 +54,11 @@ def run_sft(
     training process dies, DeadlineError when it makes no progress for SILENCE_S seconds.
     """
     out = Path(out_folder)
-    prompts = load_prompts(config.source, key=KEY, require_reference=False)
+    prompts = [
+        prompt
+        for key, source in config.sources.items()
+        for prompt in load_prompts(source, key=key, require_reference=False)
+    ]
     rows = tokenised_rows(prompts, renderer, config.max_length)
     identity = _identity(config, rows, model_folder=Path(renderer.model_folder), seed=seed)
     done = out / DONE

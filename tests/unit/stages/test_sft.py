@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.config.schema import ModelConfig, SftConfig
+from rlhf.config.schema import ModelConfig
 from rlhf.config.task import SourceConfig
+from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
