@@ -1,4 +1,4 @@
-"""The command line: `rlhf train | check | play | report | doctor`. User mistakes end in one message and exit code 2."""
+"""The command line, `rlhf COMMAND`. User mistakes end in one message and exit code 2."""
 
 import argparse
 import asyncio
@@ -30,10 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     except KeyboardInterrupt:
-        hint = "; the same command resumes from the last checkpoint" if arguments.command is _train else ""
-        sys.stderr.write(f"interrupted{hint}\n")
+        sys.stderr.write(_interrupted(arguments))
         return 130
     return code
+
+
+def _interrupted(arguments: argparse.Namespace) -> str:
+    """What is said at the end of a command that was interrupted; a pipeline speaks for its stage."""
+    if arguments.command is _stage and arguments.tied:
+        return ""
+    hints = {_train: "; the same command resumes from the last checkpoint"}
+    hints |= dict.fromkeys((_pipeline, _stage), "; the same command resumes")
+    return f"interrupted{hints.get(arguments.command, '')}\n"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fresh", action="store_true", help="delete the run folder first")
     train.set_defaults(command=_train)
 
+    _pipeline_arguments(commands)
+
     check = commands.add_parser(
         "check", help="load every named object, grade every gold and what must not pay"
     )
@@ -80,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     play.set_defaults(command=_play)
 
-    report = commands.add_parser("report", help="write report.html for a run folder")
+    report = commands.add_parser("report", help="write report.html for the folder of a run or a pipeline")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
 
@@ -90,6 +100,28 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("recipe", nargs="?", help="also judge the needs of this recipe")
     doctor.set_defaults(command=_doctor, overrides=[])
     return parser
+
+
+def _pipeline_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    pipeline = commands.add_parser("pipeline", help="run the stages of a pipeline that are not done yet")
+    pipeline.add_argument("pipeline", help="a YAML file")
+    _override_arguments(pipeline, example="stages.rl.schedule.num_steps=3")
+    pipeline.add_argument("--dry-run", action="store_true", help="draw the stages, what is done and why not")
+    pipeline.add_argument("--until", metavar="STAGE", help="only this stage and those that it needs")
+    pipeline.add_argument(
+        "--redo",
+        metavar="STAGE",
+        action="append",
+        default=[],
+        help="run this stage again; its old result stays",
+    )
+    pipeline.set_defaults(command=_pipeline)
+
+    stage = commands.add_parser("stage", help="run one stage of a pipeline by itself, from its stage.yaml")
+    stage.add_argument("file", type=Path)
+    stage.add_argument("--tied", action="store_true", help="end when standard input closes")
+    _code_dir_argument(stage)
+    stage.set_defaults(command=_stage)
 
 
 def _count(text: str) -> int:
@@ -106,7 +138,15 @@ def _place(text: str) -> int:
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example schedule.num_steps=10")
+    _override_arguments(parser, example="schedule.num_steps=10")
+
+
+def _override_arguments(parser: argparse.ArgumentParser, *, example: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"for example {example}")
+    _code_dir_argument(parser)
+
+
+def _code_dir_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--code-dir",
         type=Path,
@@ -126,6 +166,30 @@ def _train(arguments: argparse.Namespace) -> int:
     from rlhf.execute import execute
 
     return asyncio.run(execute(recipe, code_dir=arguments.code_dir.resolve(), fresh=arguments.fresh))
+
+
+def _pipeline(arguments: argparse.Namespace) -> int:
+    from rlhf.pipeline.command import pipeline
+
+    _prepend(arguments.code_dir)
+    return pipeline(
+        arguments.pipeline,
+        arguments.overrides,
+        code_dir=arguments.code_dir.resolve(),
+        choice=None if arguments.dry_run else (arguments.until, arguments.redo),
+        verbose=arguments.verbose,
+    )
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    from rlhf.pipeline.child import end_with_stdin, run_stage
+    from rlhf.pipeline.kinds import execute_stage
+
+    if arguments.tied:
+        end_with_stdin()
+    _prepend(arguments.code_dir)
+    run_stage(arguments.file, code_dir=arguments.code_dir.resolve(), execute=execute_stage)
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -62,3 +62,7 @@ class EpisodeError(RlhfError, RuntimeError):
 
 class SandboxError(RlhfError, RuntimeError):
     """No sandbox of the asked strength can be had here, or it broke; says which tier failed, why, and the ways out."""
+
+
+class StageError(RlhfError, RuntimeError):
+    """A stage of a pipeline that ended without its result."""

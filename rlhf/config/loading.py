@@ -36,9 +36,7 @@ def read_with_overrides(path: Path, overrides: Sequence[str] = ()) -> dict[str, 
     return values
 
 
-def checked_section(
-    section: type[S], values: Mapping[str, Any], *, where: str | Path, under: str = ""
-) -> S:
+def checked_section(section: type[S], values: Mapping[str, Any], *, where: str | Path, under: str = "") -> S:
     """`values` as a `section`. ConfigError names `where` and every bad key, which lie below the key `under`."""
     try:
         return section.model_validate(values)

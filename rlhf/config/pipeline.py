@@ -70,7 +70,9 @@ def _refuse_new_stages(path: Path, overrides: Sequence[str]) -> None:
     for override in overrides:
         parts = override.partition("=")[0].split(".")
         if len(parts) > 2 and parts[0] == "stages" and isinstance(stages, dict) and parts[1] not in stages:
-            raise ConfigError(f"override {override!r}: there is no stage {parts[1]!r}.{near(parts[1], stages)}")
+            raise ConfigError(
+                f"override {override!r}: there is no stage {parts[1]!r}.{near(parts[1], stages)}"
+            )
 
 
 def near(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
@@ -101,7 +103,9 @@ def _laid(path: Path, shared: Values, stage: Values, *, kind: StageKind, name: s
             recipe.pop("model", None)  # a model is taken as a whole: a path over a config would be two
         below = lay_over(below, recipe)
     for key in sorted(kind.own & values.keys()):
-        raise ConfigError(f"{path}: stages.{name}: {key!r} is the pipeline's to say, take it out of the stage.")
+        raise ConfigError(
+            f"{path}: stages.{name}: {key!r} is the pipeline's to say, take it out of the stage."
+        )
     laid = lay_over(below, values)
     for dotted in sorted(kind.unread):
         if _says(values, dotted):
@@ -119,7 +123,9 @@ def _says(values: Any, dotted: str) -> bool:
     return True
 
 
-def _known(shared: Mapping[str, Any], section: type[Section], unread: frozenset[str], prefix: str = "") -> Values:
+def _known(
+    shared: Mapping[str, Any], section: type[Section], unread: frozenset[str], prefix: str = ""
+) -> Values:
     """The keys of `shared` that `section` has and reads."""
     known: Values = {}
     for key, value in shared.items():

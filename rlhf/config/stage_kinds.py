@@ -4,8 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from rlhf.config.schema import ModelConfig, Recipe, SftConfig
+from rlhf.config.evaluation import EvaluationFile
+from rlhf.config.reject import CollectConfig, SelectConfig
+from rlhf.config.sandbox import SandboxConfig
+from rlhf.config.schema import (
+    EngineConfig,
+    LearnerConfig,
+    ModelConfig,
+    PlacementConfig,
+    Recipe,
+    SamplingConfig,
+    TimeoutConfig,
+)
 from rlhf.config.section import Section
+from rlhf.config.task import TaskConfig
+from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
 
 
 class RenderedTask(Section):
@@ -25,13 +38,54 @@ class SftStage(Section):
     sft: SftConfig
 
 
+class DpoStage(Section):
+    """Direct preference optimization on pairs."""
+
+    seed: int = 0
+    model: ModelConfig
+    task: RenderedTask = RenderedTask()
+    dpo: DpoConfig
+
+
+class RewardModelStage(Section):
+    """A model that scores, learned from pairs."""
+
+    seed: int = 0
+    model: ModelConfig
+    task: RenderedTask = RenderedTask()
+    reward_model: RewardModelConfig
+
+
+class RejectStage(Section):
+    """Rejection sampling: many samples of many prompts, of which the good ones become training rows."""
+
+    seed: int = 0
+    model: ModelConfig
+    task: TaskConfig
+    sandbox: SandboxConfig = SandboxConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    placement: PlacementConfig = PlacementConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+    collect: CollectConfig = CollectConfig()
+    select: SelectConfig = SelectConfig()
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe that samples and grades as this stage says."""
+        values = {key: value for key, value in dict(self).items() if key not in ("collect", "select")}
+        row = self.sampling.max_prompt_tokens + self.sampling.max_tokens
+        if self.task.environment is not None:
+            row = self.task.environment.limits.max_tokens
+        return Recipe(name=name, learner=LearnerConfig(microbatch_tokens=row), **values)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageKind:
     """What all stages of a kind have in common."""
 
     section: type[Section]
     artefacts: Mapping[str, str]
-    """Name -> path below the stage's folder. The first is what `${stage}` stands for."""
+    """Name -> path below the stage's folder, which a stage may override. `${stage}` stands for the first."""
     own: frozenset[str] = frozenset()
     """Top-level keys of `section` that the pipeline fills in, so that a stage cannot say them."""
     unread: frozenset[str] = frozenset()
@@ -46,6 +100,9 @@ class StageKind:
 
 
 _MODEL = MappingProxyType({"model": "model"})
+_ROWS = MappingProxyType({"rows": "rows.jsonl", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl"})
+_SCORES = MappingProxyType({"scores": "eval.json", "samples": "samples.jsonl"})
+_UNREAD = frozenset({"task.heldout", "task.curriculum"})
 _OF_RECIPE = frozenset({"name", "run_dir"})
 _DISTILL = MappingProxyType({"algorithm": {"advantages": "distill"}})
 
@@ -55,9 +112,14 @@ KINDS: Mapping[str, StageKind] = MappingProxyType(
         "distill": StageKind(section=SftStage, artefacts=_MODEL),
         "rl": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE),
         "on_policy_distill": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE, preset=_DISTILL),
+        "reject": StageKind(section=RejectStage, artefacts=_ROWS, unread=_UNREAD),
+        "dpo": StageKind(section=DpoStage, artefacts=_MODEL),
+        "reward_model": StageKind(section=RewardModelStage, artefacts=_MODEL),
+        "eval": StageKind(section=EvaluationFile, artefacts=_SCORES, own=_OF_RECIPE),
     }
 )
 
+_OF_TRAINER = ("num_ranks", "threads", "microbatch_size", "checkpoint_every")
 NOT_LEARNED = (
     "placement",
     "timeouts",
@@ -75,8 +137,7 @@ NOT_LEARNED = (
     "engine.threads",
     "engine.kv_cache_mb",
     "engine.gpu_memory_fraction",
-    *(f"{kind}.{key}" for kind in ("sft", "dpo", "reward_model") for key in ("num_ranks", "threads")),
-    *(f"{kind}.checkpoint_every" for kind in ("sft", "dpo", "reward_model")),
+    *(f"{kind}.{key}" for kind in ("sft", "dpo", "reward_model") for key in _OF_TRAINER),
     "collect.chunks_in_flight",
 )
 """Sections and keys of any stage that say where, how safely and how fast it runs, not what comes out: they do not

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from rlhf.config.stage_kinds import KINDS
+from rlhf.run_folder import replace_file
 
 CACHE = "hashes.json"
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model", ".py", ".bin", ".gguf"}
@@ -35,7 +35,7 @@ class ContentHashes:
     def save(self) -> None:
         """Write down what was read since."""
         if self._is_new:
-            replace_text(self._file, json.dumps(self._known, indent=0))
+            replace_file(self._file, json.dumps(self._known, indent=0))
             self._is_new = False
 
     def _of_file(self, path: Path) -> str:
@@ -57,10 +57,3 @@ def _files(folder: Path) -> list[Path]:
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return files
     return [path for path in files if path.suffix in _MODEL_SUFFIXES and path.name not in _BOOKKEEPING]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one rename: a kill leaves the old one or the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -108,7 +108,9 @@ def _needs(name: str, values: Values, stages: Mapping[str, Values]) -> list[Refe
     for key, reference in references_in(values):
         where = f"stages.{name}.{key}: found {str(reference)!r}"
         if reference.stage not in stages:
-            raise ConfigError(f"{where}, but there is no stage {reference.stage!r}.{near(reference.stage, stages)}")
+            raise ConfigError(
+                f"{where}, but there is no stage {reference.stage!r}.{near(reference.stage, stages)}"
+            )
         found.append(_named(reference, stages, where=where))
     return found
 
@@ -119,7 +121,9 @@ def _named(reference: Reference, stages: Mapping[str, Values], *, where: str) ->
     artefacts = KINDS[kind].artefacts
     artefact = reference.artefact or next(iter(artefacts))
     if artefact not in artefacts:
-        raise ConfigError(f"{where}, but a stage of kind {kind} leaves no {artefact!r}.{near(artefact, artefacts)}")
+        raise ConfigError(
+            f"{where}, but a stage of kind {kind} leaves no {artefact!r}.{near(artefact, artefacts)}"
+        )
     return Reference(reference.stage, artefact)
 
 
@@ -173,11 +177,11 @@ def _first_model(values: Values) -> Values:
 def _checked(name: str, values: Values, config: PipelineConfig) -> Section:
     kind = KINDS[values["kind"]]
     keys = {key: value for key, value in values.items() if key != "kind"}
-    for section, preset in kind.preset.items():
+    for below, preset in kind.preset.items():
         for key, value in preset.items():
-            if (keys.get(section) or {}).get(key, value) != value:
+            if (keys.get(below) or {}).get(key, value) != value:
                 raise ConfigError(
-                    f"stages.{name}.{section}.{key}: found {keys[section][key]!r}, but kind {values['kind']} "
+                    f"stages.{name}.{below}.{key}: found {keys[below][key]!r}, but kind {values['kind']} "
                     f"is {value!r}. Leave it out, or use another kind."
                 )
     keys = lay_over(kind.preset, {"seed": config.seed} | keys)
@@ -190,7 +194,9 @@ def _checked(name: str, values: Values, config: PipelineConfig) -> Section:
 def _refuse(name: str, section: Section, kind: StageKind) -> None:
     """What a recipe may say, but a stage may not."""
     if isinstance(section, Recipe) and not section.checkpoint.export:
-        raise ConfigError(f"stages.{name}.checkpoint.export is false: the stage would leave no {list(kind.artefacts)[0]}.")
+        raise ConfigError(
+            f"stages.{name}.checkpoint.export is false: the stage would leave no {next(iter(kind.artefacts))}."
+        )
 
 
 def models_of(section: Section) -> Iterator[tuple[str, ModelConfig]]:

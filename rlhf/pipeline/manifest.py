@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config.pipeline import Values
-from rlhf.config.stage_kinds import KINDS
-from rlhf.pipeline.content import ContentHashes, replace_text
+from rlhf.pipeline.content import ContentHashes
 from rlhf.pipeline.identity import Identity
 from rlhf.pipeline.result import Result, read_result
+from rlhf.run_folder import replace_file
 
 FILE = "manifest.json"
 _SHOWN = 3
@@ -42,7 +42,7 @@ class Verdict:
     state: State
     why: str = ""
     altered: bool = False
-    """Its folder holds another result than was written down: it must be put aside first."""
+    """Its folder must be put aside first: it holds another result than was written down, or one that is to stay."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Manifest:
             "stages": self.present,
             "results": {name: asdict(record) for name, record in self.records.items()},
         }
-        replace_text(self.folder / FILE, json.dumps(values, indent=1, ensure_ascii=False))
+        replace_file(self.folder / FILE, json.dumps(values, indent=1, ensure_ascii=False))
 
     def judge(self, stage: str, identity: Identity, hashes: ContentHashes) -> Verdict:
         """Whether the stage's result is there, whole and as it was written down."""
@@ -125,14 +125,18 @@ class Manifest:
 
     def artefact(self, stage: str, name: str) -> Path:
         """Where an artefact of a stage that is done lies."""
-        folder = self.present[stage]
-        return self.folder / folder / KINDS[self.records[folder].kind].artefacts[name]
+        result = self.result(stage)
+        assert result is not None
+        return self.folder / self.present[stage] / result.artefacts[name]
 
     def _changes(self, stage: str, identity: Identity) -> str:
         record = self.records.get(self.present.get(stage, ""))
         if record is None:
             return "never finished"
-        changes = [f"{key} {_brief(old)} -> {_brief(new)}" for key, old, new in differing(record.settings, identity.settings)]
+        changes = [
+            f"{key} {_brief(old)} -> {_brief(new)}"
+            for key, old, new in differing(record.settings, identity.settings)
+        ]
         changes += [f"{name} has changed" for name in _other(record.inputs, identity.inputs)]
         changes += [f"{name} has changed" for name in _other(record.files, identity.files)]
         if len(changes) > _SHOWN:

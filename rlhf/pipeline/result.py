@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlhf.pipeline.content import replace_text
+from rlhf.run_folder import replace_file
 
 FILE = "result.json"
 
@@ -31,4 +31,4 @@ def read_result(folder: Path) -> Result | None:
 
 def write_result(folder: Path, result: Result) -> None:
     """Say that the stage is finished, in one rename."""
-    replace_text(folder / FILE, json.dumps(asdict(result), indent=1))
+    replace_file(folder / FILE, json.dumps(asdict(result), indent=1))

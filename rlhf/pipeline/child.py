@@ -1,0 +1,97 @@
+"""One stage in a process of its own: `rlhf stage FILE`, which is what a pipeline starts."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.config.stage_kinds import KINDS
+from rlhf.errors import ConfigError, StageError
+from rlhf.pipeline.job import Job, read_job
+from rlhf.pipeline.result import Result, read_result, write_result
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".stage.lock"
+WAIT_S = 120.0
+"""For a process that still works in the folder: that of a pipeline which was killed is about to end."""
+GRACE_S = 30.0
+"""Between the request to end and the end by force."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an executor hands back."""
+
+    metrics: Mapping[str, float]
+    artefacts: Mapping[str, str] | None = None
+    """Name -> path below the stage's folder; default: those of the kind."""
+
+
+Executor = Callable[[Job, Path], Outcome]
+"""(job, code_dir) -> outcome. It can be called again in the same folder after a kill at any moment."""
+
+
+def run_stage(file: Path, *, code_dir: Path, execute: Executor) -> Result:
+    """Run the stage of `file` unless its folder holds its result already; the result is the last thing written."""
+    job = read_job(file)
+    with _locked(job.folder):
+        found = read_result(job.folder)
+        if found is not None and found.key == job.key:
+            logger.info("%s is finished: nothing to do", job.folder)
+            return found
+        started = time.monotonic()
+        outcome = execute(job, code_dir)
+        artefacts = KINDS[job.kind].artefacts if outcome.artefacts is None else outcome.artefacts
+        for name, path in artefacts.items():
+            if not (job.folder / path).exists():
+                raise StageError(f"{job.stage}: the stage ended without its {name} ({job.folder / path}).")
+        result = Result(
+            kind=job.kind,
+            key=job.key,
+            metrics=dict(outcome.metrics),
+            artefacts=dict(artefacts),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        write_result(job.folder, result)
+        return result
+
+
+def end_with_stdin() -> None:
+    """End this process when its standard input closes, which happens when the pipeline's process dies."""
+    threading.Thread(target=_watch_stdin, daemon=True).start()
+
+
+def _watch_stdin() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(GRACE_S)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, after waiting for whoever holds it."""
+    with (folder / LOCK).open("wb") as file:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"another process has been working in {str(folder)!r} for {WAIT_S:g} s. Wait for it, or end it."
+                    ) from error
+            time.sleep(0.05)
+        yield
