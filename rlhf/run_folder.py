@@ -54,8 +54,10 @@ class RunFolder:
         folder._compare(recipe)
         folder._sweep()
         settings = recipe.model_dump(mode="json")
-        _replace(folder.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        _replace(folder.path / "environment.json", json.dumps(environment(), indent=1))
+        replace_file(
+            folder.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        )
+        replace_file(folder.path / "environment.json", json.dumps(environment(), indent=1))
         return folder
 
     def checkpoints(self) -> list[Path]:
@@ -110,7 +112,7 @@ class RunFolder:
             if before.get(section) != now[section]:
                 raise CheckpointError(
                     f"run_dir: {str(self.path)!r} holds checkpoints of another run: "
-                    f"{_difference(section, before.get(section), now[section])}. "
+                    f"{difference(section, before.get(section), now[section])}. "
                     "Start anew with --fresh, or name another folder with run_dir=...."
                 )
 
@@ -119,7 +121,7 @@ class RunFolder:
             shutil.rmtree(draft)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write a file in one rename: a kill leaves the old one or the new one."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
@@ -150,7 +152,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _difference(key: str, before: Any, now: Any) -> str:
+def difference(key: str, before: Any, now: Any) -> str:
     """The first leaf that differs, as `section.key is X there and Y now`."""
     if isinstance(before, dict) and isinstance(now, dict):
         pairs = [(name, before.get(name), now.get(name)) for name in {**before, **now}]
@@ -158,4 +160,4 @@ def _difference(key: str, before: Any, now: Any) -> str:
         pairs = list(zip(map(str, range(len(now))), before, now, strict=True))
     else:
         return f"{key} is {before!r} there and {now!r} now"
-    return next(_difference(f"{key}.{name}", old, new) for name, old, new in pairs if old != new)
+    return next(difference(f"{key}.{name}", old, new) for name, old, new in pairs if old != new)
