@@ -40,7 +40,7 @@ def _interrupted(arguments: argparse.Namespace) -> str:
     if arguments.command is _stage and arguments.tied:
         return ""
     hints = {_train: "; the same command resumes from the last checkpoint"}
-    hints |= dict.fromkeys((_pipeline, _stage), "; the same command resumes")
+    hints |= dict.fromkeys((_pipeline, _stage, _evaluate), "; the same command goes on")
     return f"interrupted{hints.get(arguments.command, '')}\n"
 
 
@@ -90,7 +90,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     play.set_defaults(command=_play)
 
-    report = commands.add_parser("report", help="write report.html for the folder of a run or a pipeline")
+    evaluate = commands.add_parser(
+        "eval", help="measure models on sets, or a recipe's model on its task.heldout; goes on where it was"
+    )
+    _recipe_arguments(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    report = commands.add_parser(
+        "report", help="write report.html for the folder of a run, a pipeline or an evaluation"
+    )
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
 
@@ -211,11 +219,25 @@ def _play(arguments: argparse.Namespace) -> int:
     return asyncio.run(play(recipe, code_dir=arguments.code_dir.resolve(), row=arguments.row))
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rlhf.offline.command import evaluate_file
+
+    _prepend(arguments.code_dir)
+    code_dir = arguments.code_dir.resolve()
+    return asyncio.run(evaluate_file(Path(arguments.recipe), arguments.overrides, code_dir=code_dir))
+
+
 def _report(arguments: argparse.Namespace) -> int:
+    from rlhf.telemetry.eval_report import write_eval_report
     from rlhf.telemetry.report import write_report
 
+    if (arguments.run_dir / "eval.json").is_file():
+        sys.stdout.write(f"{write_eval_report(arguments.run_dir)}\n")
+        return 0
     if not (arguments.run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml.")
+        raise ConfigError(
+            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, nor eval.json as an evaluation has."
+        )
     sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
     return 0
 

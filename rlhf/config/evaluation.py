@@ -1,6 +1,6 @@
 """The keys of an evaluation: which sets, how they are sampled, and the file that `rlhf eval` reads."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -34,11 +34,11 @@ class EvalSet(Section):
     """Default: task.environment."""
     needs_reference: bool | None = None
     """Default: task.needs_reference."""
-    equal: str | None = None
-    """`module:attribute` or `file.py:attribute`, (answer, answer) -> bool: which answers are one vote of maj@k.
-    Default: equal texts."""
-    equal_limit_s: Annotated[float, Field(gt=0)] = 2.0
-    """Deadline of one such comparison; past it the two count as different."""
+    gold_template: str | None = None
+    """Default: task.gold_template."""
+    votes: Literal["text", "reward"] = "text"
+    """Which wrong answers are one vote of maj@k (the right ones always are). text: equal texts. reward: those that
+    the first reward takes for each other, one written as gold_template has it, the other as the gold answer."""
 
 
 class EvaluateConfig(Section):
@@ -91,6 +91,7 @@ class EvaluationTask(Section):
     rewards: tuple[RewardConfig, ...] = ()
     """Of the sets that name none."""
     needs_reference: bool = True
+    gold_template: str = "<think>x</think><answer>{reference}</answer>"
     reward_workers: PositiveInt = 2
     reward_memory_mb: PositiveInt = 2048
     max_ungradable: Fraction = 0.05

@@ -29,6 +29,8 @@ class Sample:
     stop: StopReason
     num_tokens: int
     """Sampled, over all turns."""
+    answer: str | None = None
+    """What the first reward read as the final answer, where it tells."""
     messages: tuple[Message, ...] = ()
     """The whole conversation of an episode; nothing for a single answer."""
     tools: tuple[Mapping[str, Any], ...] = ()

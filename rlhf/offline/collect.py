@@ -17,7 +17,7 @@ from rlhf.errors import CheckpointError, ConfigError, DataError
 from rlhf.interfaces import Reward, RolloutFunction
 from rlhf.offline.journal import GradeJournal, group_digest
 from rlhf.rollout.group import sample_seed
-from rlhf.rollout.statistics import is_correct
+from rlhf.rollout.statistics import answer_of, is_correct
 from rlhf.run_folder import difference, replace_file
 from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
 
@@ -200,6 +200,7 @@ def _sample(trajectory: Trajectory, result: RewardResult) -> Sample:
         parts=dict(result.parts),
         stop=trajectory.stop,
         num_tokens=trajectory.num_sampled,
+        answer=answer_of(result),
         messages=conversation_of(trajectory),
     )
 

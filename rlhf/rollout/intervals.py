@@ -48,7 +48,7 @@ def student(degrees: int) -> float:
             (5 * z**5 + 16 * z**3 + 3 * z) / 96,
             (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         )
-        return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+        return z + sum(term / math.pow(degrees, power) for power, term in enumerate(terms, start=1))
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
