@@ -231,12 +231,18 @@ def _report(arguments: argparse.Namespace) -> int:
     from rlhf.telemetry.eval_report import write_eval_report
     from rlhf.telemetry.report import write_report
 
+    if (arguments.run_dir / "pipeline.yaml").is_file():
+        from rlhf.pipeline.report import write_pipeline_report
+
+        sys.stdout.write(f"{write_pipeline_report(arguments.run_dir)}\n")
+        return 0
     if (arguments.run_dir / "eval.json").is_file():
         sys.stdout.write(f"{write_eval_report(arguments.run_dir)}\n")
         return 0
     if not (arguments.run_dir / "config.yaml").is_file():
         raise ConfigError(
-            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, nor eval.json as an evaluation has."
+            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, nor pipeline.yaml or eval.json, "
+            "as a pipeline and an evaluation have."
         )
     sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
     return 0

@@ -43,7 +43,7 @@ def run_stage(file: Path, *, code_dir: Path, execute: Executor) -> Result:
     job = read_job(file)
     with _locked(job.folder):
         found = read_result(job.folder)
-        if found is not None and found.key == job.key:
+        if found is not None and found.key == job.key and _is_whole(job.folder, found):
             logger.info("%s is finished: nothing to do", job.folder)
             return found
         started = time.monotonic()
@@ -61,6 +61,10 @@ def run_stage(file: Path, *, code_dir: Path, execute: Executor) -> Result:
         )
         write_result(job.folder, result)
         return result
+
+
+def _is_whole(folder: Path, result: Result) -> bool:
+    return all((folder / path).exists() for path in result.artefacts.values())
 
 
 def end_with_stdin() -> None:

@@ -10,7 +10,7 @@ from rlhf.config.presets import lay_over
 from rlhf.config.references import Reference, only_reference, references_in
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.config.section import Section
-from rlhf.config.stage_kinds import KINDS, StageKind
+from rlhf.config.stage_kinds import KINDS, RejectStage, StageKind
 from rlhf.errors import ConfigError
 
 _INHERITED = ("dtype", "trust_remote_code", "chat_template")
@@ -66,7 +66,24 @@ def resolve(config: PipelineConfig) -> list[Stage]:
                 needs=tuple(dict.fromkeys(needs[name])),
             )
         )
+    _refuse_absent(stages)
     return stages
+
+
+def _refuse_absent(stages: list[Stage]) -> None:
+    """What a stage leaves only when it is asked to."""
+    without_pairs = {
+        stage.name
+        for stage in stages
+        if isinstance(stage.section, RejectStage) and stage.section.select.pairs is None
+    }
+    for stage in stages:
+        for need in stage.needs:
+            if need.artefact == "pairs" and need.stage in without_pairs:
+                raise ConfigError(
+                    f"stages.{stage.name}: found {str(need)!r}, but stages.{need.stage}.select.pairs is not set, so no "
+                    "pairs are kept. Set it, for example select: {pairs: {per_prompt: 1}}."
+                )
 
 
 def running_order(needs: Mapping[str, list[str]]) -> list[str]:

@@ -73,11 +73,15 @@ def missing_files(stage: Stage) -> Iterator[tuple[str, str]]:
 
 
 def _without(values: Values, prefix: str) -> Values:
-    return {
-        key: _without(value, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in values.items()
-        if f"{prefix}{key}" not in NOT_LEARNED
-    }
+    """A section of which nothing is left goes, too: one that says nothing else is as if it were not there."""
+    kept: Values = {}
+    for key, value in values.items():
+        if f"{prefix}{key}" in NOT_LEARNED:
+            continue
+        inner = _without(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        if inner or not value or not isinstance(value, dict):
+            kept[key] = inner
+    return kept
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

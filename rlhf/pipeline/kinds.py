@@ -25,13 +25,17 @@ Trained = SftStage | DpoStage | RewardModelStage
 
 def execute_stage(job: Job, code_dir: Path) -> Outcome:
     """Run the stage to its end, from where an earlier process left off."""
-    match job.section:
-        case Recipe() as recipe:
-            return _rl(job, recipe, code_dir)
-        case SftStage() as section:
-            with _view(job) as view:
-                return _sft(job, section, view)
-    raise AssertionError(f"no executor for {type(job.section).__name__}")
+    if isinstance(job.section, Recipe):
+        return _rl(job, job.section, code_dir)
+    with _view(job) as view:
+        match job.section:
+            case SftStage() | DpoStage() | RewardModelStage() as section:
+                return _train(job, section, view)
+            case RejectStage() as section:
+                return _reject(job, section, code_dir, view)
+            case EvaluationFile() as section:
+                return _evaluate(job, section, code_dir, view)
+    raise AssertionError(f"stage {job.stage}: no executor for {type(job.section).__name__}")
 
 
 def _rl(job: Job, recipe: Recipe, code_dir: Path) -> Outcome:
@@ -51,18 +55,46 @@ def _rl(job: Job, recipe: Recipe, code_dir: Path) -> Outcome:
     return Outcome(metrics=metrics)
 
 
-def _sft(job: Job, section: SftStage, view: LiveView) -> Outcome:
+def _train(job: Job, section: Trained, view: LiveView) -> Outcome:
+    """A stage that trains through TRL."""
     from rlhf.stages.sft import run_sft
 
     _, renderer = _start(job, section)
-    out = run_sft(
-        section.sft,
-        renderer=renderer,
-        out_folder=job.folder / "model",
-        seed=section.seed,
-        on_progress=_progress(view, "supervised fine-tuning"),
+    out = job.folder / "model"
+    match section:
+        case SftStage():
+            kind, progress = "sft", _progress(view, "supervised fine-tuning")
+            run_sft(section.sft, renderer=renderer, out_folder=out, seed=section.seed, on_progress=progress)
+        case _:
+            raise AssertionError("waits for its executor")
+    return Outcome(metrics=_trained(out, kind))
+
+
+def _reject(job: Job, section: RejectStage, code_dir: Path, view: LiveView) -> Outcome:
+    from rlhf.offline.reject import reject
+
+    recipe = section.recipe(job.name)
+    recipe = recipe.model_copy(update={"model": _at_hand(job, section.model)})
+    metrics = asyncio.run(
+        reject(recipe, section.collect, section.select, job.folder, code_dir=code_dir, view=view)
     )
-    return Outcome(metrics=_trained(Path(out), "sft"))
+    ending = section.select.format
+    artefacts = {"rows": f"rows.{ending}", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl"}
+    there = {name: path for name, path in artefacts.items() if (job.folder / path).exists()}
+    return Outcome(metrics=metrics, artefacts=there)
+
+
+def _evaluate(job: Job, section: EvaluationFile, code_dir: Path, view: LiveView) -> Outcome:
+    from rlhf.offline.evaluate import evaluate_models
+    from rlhf.telemetry.eval_report import write_eval_report
+
+    named = section.model_copy(update={"name": job.name})
+    models = {name: named.recipe(_at_hand(job, model, name)) for name, model in section.all_models.items()}
+    metrics = asyncio.run(
+        evaluate_models(models, section.judged_sets, section.eval, job.folder, code_dir=code_dir, view=view)
+    )
+    write_eval_report(job.folder)
+    return Outcome(metrics=metrics)
 
 
 def _start(job: Job, section: Trained) -> "tuple[ModelConfig, Renderer]":
@@ -82,13 +114,13 @@ def _start(job: Job, section: Trained) -> "tuple[ModelConfig, Renderer]":
     return model, renderer
 
 
-def _at_hand(job: Job, model: ModelConfig) -> ModelConfig:
+def _at_hand(job: Job, model: ModelConfig, name: str = "") -> ModelConfig:
     """The model; one that is initialised at random is written first, with the seed that all stages share."""
     if model.config is None:
         return model
     from rlhf.stages.model_folder import prepare_model_folder, tokenizer_path
 
-    folder = prepare_model_folder(model, job.folder / "start", seed=job.model_seed)
+    folder = prepare_model_folder(model, job.folder / "start" / name, seed=job.model_seed)
     found = {"path": folder, "config": None, "tokenizer": tokenizer_path(model)}
     return model.model_copy(update=found)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,9 @@ class Manifest:
                 return Verdict(state="to do", why=f"{folder}/{path} was altered", altered=True)
         return Verdict(state="done", why="; ".join(self._code_changes(folder, identity)))
 
-    def adopt(self, stage: str, identity: Identity, hashes: ContentHashes, versions: Values) -> Record:
+    def adopt(
+        self, stage: str, identity: Identity, hashes: ContentHashes, versions: Callable[[], Values]
+    ) -> Record:
         """Write down a complete result, unless it is already, as the stage's present one."""
         folder = identity.folder(stage)
         if folder not in self.records:
@@ -105,7 +107,7 @@ class Manifest:
                 inputs=identity.inputs,
                 files=identity.files,
                 code=identity.code,
-                versions=versions,
+                versions=versions(),
             )
         self.present[stage] = folder
         return self.records[folder]

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import IO
 
 import yaml
 
-from rlhf.config.pipeline import PipelineConfig, near
+from rlhf.config.pipeline import PipelineConfig, Values, near
 from rlhf.config.references import Reference, replaced
 from rlhf.config.stage_kinds import KINDS
 from rlhf.errors import ConfigError
@@ -94,8 +95,8 @@ class Pipeline:
         assert standing.identity is not None
         record = self.manifest.records.get(standing.identity.folder(standing.stage.name))
         if record is None:  # finished, but not yet written down
-            record = replace_manifest(self.manifest).adopt(
-                standing.stage.name, standing.identity, self.hashes, versions={}
+            record = copy_of(self.manifest).adopt(
+                standing.stage.name, standing.identity, self.hashes, versions=dict
             )
         return references_to(standing.stage.name, record)
 
@@ -103,7 +104,7 @@ class Pipeline:
         """Make a done stage's result its present one; the hashes of its artefacts."""
         assert standing.identity is not None
         record = self.manifest.adopt(
-            standing.stage.name, standing.identity, self.hashes, versions=environment()
+            standing.stage.name, standing.identity, self.hashes, versions=_environment
         )
         self.hashes.save()
         self.manifest.save()
@@ -150,9 +151,15 @@ class Pipeline:
         return link
 
 
-def replace_manifest(manifest: Manifest) -> Manifest:
+def copy_of(manifest: Manifest) -> Manifest:
     """A copy that can be changed without changing the original."""
     return replace(manifest, present=dict(manifest.present), records=dict(manifest.records))
+
+
+@functools.cache
+def _environment() -> Values:
+    """Asking git and every package takes a second: once will do."""
+    return environment()
 
 
 def references_to(stage: str, record: Record) -> dict[Reference, str]:

@@ -1,0 +1,169 @@
+"""What is run again after a change: what depends on it, and nothing else."""
+
+import json
+import os
+
+import pytest
+
+from rlhf.config.pipeline import load_pipeline
+from rlhf.errors import ConfigError
+from rlhf.pipeline.opened import Pipeline
+from tests.unit.pipeline import fake_stages
+from tests.unit.pipeline.fake_stages import begun, run_here, write_pipeline
+
+ORDER = ["cold_start", "rl", "reject", "final", "scores", "student"]
+AFTER = {
+    "cold_start": ORDER,
+    "rl": ["rl", "reject", "final", "scores", "student"],
+    "reject": ["reject", "final", "scores", "student"],
+    "final": ["final", "scores"],
+    "student": ["student"],
+    "scores": ["scores"],
+}
+CHANGES = {
+    "cold_start": "stages.cold_start.sft.lr=0.5",
+    "rl": "stages.rl.schedule.num_steps=7",
+    "reject": "stages.reject.select.require_correct=false",
+    "final": "stages.final.sft.num_steps=7",
+    "student": "stages.student.sft.lr=0.7",
+    "scores": "stages.scores.eval.prompts_per_chunk=3",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(fake_stages, "PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A pipeline that has run to its end."""
+    path = write_pipeline(tmp_path)
+    run_here(path)
+    assert begun(tmp_path) == ORDER
+    return path
+
+
+def states(path, *overrides):
+    pipeline = Pipeline.of(load_pipeline(path, overrides), code_dir=path.parent)
+    return {s.stage.name: (s.verdict.state, s.verdict.why) for s in pipeline.survey()}
+
+
+def test_finished_pipeline_runs_nothing(finished):
+    run_here(finished)
+    assert begun(finished.parent) == []
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_changed_setting_redoes_its_stage_and_dependents_and_changing_back_nothing(finished, stage):
+    run_here(finished, CHANGES[stage])
+    assert begun(finished.parent) == [name for name in ORDER if name in AFTER[stage]]
+    run_here(finished)
+    assert begun(finished.parent) == []
+    run_here(finished, CHANGES[stage])
+    assert begun(finished.parent) == []
+
+
+def test_reason_names_the_key_with_both_values(finished):
+    found = states(finished, "stages.rl.schedule.num_steps=7")
+    assert found["cold_start"] == ("done", "")
+    assert found["rl"] == ("to do", "schedule.num_steps 100 -> 7")
+    assert found["reject"] == ("waits", "after rl")
+
+
+def test_equal_output_stops_the_redoing(finished):
+    run_here(finished, "stages.reject.seed=5")
+    assert begun(finished.parent) == ["reject"]
+
+
+def test_changed_data_redoes_what_reads_it_and_touching_it_nothing(finished):
+    data = finished.parent / "demonstrations.jsonl"
+    os.utime(data, ns=(1, 1))
+    run_here(finished)
+    assert begun(finished.parent) == []
+    data.write_text(data.read_text() * 2)
+    assert states(finished)["cold_start"] == ("to do", f"{data} has changed")
+    run_here(finished)
+    # The rows that `reject` leaves are the same ones: what learns from them stays.
+    assert begun(finished.parent) == ["cold_start", "rl", "reject", "scores"]
+
+
+def test_changed_code_keeps_the_stage_and_says_so_until_it_is_redone(finished):
+    code = finished.parent / "grading.py"
+    code.write_text(code.read_text().replace("1.0", "0.0"))
+    state, why = states(finished)["rl"]
+    assert state == "done"
+    assert "kept, although the code of" in why
+    assert "grading.py:grade has changed" in why
+    run_here(finished, redo=["rl"])
+    assert begun(finished.parent) == ["rl"]
+    assert states(finished)["rl"] == ("done", "")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["stages.rl.learner.threads=2", "stages.rl.checkpoint.every=5", "shared.placement.kind=colocated",
+     "shared.timeouts.start_s=5", "stages.final.sft.threads=3", "shared.telemetry.live=false"],
+)  # fmt: skip
+def test_where_and_how_fast_a_stage_runs_is_no_change(finished, override):
+    run_here(finished, override)
+    assert begun(finished.parent) == []
+
+
+def test_redo_keeps_the_old_result_beside_the_new_one(finished):
+    pipeline = run_here(finished, redo=["rl"])
+    folder = finished.parent / "run" / pipeline.manifest.present["rl"]
+    assert (folder / "result.json").exists()
+    assert (folder.with_name(f"{folder.name}.old-1") / "result.json").exists()
+
+
+def test_until_runs_only_what_is_needed(tmp_path):
+    path = write_pipeline(tmp_path)
+    run_here(path, until="reject")
+    assert begun(tmp_path) == ["cold_start", "rl", "reject"]
+    assert {name for name, (state, _) in states(path).items() if state == "done"} == {
+        "cold_start",
+        "rl",
+        "reject",
+    }
+
+
+def test_altered_artefact_is_put_aside_and_made_again(finished):
+    pipeline = run_here(finished)
+    rows = pipeline.manifest.artefact("reject", "rows")
+    whole = rows.read_text()
+    rows.write_text(whole[:-3])
+    assert states(finished)["reject"][1].endswith("rows.jsonl was altered")
+    begun(finished.parent)
+    run_here(finished)
+    assert begun(finished.parent) == ["reject"]
+    assert rows.read_text() == whole
+
+
+def test_lost_artefact_is_made_again(finished):
+    pipeline = run_here(finished)
+    pipeline.manifest.artefact("reject", "rows").unlink()
+    begun(finished.parent)
+    run_here(finished)
+    assert begun(finished.parent) == ["reject"]
+
+
+def test_result_that_was_not_written_down_is_adopted(finished):
+    (finished.parent / "run" / "manifest.json").unlink()
+    run_here(finished)
+    assert begun(finished.parent) == []
+    manifest = json.loads((finished.parent / "run" / "manifest.json").read_text())
+    assert list(manifest["stages"]) == ORDER
+
+
+def test_resolved_pipeline_loads_back_to_the_same_stages(finished):
+    resolved = finished.parent / "run" / "pipeline.yaml"
+    run_here(finished)
+    pipeline = Pipeline.of(load_pipeline(resolved), code_dir=finished.parent)
+    assert {s.verdict.state for s in pipeline.survey()} == {"done"}
+
+
+@pytest.mark.parametrize("choice", [{"until": "rejct"}, {"redo": ["rejct"]}])
+def test_unknown_stage_on_the_command_line_is_named(finished, choice):
+    with pytest.raises(ConfigError, match=r"no stage 'rejct'\. Did you mean 'reject'"):
+        run_here(finished, **choice)
