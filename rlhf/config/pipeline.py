@@ -108,7 +108,7 @@ def _laid(path: Path, shared: Values, stage: Values, *, kind: StageKind, name: s
         )
     laid = lay_over(below, values)
     for dotted in sorted(kind.unread):
-        if _says(values, dotted):
+        if _says(values, dotted) and _at(values, dotted) is not None:
             raise ConfigError(
                 f"{path}: stages.{name}: {dotted} is set, but a stage of kind {values['kind']} does not read it."
             )
@@ -121,6 +121,12 @@ def _says(values: Any, dotted: str) -> bool:
             return False
         values = values[key]
     return True
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values[key]
+    return values
 
 
 def _known(

@@ -113,13 +113,13 @@ MISTAKES = {
     "stage typo": ("stages.rl.schedule.num_step=3", "stages.rl: unknown key 'schedule.num_step': did you mean"),
     "bad value": ("stages.rl.learner.lr=-1", "stages.rl: learner.lr: found -1, expected greater than 0"),
     "kind typo": ("stages.rl.kind=rll", "stages.rl.kind: found 'rll'. Did you mean 'rl'"),
-    "override of no stage": ("stages.rI.schedule.num_steps=3", "no stage 'rI'. Did you mean 'rl'"),
+    "override of no stage": ("stages.rejct.seed=3", "no stage 'rejct'. Did you mean 'reject'"),
     "name": ("stages.rl.run_dir=x", "'run_dir' is the pipeline's to say"),
     "not read": ("stages.reject.task.curriculum={}", "does not read"),
     "no export": ("stages.rl.checkpoint.export=false", "checkpoint.export is false"),
     "no pairs": ("stages.final.sft.source.file=${reject.pairs}", "select.pairs"),
     "top level": ("stage.rl.kind=rl", "unknown key 'stage': did you mean 'stages'"),
-    "missing file": ("stages.cold_start.sft.source.file=nowhere.jsonl", "source.file: there is no file or folder 'nowh"),
+    "missing file": ("stages.cold_start.sft.source.file=nowhere.jsonl", "there is no file or folder 'nowhere.jsonl'"),
 }  # fmt: skip
 
 
