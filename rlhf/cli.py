@@ -174,7 +174,7 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     if not (arguments.run_dir / "config.yaml").is_file():
         raise ConfigError(
-            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, nor eval.json as an evaluation has."
+            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, and no eval.json either."
         )
     sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
     return 0
