@@ -41,9 +41,7 @@ async def evaluate_file(path: Path, overrides: Sequence[str], *, code_dir: Path)
     values = read_with_overrides(path, overrides)
     read = _of_file if "sets" in values else _of_recipe
     asked = read(values, path)
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    resolved = yaml.safe_dump(asked.said.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    replace_file(asked.folder / "evaluation.yaml", resolved)
+    _record(asked)
     attached = log_to_folder(asked.folder)
     # Late: what it loads takes seconds, and most mistakes are found without it.
     from rlhf.offline.evaluate import evaluate_models
@@ -60,6 +58,19 @@ async def evaluate_file(path: Path, overrides: Sequence[str], *, code_dir: Path)
     TERMINAL.print(table_of(json.loads((asked.folder / "eval.json").read_text(encoding="utf-8"))))
     sys.stdout.write(f"report: {report}\n")
     return 0
+
+
+def _record(asked: _Evaluation) -> None:
+    """Make the folder, with all that was asked in it."""
+    resolved = yaml.safe_dump(asked.said.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    try:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(asked.folder / "evaluation.yaml", resolved)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: cannot write to {str(asked.folder)!r} ({error.strerror}). "
+            "Name another folder with run_dir=..., or mend its permissions."
+        ) from error
 
 
 def _of_file(values: Mapping[str, Any], path: Path) -> _Evaluation:
