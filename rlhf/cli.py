@@ -241,8 +241,7 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     if not (arguments.run_dir / "config.yaml").is_file():
         raise ConfigError(
-            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, nor pipeline.yaml or eval.json, "
-            "as a pipeline and an evaluation have."
+            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, no eval.json and no pipeline.yaml."
         )
     sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
     return 0

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Evaluation:
+class Evaluation:
+    """What one command measures, and where."""
+
     models: Mapping[str, Recipe]
     sets: Mapping[str, EvalSet]
     config: EvaluateConfig
@@ -38,12 +40,8 @@ class _Evaluation:
 
 async def evaluate_file(path: Path, overrides: Sequence[str], *, code_dir: Path) -> int:
     """Measure what the file at `path` names, print the table and write the report; returns the exit code."""
-    values = read_with_overrides(path, overrides)
-    read = _of_file if "sets" in values else _of_recipe
-    asked = read(values, path)
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    resolved = yaml.safe_dump(asked.said.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    replace_file(asked.folder / "evaluation.yaml", resolved)
+    asked = read_evaluation(path, overrides)
+    _record(asked)
     attached = log_to_folder(asked.folder)
     # Late: what it loads takes seconds, and most mistakes are found without it.
     from rlhf.offline.evaluate import evaluate_models
@@ -62,9 +60,28 @@ async def evaluate_file(path: Path, overrides: Sequence[str], *, code_dir: Path)
     return 0
 
 
-def _of_file(values: Mapping[str, Any], path: Path) -> _Evaluation:
+def read_evaluation(path: Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """What a file with `sets`, or a recipe, asks for. ConfigError as `load_recipe`."""
+    values = read_with_overrides(path, overrides)
+    return _of_file(values, path) if "sets" in values else _of_recipe(values, path)
+
+
+def _record(asked: Evaluation) -> None:
+    """Make the folder, with all that was asked in it."""
+    resolved = yaml.safe_dump(asked.said.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    try:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(asked.folder / "evaluation.yaml", resolved)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: cannot write to {str(asked.folder)!r} ({error.strerror}). "
+            "Name another folder with run_dir=..., or mend its permissions."
+        ) from error
+
+
+def _of_file(values: Mapping[str, Any], path: Path) -> Evaluation:
     file = checked_section(EvaluationFile, values, where=path)
-    return _Evaluation(
+    return Evaluation(
         models={name: file.recipe(model) for name, model in file.all_models.items()},
         sets=file.judged_sets,
         config=file.eval,
@@ -73,7 +90,7 @@ def _of_file(values: Mapping[str, Any], path: Path) -> _Evaluation:
     )
 
 
-def _of_recipe(values: Mapping[str, Any], path: Path) -> _Evaluation:
+def _of_recipe(values: Mapping[str, Any], path: Path) -> Evaluation:
     """The recipe's model, or what its run has made of it, on its held-out prompts."""
     recipe = checked_section(Recipe, values, where=path)
     if recipe.task.heldout is None:
@@ -91,7 +108,7 @@ def _of_recipe(values: Mapping[str, Any], path: Path) -> _Evaluation:
         made = local_model(recipe, str(run_dir / "model"))
         models = {"trained": recipe.model_copy(update={"model": made})}
         logger.info("the model is what the run has made: %s", made.path)
-    return _Evaluation(
+    return Evaluation(
         models=models,
         sets={"heldout": EvalSet(source=recipe.task.heldout.model_copy(update={"limit": limit}))},
         config=checked_section(EvaluateConfig, wanted, where=path, under="eval"),

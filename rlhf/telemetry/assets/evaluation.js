@@ -117,10 +117,12 @@ function listSamples() {
   const rows = DATA.samples.rows.filter((row) => Object.entries(exact).every(([name, value]) => !value || String(row[name]) === value)
     && (!sought || `${row.prompt}\n${row.completion}\n${row.prompt_id}`.toLowerCase().includes(sought)));
   byId("sample-count").textContent = `${rows.length.toLocaleString("en-US")} shown`;
+  const head = make("div", { class: "sample-head", "aria-hidden": "true" },
+    ["Sample", "Verdict", "Reward", "Right", "Tokens", "Prompt", "Completion"].map((t) => make("span", {}, t)));
   const list = make("div", { class: "sample-list" }, rows.slice(0, view.shown).map(sampleItem));
   const more = rows.length > view.shown ? make("button", { type: "button", class: "more", onclick: () => { view.shown += PAGE * 2; listSamples(); } },
     `Show more (${rows.length - view.shown} left)`) : null;
-  byId("sample-table").replaceChildren(...[list, more, rows.length ? null : make("p", { class: "empty" }, "No sample matches.")].filter(Boolean));
+  byId("sample-table").replaceChildren(...[head, list, more, rows.length ? null : make("p", { class: "empty" }, "No sample matches.")].filter(Boolean));
 }
 
 function sampleItem(row) {
