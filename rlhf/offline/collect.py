@@ -189,7 +189,7 @@ class _Collector:
         results = journal.find(digest)
         if results is None:
             results = await self.reward.score(group)
-            journal.note(digest, results)
+            journal.note(prompt.id, digest, results)
         samples = tuple(_sample(t, r, plan.filters) for t, r in zip(trajectories, results, strict=True))
         collected = Collected(prompt=prompt, samples=samples)
         self.meter.did(collected)
