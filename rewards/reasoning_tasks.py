@@ -59,6 +59,11 @@ def demonstrations(
     ]
 
 
+def worked(expression: str, *, is_careless: bool = False) -> str:
+    """The completion of one problem, by its id; a careless one stops one term early."""
+    return _work(expression, is_careless=is_careless, mixed=0.0)
+
+
 def warm_up() -> None:
     """Import reasoning-gym before the first deadline runs (reward workers call this when they load)."""
     _chain_sum(0, 1, 2, 1)

@@ -60,17 +60,27 @@ def _rl(job: Job, recipe: Recipe, code_dir: Path) -> Outcome:
 
 def _train(job: Job, section: Trained, view: LiveView) -> Outcome:
     """A stage that trains through TRL."""
+    from rlhf.stages.dpo import run_dpo
+    from rlhf.stages.reward_model import run_reward_model
     from rlhf.stages.sft import run_sft
 
-    _, renderer = _start(job, section)
-    out = job.folder / "model"
+    model, renderer = _start(job, section)
+    out, seed = job.folder / "model", section.seed
     match section:
-        case SftStage():
-            kind, progress = "sft", _progress(view, "supervised fine-tuning")
-            run_sft(section.sft, renderer=renderer, out_folder=out, seed=section.seed, on_progress=progress)
-        case _:
-            raise AssertionError("waits for its executor")
-    return Outcome(metrics=_trained(out, kind))
+        case SftStage(sft=config):
+            shown = _progress(view, "supervised fine-tuning")
+            run_sft(config, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model)
+            return Outcome(metrics=_trained(out, "sft"))
+        case DpoStage(dpo=preferences):
+            shown = _progress(view, "preference optimization")
+            run_dpo(preferences, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model)
+            return Outcome(metrics=_trained(out, "dpo"))
+        case RewardModelStage(reward_model=scoring):
+            shown = _progress(view, "reward model")
+            run_reward_model(
+                scoring, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model
+            )
+            return Outcome(metrics=_trained(out, "reward_model"))
 
 
 def _merge(job: Job, section: MergeStage, view: LiveView) -> Outcome:
@@ -140,9 +150,9 @@ def _at_hand(job: Job, model: ModelConfig, name: str = "") -> ModelConfig:
 def _trained(folder: Path, kind: str) -> dict[str, float]:
     """The summary that a trainer left, with the last line of its curve."""
     curve = [json.loads(line) for line in (folder / f"{kind}_metrics.jsonl").read_text().splitlines() if line]
-    last = {key: value for key, value in (curve[-1] if curve else {}).items() if key != "seconds"}
-    summary: Mapping[str, Any] = json.loads((folder / f"{kind}.json").read_text()).get("metrics", {})
-    return {f"{kind}/{key}": float(value) for key, value in {**last, **summary}.items() if _is_number(value)}
+    last = {f"{kind}/{key}": value for key, value in (curve[-1] if curve else {}).items() if key != "seconds"}
+    summary: Mapping[str, Any] = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))["metrics"]
+    return {key: float(value) for key, value in {**last, **summary}.items() if _is_number(value)}
 
 
 def _progress(view: LiveView, what: str) -> Callable[[Mapping[str, float]], None]:

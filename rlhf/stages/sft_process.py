@@ -1,21 +1,12 @@
-"""The SFT stage's own process: `python -m rlhf.stages.sft_process job.json DESCRIPTOR`.
+"""The SFT stage's own process: `python -m rlhf.stages.sft_process job.json DESCRIPTOR`."""
 
-Writes one JSON line per logged step to the open file descriptor, and a blank one as a sign of life after
-loading and after every step; ends when its stdin closes.
-"""
-
-import json
-import os
-import sys
-import threading
-import time
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
+
+from rlhf.stages import training
 
 NOT_LEARNED = -100
 
@@ -44,93 +35,24 @@ def packed_batch(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-class Report(TrainerCallback):  # type: ignore[misc]
-    """Writes each logged step to the file and the channel, and signs of life to the channel."""
-
-    def __init__(self, metrics: TextIO, channel: TextIO) -> None:
-        self._metrics, self._channel = metrics, channel
-        self._started = time.monotonic()
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock after loading."""
-        self._started = time.monotonic()
-        _write(self._channel, "")
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Say that the process is alive: logged steps may be far apart."""
-        _write(self._channel, "")
-
-    def on_log(self, _args: Any, state: Any, _control: Any, **event: Any) -> None:
-        """Write what the trainer logged; its closing summary has no loss and is left out."""
-        logs = event["logs"]
-        if "loss" not in logs:
-            return
-        line = {
-            "step": state.global_step,
-            "num_steps": state.max_steps,
-            "loss": logs["loss"],
-            "accuracy": logs["mean_token_accuracy"],
-            "lr": logs["learning_rate"],
-            "seconds": round(time.monotonic() - self._started, 3),
-        }
-        for stream in (self._metrics, self._channel):
-            _write(stream, json.dumps(line))
-
-
-def _write(stream: TextIO, line: str) -> None:
-    stream.write(line + "\n")
-    stream.flush()
-
-
-def train(job: dict[str, Any], channel: TextIO) -> None:
+def train(job: training.Job, channel: TextIO) -> None:
     """Train and save; `channel` receives the progress lines."""
-    torch.set_num_threads(job["threads"])
-    on_gpu = torch.cuda.is_available()
-    trust = job["trust_remote_code"]
     arguments = SFTConfig(
-        output_dir=job["scratch"],
-        max_steps=job["num_steps"],
-        per_device_train_batch_size=job["batch_size"],
-        learning_rate=job["lr"],
-        warmup_steps=job["warmup_steps"],
-        lr_scheduler_type="linear",
-        adam_beta2=0.95,
-        seed=job["seed"],
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu,
-        dataloader_pin_memory=on_gpu,
+        **training.trainer_arguments(job),
         dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
         max_length=None,
-        logging_steps=max(1, job["num_steps"] // 100),
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
     )
-    rows = [
-        {"input_ids": ids, "labels": [t if m else NOT_LEARNED for t, m in zip(ids, is_learned, strict=True)]}
-        for ids, is_learned in job["rows"]
-    ]
-    with Path(job["metrics"]).open("w", encoding="utf-8") as metrics:
-        trainer = SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, trust_remote_code=trust),
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(job["out"], trust_remote_code=trust),
-            data_collator=packed_batch if job["packing"] else padded_batch,
-            callbacks=[Report(metrics, channel)],
-        )
-        trainer.train()
-    trainer.model.save_pretrained(job["out"])
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(job["model"], **training.model_arguments(job)),
+        args=arguments,
+        train_dataset=training.ordered(job, training.all_rows(job)),
+        processing_class=training.tokenizer(job),
+        data_collator=packed_batch if job["packing"] else padded_batch,
+        peft_config=training.adapter(job, task="CAUSAL_LM"),
+    )
+    metrics = training.train_to_end(trainer, job, channel, accuracy="mean_token_accuracy")
+    training.write_found(job, metrics, [])
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with os.fdopen(int(sys.argv[2]), "w", encoding="utf-8") as progress:
-        train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), progress)
+    training.main(train)

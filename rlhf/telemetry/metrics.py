@@ -213,6 +213,60 @@ _DECLARED = (
         "reject/dropped/*", "last", "samples", "Samples that were not kept, by the first rule they broke."
     ),
     Metric("reject/dropped/filter/*", "last", "samples", "Samples that this filter left out."),
+    Metric("trainer/rows", "last", "rows", "Rows (or pairs) that a pass takes, repeats included."),
+    Metric("trainer/dropped_rows", "last", "rows", "Rows left out because they are longer than max_length."),
+    Metric("trainer/num_steps", "last", "steps", "Optimizer steps of the stage."),
+    Metric("trainer/loss_at_start", "last", "", "Loss of the first step, before any update; DPO: log 2."),
+    Metric("trainer/loss_at_end", "last", "", "Loss that was logged last."),
+    Metric("trainer/seconds", "last", "s", "Time of the optimizer steps."),
+    Metric("preference/num_heldout", "last", "pairs", "Held-out pairs that accuracy is measured on."),
+    Metric(
+        "preference/accuracy_before",
+        "last",
+        "share",
+        "Held-out pairs ranked right by the model before training.",
+    ),
+    Metric("preference/accuracy_after", "last", "share", "The same after training."),
+    Metric(
+        "preference/accuracy_reward", "last", "share", "The same by DPO's implicit reward, after training."
+    ),
+    Metric(
+        "preference/accuracy_chosen_shorter", "last", "share", "After, where the chosen is the shorter one."
+    ),
+    Metric(
+        "preference/accuracy_chosen_longer", "last", "share", "After, where the chosen is the longer one."
+    ),
+    *(
+        Metric(
+            f"preference/accuracy_{name}_{end}",
+            "last",
+            "share",
+            f"The {side} end of its Wilson 95 % interval.",
+        )
+        for name in ("before", "after", "reward", "chosen_shorter", "chosen_longer")
+        for end, side in (("low", "lower"), ("high", "upper"))
+    ),
+    Metric(
+        "preference/accuracy_balanced", "last", "share", "Mean of those two: accuracy with length balanced."
+    ),
+    Metric(
+        "preference/num_chosen_shorter", "last", "pairs", "Held-out pairs whose chosen is the shorter one."
+    ),
+    Metric("preference/num_chosen_longer", "last", "pairs", "Held-out pairs whose chosen is the longer one."),
+    Metric("length/chosen_longer_share", "last", "share", "Training pairs whose chosen is the longer one."),
+    Metric("length/chosen_longer_share_low", "last", "share", "The lower end of its Wilson 95 % interval."),
+    Metric("length/chosen_longer_share_high", "last", "share", "The upper end of its Wilson 95 % interval."),
+    Metric("length/longer_wins", "last", "share", "Accuracy of `the longer one is better`; ties count half."),
+    Metric("length/longer_wins_low", "last", "share", "The lower end of its Wilson 95 % interval."),
+    Metric("length/longer_wins_high", "last", "share", "The upper end of its Wilson 95 % interval."),
+    Metric("length/label_correlation", "last", "", "Correlation of the length difference with the label."),
+    Metric(
+        "length/score_correlation",
+        "last",
+        "",
+        "Correlation of the held-out length difference with the score's.",
+    ),
+    Metric("length/is_biased", "last", "", "1 where the training pairs are length-biased."),
     Metric("memory/*", "max", "bytes", "Peak memory of this part."),
 )
 

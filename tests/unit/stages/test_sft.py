@@ -13,8 +13,9 @@ from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
+from rlhf.stages.following import follow, replace_file, usable_cores
 from rlhf.stages.model_folder import prepare_model_folder
-from rlhf.stages.sft import _replace, _usable_cores, follow, run_sft, tokenised_rows
+from rlhf.stages.sft import run_sft, tokenised_rows
 from rlhf.stages.sft_process import packed_batch, padded_batch
 
 TINY = {
@@ -59,7 +60,7 @@ def settings(tmp_path, **changes):
 
 def test_rows_are_the_ids_rl_shows_the_engine(tmp_path, renderer):
     prompts = load_prompts(source(tmp_path, *ROWS), key="sft.source", require_reference=False)
-    rows = tokenised_rows(prompts, renderer, 64)
+    rows = tokenised_rows(prompts, renderer, key="sft.source")
     for prompt, (ids, is_learned) in zip(prompts, rows, strict=True):
         question = renderer.encode_prompt(prompt)
         assert tuple(ids[: len(question)]) == question
@@ -82,16 +83,16 @@ def test_rows_are_the_ids_rl_shows_the_engine(tmp_path, renderer):
     ],
 )
 def test_unusable_row_is_named(tmp_path, renderer, row, says):
-    prompts = load_prompts(source(tmp_path, ROWS[0], row), key="sft.source", require_reference=False)
+    config = SftConfig(source=source(tmp_path, ROWS[0], row), max_length=64)
     with pytest.raises(DataError, match=says):
-        tokenised_rows(prompts, renderer, 64)
+        run_sft(config, renderer=renderer, out_folder=tmp_path / "out", seed=0)
 
 
 def test_rows_that_do_not_fit_are_counted(tmp_path, renderer):
     rows = [{"prompt": "1+1=", "completion": "x" * size} for size in (80, 9, 70, 60, 90)]
-    prompts = load_prompts(source(tmp_path, *rows), key="sft.source", require_reference=False)
+    config = SftConfig(source=source(tmp_path, *rows), max_length=64)
     with pytest.raises(DataError, match=r":0 has 85 .*and so have 3 of the other rows; the longest has 95"):
-        tokenised_rows(prompts, renderer, 64)
+        run_sft(config, renderer=renderer, out_folder=tmp_path / "out", seed=0)
 
 
 def test_conversations_are_learned_beside_plain_rows_and_need_no_prompt(tmp_path, renderer):
@@ -106,7 +107,7 @@ def test_conversations_are_learned_beside_plain_rows_and_need_no_prompt(tmp_path
     rows = source(tmp_path, {"messages": messages}, ROWS[0])
     prompts = load_prompts(rows, key="sft.source", require_reference=False)
     assert [m.content for m in prompts[0].messages] == ["a*3"]
-    (ids, is_learned), (plain, _) = tokenised_rows(prompts, chat, 64)
+    (ids, is_learned), (plain, _) = tokenised_rows(prompts, chat, key="sft.source")
     marked = [f"{p}*" if m else p for p, m in zip(chat.pieces(ids), is_learned, strict=True)]
     assert "".join(marked) == 'Ua*3\nA[*g*e*t*(*n*a*m*e*=*"*a*"*)*]*<eos>*T5\nA1*5*<eos>*'
     assert chat.pieces(plain)[0] == "U"
@@ -220,14 +221,14 @@ def test_process_that_closes_its_channel_and_hangs_is_ended(tmp_path):
 
 def test_cores_are_known_without_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert _usable_cores() == (os.cpu_count() or 1)
+    assert usable_cores() == (os.cpu_count() or 1)
 
 
 def test_write_that_breaks_off_leaves_the_old_file(tmp_path):
     file = tmp_path / "sft.json"
-    _replace(file, "old")
+    replace_file(file, "old")
     with pytest.raises(UnicodeEncodeError):
-        _replace(file, "half \ud800")
+        replace_file(file, "half \ud800")
     assert file.read_text() == "old"
 
 

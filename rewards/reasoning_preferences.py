@@ -1,0 +1,62 @@
+"""Preference pairs on chains of sums: a worked right answer, and one that is worse.
+
+Problems and their split are those of `reasoning_tasks`: held-out pairs are about held-out problems.
+"""
+
+import re
+from hashlib import sha256
+from typing import Literal
+
+from rewards.reasoning_tasks import Split, problems, worked
+
+Against = Literal["wrong", "careless", "wordy"]
+PADDING = " so"
+"""What an answer is made longer with; it says nothing."""
+LAST_TOTAL = re.compile(r"\d+</think><answer>\d+")
+
+
+def pairs(
+    seed: int = 0,
+    size: int = 1000,
+    *,
+    split: Split = "train",
+    against: Against = "wrong",
+    longer_chosen: float | None = None,
+) -> list[dict[str, str]]:
+    """Rows {id, prompt, chosen, rejected} of `size` distinct problems.
+
+    The rejected answer is `wrong` (another total, of the same length), `careless` (it stops a term early: shorter) or
+    `wordy` (the same with words behind it: longer).
+    `longer_chosen` pads one answer of every pair, the chosen in that share of them: with `wrong`, 0.5 is a set
+    without length bias, 0.9 one with it.
+    """
+    rows = []
+    for problem in problems(seed, size, split=split):
+        chosen = worked(problem["id"])
+        rejected = _worse(problem["id"], chosen, against)
+        if longer_chosen is not None:
+            padding = PADDING * (1 + int(3 * _share(f"words {problem['id']}")))
+            if _share(f"longer {problem['id']}") < longer_chosen:
+                chosen += padding
+            else:
+                rejected += padding
+        rows.append(
+            {"id": problem["id"], "prompt": problem["prompt"], "chosen": chosen, "rejected": rejected}
+        )
+    return rows
+
+
+def _worse(expression: str, right: str, against: Against) -> str:
+    if against == "careless":
+        return worked(expression, is_careless=True)
+    if against == "wordy":
+        return right + 3 * PADDING
+    total = int(right.rpartition("<answer>")[2].removesuffix("</answer>"))
+    tens, ones = divmod(total, 10)
+    other = 10 * tens + (ones + 1 + int(9 * _share(f"total {expression}"))) % 10
+    return LAST_TOTAL.sub(f"{other:02d}</think><answer>{other}", right)
+
+
+def _share(what: str) -> float:
+    """A number in [0, 1) that belongs to the text for ever."""
+    return int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32

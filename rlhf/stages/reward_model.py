@@ -1,0 +1,69 @@
+"""A Bradley-Terry reward model, trained through TRL in a process group of its own."""
+
+from pathlib import Path
+
+import numpy
+
+from rlhf.config.schema import ModelConfig
+from rlhf.config.trainer import RewardModelConfig
+from rlhf.episodes.render import Renderer
+from rlhf.errors import ModelError
+from rlhf.stages.dpo import read_stage_pairs
+from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
+
+
+def run_reward_model(  # noqa: PLR0913  # one signature for every trained stage
+    config: RewardModelConfig,
+    *,
+    renderer: Renderer,
+    out_folder: str | Path,
+    seed: int,
+    on_progress: Progress | None = None,
+    model: ModelConfig | None = None,
+) -> str:
+    """Train a scalar head on the model of `renderer.model_folder` and return the folder of the result.
+
+    It is a Hugging Face sequence classifier with one label; the reward of an answer is its logit for prompt and
+    answer, rendered as in RL and ended by the eos token. reward_model.json holds held-out accuracy before and after,
+    and the finding on lengths.
+    """
+    train, heldout, findings, warnings = read_stage_pairs(config, renderer=renderer, kind="reward_model")
+    rows = [
+        {
+            **row,
+            "chosen_ids": row["prompt_ids"] + row["chosen_ids"],
+            "rejected_ids": row["prompt_ids"] + row["rejected_ids"],
+        }
+        for row in (*train.rows, *heldout.rows)
+    ]
+    stage = TrainerStage(
+        kind="reward_model",
+        config=config,
+        renderer=renderer,
+        seed=seed,
+        lora=model_lora(model),
+        rows=rows[: len(train.rows)],
+        one_pass=numpy.arange(len(train.rows)),
+        heldout=rows[len(train.rows) :],
+        extra={"center_coef": config.center_coef, "pad_token": padding_token(renderer)},
+        findings=findings,
+        warnings=warnings,
+    )
+    return run_stage(stage, out_folder=out_folder, on_progress=on_progress)
+
+
+def padding_token(renderer: Renderer) -> str:
+    """A token that never ends an answer.
+
+    transformers reads the reward at the last token that is not the padding token: were that eos, the reward would
+    stand one token earlier than where vLLM reads it.
+    """
+    tokenizer = renderer.tokenizer
+    special = [tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
+    for token in special:
+        if token is not None and tokenizer.convert_tokens_to_ids(token) not in renderer.stop_token_ids:
+            return str(token)
+    raise ModelError(
+        f"model.tokenizer: the tokenizer of {renderer.model_folder!r} has no special token beside those that end an "
+        "answer, so a reward model's padding could not be told from an end. Add a padding token to the tokenizer."
+    )

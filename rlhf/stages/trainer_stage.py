@@ -1,0 +1,232 @@
+"""A stage that trains through TRL, from the side of its parent: folder, identity, resume, summary.
+
+The folder ends as a Hugging Face folder with `<kind>_metrics.jsonl` and, written last, the summary `<kind>.json`:
+{"identity", "config", "metrics", "warnings"}. While it trains it also holds `scratch/` with the job and checkpoints.
+"""
+
+import importlib.util
+import json
+import logging
+import math
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+
+from rlhf.config.algorithm import LoraConfig
+from rlhf.config.schema import ModelConfig
+from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
+from rlhf.data.row_order import Indices, training_order
+from rlhf.episodes.render import Renderer
+from rlhf.errors import ConfigError, DependencyError, PlacementError
+from rlhf.stages.following import follow, replace_file, trainer_environment, usable_cores
+from rlhf.stages.trained_rows import Rows, model_digest, rows_digest, write_rows
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 600.0
+"""Longest wait for a sign of life, which the child gives after loading and after every optimizer step: longer
+than reading tens of gigabytes from a network disk, or than the slowest step on a laptop."""
+COMPLETE = "complete"
+"""The last file that is written into a checkpoint."""
+_NOT_LEARNED_FROM = {"threads", "source", "heldout", "repeat", "checkpoint_every"}
+"""Keys that change neither weights nor rows beyond what the rows themselves say."""
+Progress = Callable[[Mapping[str, float]], None]
+"""Called with {step, num_steps, loss, accuracy, lr, seconds} after every logged step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerStage:
+    """What is trained, from what, and what is known of it before."""
+
+    kind: Literal["sft", "dpo", "reward_model"]
+    config: SftConfig | DpoConfig | RewardModelConfig
+    renderer: Renderer
+    """Its model_folder holds the starting weights."""
+    seed: int
+    lora: LoraConfig | None = None
+    rows: Rows
+    one_pass: Indices
+    """Indices of the rows of one pass."""
+    heldout: Rows = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the training process that change what is learned."""
+    findings: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the summary that are known beforehand."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        if self.config.num_steps is not None:
+            return self.config.num_steps
+        passes = self.config.num_epochs or 0.0
+        return math.ceil(passes * len(self.one_pass) / self.config.batch_size)
+
+
+def run_stage(stage: TrainerStage, *, out_folder: str | Path, on_progress: Progress | None) -> str:
+    """Train to the end in `out_folder` and return it; a finished or unfinished stage of the same identity is used.
+
+    Raises ConfigError, DependencyError and PlacementError for what this machine cannot do, LearnerError when the
+    training process dies, DeadlineError when it makes no progress for SILENCE_S seconds.
+    """
+    check_adapter(stage.kind, stage.config, stage.lora)
+    out = Path(out_folder)
+    summary = out / f"{stage.kind}.json"
+    identity = _identity(stage)
+    if summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["identity"] == identity:
+        logger.info("%s: %s is already finished with these settings; used again", stage.kind, out)
+        return str(out)
+    for warning in stage.warnings:
+        logger.warning("%s: %s", stage.kind, warning)
+    scratch = _open_scratch(stage, out, identity)
+    threads = stage.config.threads or max(1, usable_cores() // stage.config.num_ranks)
+    job = _job(stage, out, threads=threads)
+    (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    follow(
+        _command(stage, scratch / "job.json"),
+        environment=trainer_environment(num_ranks=stage.config.num_ranks, threads=threads),
+        log=out / f"{stage.kind}.log",
+        silence_s=SILENCE_S,
+        on_line=lambda line: on_progress(json.loads(line)) if on_progress is not None else None,
+    )
+    found = json.loads((scratch / "found.json").read_text(encoding="utf-8"))
+    for warning in found["warnings"]:
+        logger.warning("%s: %s", stage.kind, warning)
+    ended = {
+        "identity": identity,
+        "config": stage.config.model_dump(mode="json"),
+        "metrics": {**stage.findings, **found["metrics"]},
+        "warnings": [*stage.warnings, *found["warnings"]],
+    }
+    replace_file(summary, json.dumps(ended, indent=1))
+    shutil.rmtree(scratch)
+    return str(out)
+
+
+def check_adapter(
+    kind: str, config: SftConfig | DpoConfig | RewardModelConfig, lora: LoraConfig | None
+) -> None:
+    """Refuse what model.lora, bitsandbytes or the GPUs of this machine do not allow."""
+    if lora is None:
+        for key, is_given in (
+            ("lora_result", config.lora_result == "adapter"),
+            ("load_in_4bit", config.load_in_4bit),
+        ):
+            if is_given:
+                raise ConfigError(
+                    f"{kind}.{key} is set but model.lora is not: there would be no adapter. Set model.lora, or remove "
+                    "the first."
+                )
+    if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise DependencyError(
+            f"{kind}.load_in_4bit is true, but bitsandbytes is not installed. Install bitsandbytes, or set it to false."
+        )
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if config.load_in_4bit and not num_gpus:
+        raise ConfigError(
+            f"{kind}.load_in_4bit is true, but this machine has no CUDA GPU, which bitsandbytes needs. Set it to false."
+        )
+    if 0 < num_gpus < config.num_ranks:
+        raise PlacementError(
+            f"{kind}.num_ranks is {config.num_ranks}, found {num_gpus} GPUs on this machine: every rank needs one. "
+            "Lower the first."
+        )
+    if config.num_ranks > 1 and not num_gpus:
+        logger.info(
+            "%s: %d ranks without a GPU train data-parallel (gloo), not sharded", kind, config.num_ranks
+        )
+
+
+def model_lora(model: ModelConfig | None) -> LoraConfig | None:
+    """The adapters that a stage was asked for."""
+    return None if model is None else model.lora
+
+
+def _open_scratch(stage: TrainerStage, out: Path, identity: str) -> Path:
+    """The scratch folder, with rows; what an earlier call left there stays if it was the same stage."""
+    scratch = out / "scratch"
+    written = scratch / "identity.json"
+    if written.is_file() and json.loads(written.read_text(encoding="utf-8")) == identity:
+        done = sorted(
+            int(mark.parent.name.rpartition("-")[2]) for mark in scratch.glob(f"checkpoint-*/{COMPLETE}")
+        )
+        where = (
+            f"goes on from its checkpoint of step {done[-1]}"
+            if done
+            else "begins anew: it has no checkpoint yet"
+        )
+        logger.info("%s: %s was left unfinished and %s", stage.kind, out, where)
+        return scratch
+    if out.exists() and any(out.iterdir()):
+        logger.info(
+            "%s: %s holds another training (other settings, rows or weights); begun anew", stage.kind, out
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    stage.renderer.tokenizer.save_pretrained(out)
+    write_rows(stage.rows, scratch / "rows.arrow")
+    if stage.heldout:
+        write_rows(stage.heldout, scratch / "heldout.arrow")
+    order = training_order(
+        stage.one_pass, num_rows=stage.num_steps * stage.config.batch_size, seed=stage.seed
+    )
+    numpy.save(scratch / "order.npy", order)
+    replace_file(written, json.dumps(identity))
+    return scratch
+
+
+def _job(stage: TrainerStage, out: Path, *, threads: int) -> dict[str, Any]:
+    config = stage.config
+    keys = {
+        "batch_size",
+        "lr",
+        "lr_schedule",
+        "min_lr_ratio",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+    }
+    keys |= {"num_ranks", "checkpoint_every", "lora_result", "load_in_4bit"}
+    return {
+        **config.model_dump(include=keys),
+        **stage.extra,
+        "kind": stage.kind,
+        "num_steps": stage.num_steps,
+        "microbatch_size": config.microbatch_size or config.batch_size // config.num_ranks,
+        "lora": None if stage.lora is None else stage.lora.model_dump(mode="json"),
+        "model": stage.renderer.model_folder,
+        "trust_remote_code": stage.renderer.trust_remote_code,
+        "out": str(out),
+        "scratch": str(out / "scratch"),
+        "metrics": str(out / f"{stage.kind}_metrics.jsonl"),
+        "seed": stage.seed,
+        "threads": threads,
+        "has_heldout": bool(stage.heldout),
+    }
+
+
+def _command(stage: TrainerStage, job: Path) -> Sequence[str]:
+    module = f"rlhf.stages.{stage.kind}_process"
+    if stage.config.num_ranks == 1:
+        return [sys.executable, "-m", module, str(job)]
+    return [sys.executable, "-m", "rlhf.stages.ranks", str(stage.config.num_ranks), module, str(job)]
+
+
+def _identity(stage: TrainerStage) -> str:
+    settings = stage.config.model_dump(mode="json", exclude=_NOT_LEARNED_FROM)
+    lora = None if stage.lora is None else stage.lora.model_dump(mode="json")
+    parts = [stage.kind, settings, lora, stage.seed, dict(stage.extra), stage.one_pass.tolist()]
+    digests = [
+        rows_digest(stage.rows),
+        rows_digest(stage.heldout),
+        model_digest(Path(stage.renderer.model_folder)),
+    ]
+    return sha256(json.dumps([parts, digests]).encode()).hexdigest()

@@ -1,0 +1,33 @@
+import pytest
+
+from rewards.reasoning_preferences import pairs
+from rewards.reasoning_tasks import problems
+
+
+def answer(text):
+    return int(text.rpartition("<answer>")[2].partition("</answer>")[0])
+
+
+def test_wrong_answer_differs_in_its_total_alone():
+    references = {row["id"]: int(row["reference"]) for row in problems(size=50)}
+    for row in pairs(size=50):
+        assert answer(row["chosen"]) == references[row["id"]] != answer(row["rejected"])
+        assert len(row["chosen"]) == len(row["rejected"]) or references[row["id"]] < 10
+        assert row["rejected"].count("<think>") == 1
+
+
+@pytest.mark.parametrize(("against", "is_longer"), [("careless", True), ("wordy", False)])
+def test_careless_is_shorter_and_wordy_longer(against, is_longer):
+    rows = pairs(size=30, against=against)
+    assert all((len(row["chosen"]) > len(row["rejected"])) == is_longer for row in rows)
+
+
+def test_heldout_pairs_are_about_heldout_problems():
+    train = {row["prompt"] for row in pairs(size=100)}
+    assert not train & {row["prompt"] for row in pairs(size=50, split="heldout")}
+
+
+def test_share_of_longer_chosen_is_as_asked():
+    rows = pairs(size=400, longer_chosen=0.8)
+    share = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows) / len(rows)
+    assert share == pytest.approx(0.8, abs=0.06)
