@@ -67,16 +67,22 @@ def renderer_for(recipe: Recipe, model_folder: str) -> Renderer:
     )
 
 
-def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Materials:
-    """Check everything that can be checked before processes start; every error names its key."""
+def gather_materials(
+    recipe: Recipe, folder: RunFolder, model_folder: str, *, has_prompts: bool = True
+) -> Materials:
+    """Check everything that can be checked before processes start; every error names its key.
+
+    Without `has_prompts` neither prompts are read: whoever draws from the model reads his own.
+    """
     renderer = renderer_for(recipe, model_folder)
     if recipe.algorithm.reference is not None:
         found = ModelConfig(path=recipe.algorithm.reference)
         renderer.check_reference(prepare_model_folder(found, "", seed=0, key="algorithm.reference"))
     dialect = None if recipe.task.environment is None else dialect_for(recipe.task.environment, renderer)
-    train, heldout = load_task(recipe)
+    train, heldout = load_task(recipe) if has_prompts else ([], [])
     limit = recipe.sampling.max_prompt_tokens
-    renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
+    if train:
+        renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
     if heldout:
         renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
     config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))

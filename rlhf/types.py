@@ -285,6 +285,8 @@ class Trajectory:
     """What the environment logged."""
     is_episode: bool = False
     """Played in an environment, rather than one question and one answer."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the tools that such an episode offered."""
 
     @property
     def status(self) -> Status:

@@ -91,7 +91,7 @@ class DecontaminateConfig(Section):
     against: dict[str, SourceConfig] = Field(min_length=1)
     """Test sets by name, for the summary."""
     ngram: PositiveInt = 10
-    """Words in a row that two texts may not share; a test text with fewer is looked for as a whole."""
+    """Words in a row that two texts may not share; a text with fewer is compared as a whole."""
 
 
 class PairsConfig(Section):
@@ -129,4 +129,7 @@ class SelectConfig(Section):
     """Rows at most, drawn at random."""
     seed: int = 0
     """Of that draw."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns of the prompts that the rows keep (a domain, a source)."""
     format: Literal["jsonl", "parquet"] = "jsonl"
+    """Of the rows."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.types import Message, Outcome, Prompt, StopReason, Trajectory, message_of
+from rlhf.types import Message, Outcome, Prompt, StopReason, ToolCall, Trajectory, message_of
 
 Json = dict[str, Any]
 
@@ -31,10 +31,19 @@ class Sample:
     """Sampled, over all turns."""
     answer: str | None = None
     """What the first reward read as the final answer, where it tells."""
+    is_episode: bool = False
     messages: tuple[Message, ...] = ()
-    """The whole conversation of an episode; nothing for a single answer."""
+    """The whole conversation of an episode; nothing for a single answer, and for an episode that was several."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Schemas of the tools that such an episode offered."""
+
+    @property
+    def text(self) -> str:
+        """All that the model wrote: what makes two samples the same."""
+        if not self.messages:
+            return self.completion
+        said = [m for m in self.messages if m.role == "assistant"]
+        return "\n\n".join(" ".join([m.reasoning or "", m.content, *map(_said, m.tool_calls)]) for m in said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +65,14 @@ class Collected:
 
 
 def conversation_of(trajectory: Trajectory) -> tuple[Message, ...]:
-    """The messages of an episode, in order; nothing for a single answer."""
-    return tuple(turn.message for turn in trajectory.turns) if trajectory.is_episode else ()
+    """The messages of an episode, in order.
+
+    Nothing for a single answer, nor for an episode that forked, or whose messages were rewritten or compacted: its
+    turns make no one conversation.
+    """
+    reasons = [segment.reason for segment in trajectory.segments]
+    is_one = reasons.count("start") == 1 and {*reasons} <= {"start", "template"}
+    return tuple(turn.message for turn in trajectory.turns) if trajectory.is_episode and is_one else ()
 
 
 def prompt_record(prompt: Prompt) -> Json:
@@ -98,6 +113,10 @@ def read_lines(files: Sequence[Path]) -> Iterator[Collected]:
     for file in files:
         with file.open("rb") as lines:
             yield from map(of_line, lines)
+
+
+def _said(call: ToolCall) -> str:
+    return f"{call.name} {json.dumps(call.arguments, sort_keys=True)} {call.raw if call.arguments is None else ''}"
 
 
 def _messages(raw: Sequence[Json]) -> tuple[Message, ...]:

@@ -28,8 +28,7 @@ def load_prompts(
     seen: dict[str, str] = {}
     for location, row in read_rows(source, key=key, bad_rows=bad_rows):
         try:
-            prompt = parse_row(row, location=location, columns=source.columns, key=key)
-            _check_reference(prompt, row, location=location, key=key, is_required=require_reference)
+            prompt = read_prompt(row, source, location=location, key=key, require_reference=require_reference)
             if prompt.id in seen:
                 raise DataError(
                     f"{key}: rows {seen[prompt.id]} and {location} have the same id {prompt.id!r}; "
@@ -47,15 +46,18 @@ def load_prompts(
     return prompts
 
 
-def _check_reference(
-    prompt: Prompt, row: Mapping[str, Any], *, location: str, key: str, is_required: bool
-) -> None:
-    if is_required and prompt.reference is None:
+def read_prompt(
+    row: Mapping[str, Any], source: SourceConfig, *, location: str, key: str, require_reference: bool
+) -> Prompt:
+    """The prompt of a row of `source`. DataError, naming the row, for what `load_prompts` refuses of one."""
+    prompt = parse_row(row, location=location, columns=source.columns, key=key)
+    if require_reference and prompt.reference is None:
         raise DataError(
             f"{key}: row {location} has no reference answer, and the rewards need one; expected one of "
             f"{', '.join(REFERENCE_COLUMNS)} or reward_model.ground_truth, found {sorted(row)}. "
             f"Name the right column with {key}.columns: {{reference: ...}}."
         )
+    return prompt
 
 
 class PromptStream:

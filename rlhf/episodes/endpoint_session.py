@@ -267,7 +267,7 @@ class Session:
 
     def _given(self, answer: Answer, request: ChatRequest) -> ChatAnswer:
         completion = answer.completion
-        message = written_message(answer.message, request)
+        message = written_message(answer.message, request.tools, reads_calls=request.reads_calls)
         is_cut, has_calls = completion.finish_reason == "length", "tool_calls" in message
         self.num_answers += 1
         return ChatAnswer(

@@ -310,20 +310,16 @@ class ChatAnswer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def written_message(message: Message, request: ChatRequest) -> Json:
+def written_message(message: Message, tools: Sequence[Schema], *, reads_calls: bool = True) -> Json:
     """A sampled turn as a client sees it. A call that nobody could read is given as the text it is."""
-    calls = [
-        call
-        for call in message.tool_calls
-        if request.reads_calls and call.name and call.arguments is not None
-    ]
+    calls = [call for call in message.tool_calls if reads_calls and call.name and call.arguments is not None]
     unread = [call.raw for call in message.tool_calls if call not in calls]
     content = "\n".join(part for part in [message.content, *unread] if part)
     written: Json = {"role": "assistant", "content": content or (None if calls else "")}
     if message.reasoning is not None:
         written["reasoning_content"] = message.reasoning
     if calls:
-        written["tool_calls"] = [_written_call(call, request.tools) for call in calls]
+        written["tool_calls"] = [_written_call(call, tools) for call in calls]
     return written
 
 

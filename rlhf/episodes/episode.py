@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlhf.config.environment import EnvironmentConfig
+from rlhf.episodes.chat import Schema
 from rlhf.episodes.context import Start
 from rlhf.episodes.conversation import Conversation, Dialect, EpisodeEnded, Policy
 from rlhf.episodes.endpoint import RolloutServer
@@ -278,6 +279,12 @@ class Episode:
             return message
         content = self._stage.dialect.chat.shortened(message.content, most)
         return replace(message, content=content)
+
+    @property
+    def tools(self) -> tuple[Schema, ...]:
+        """What the model was offered, in the longest conversation."""
+        threads = self._threads if self._session is None else self._session.threads
+        return max(threads, key=lambda thread: len(thread.messages)).tools if threads else ()
 
     def settle(self) -> None:
         """Write down what was shown to the model and never answered."""

@@ -37,6 +37,8 @@ class CollectPlan:
     prompts_per_chunk: int = 64
     chunks_in_flight: int = 1
     """1: the prompts of a chunk are decoded together and with nothing else, so that a run repeats bit for bit."""
+    filters: frozenset[str] = frozenset()
+    """Parts of the reward that grade nothing by themselves: a sample with no other could not be graded."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the samples and their grades (model, rewards), by the names of its keys."""
     forget: Callable[[], Awaitable[object]] | None = None
@@ -79,6 +81,14 @@ async def collect(
         collector.meter = _Meter(num_prompts=num_prompts, on_progress=progress)
         await collector.run()
         replace_file(folder / DONE, json.dumps({"num_prompts": num_prompts}))
+
+
+def is_collected(plan: CollectPlan, folder: Path) -> bool:
+    """Whether `folder` is complete. Raises CheckpointError if it was collected with other settings."""
+    if not (folder / IDENTITY).is_file():
+        return False
+    _claim(plan, folder)
+    return (folder / DONE).is_file()
 
 
 def read_collected(folder: Path) -> Iterator[Collected]:
@@ -179,8 +189,8 @@ class _Collector:
         results = journal.find(digest)
         if results is None:
             results = await self.reward.score(group)
-            journal.note(digest, results)
-        samples = tuple(_sample(t, r) for t, r in zip(trajectories, results, strict=True))
+            journal.note(prompt.id, digest, results)
+        samples = tuple(_sample(t, r, plan.filters) for t, r in zip(trajectories, results, strict=True))
         collected = Collected(prompt=prompt, samples=samples)
         self.meter.did(collected)
         return collected
@@ -189,7 +199,9 @@ class _Collector:
         return self.folder / f"{kind}-{number:06d}.jsonl"
 
 
-def _sample(trajectory: Trajectory, result: RewardResult) -> Sample:
+def _sample(trajectory: Trajectory, result: RewardResult, filters: frozenset[str]) -> Sample:
+    if result.value is not None and result.parts and filters.issuperset(result.parts):
+        result = replace(result, value=None, outcome="not_applicable")
     return Sample(
         index=trajectory.sample_index,
         seed=trajectory.seed,
@@ -201,7 +213,9 @@ def _sample(trajectory: Trajectory, result: RewardResult) -> Sample:
         stop=trajectory.stop,
         num_tokens=trajectory.num_sampled,
         answer=answer_of(result),
+        is_episode=trajectory.is_episode,
         messages=conversation_of(trajectory),
+        tools=trajectory.tools,
     )
 
 

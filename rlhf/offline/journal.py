@@ -52,15 +52,15 @@ class GradeJournal:
         """The results of a group, if they are written here."""
         return self._known.get(digests)
 
-    def note(self, digests: tuple[str, ...], results: Sequence[RewardResult]) -> None:
-        """Write down the results of a group."""
+    def note(self, prompt_id: str, digests: tuple[str, ...], results: Sequence[RewardResult]) -> None:
+        """Write down the results of a group; the prompt's id is for people."""
         if any(result.outcome in ("timeout", "error") for result in results):
             return
         kept = [
             {"value": r.value, "outcome": r.outcome, "parts": dict(r.parts), "detail": dict(r.detail)}
             for r in results
         ]
-        self._file.write(json.dumps({"digests": digests, "results": kept}) + "\n")
+        self._file.write(json.dumps({"prompt": prompt_id, "digests": digests, "results": kept}) + "\n")
         self._file.flush()
 
 

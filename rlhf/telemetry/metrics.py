@@ -199,6 +199,20 @@ _DECLARED = (
     Metric("eval/num_prompts", "sum", "prompts", "Held-out prompts evaluated."),
     Metric("eval/turns_mean", "mean", "turns", "Mean turns of the model in a held-out episode."),
     Metric("eval/log/*", "mean", "", "Mean of a number that the environment logged, held-out."),
+    Metric("reject/num_prompts", "last", "prompts", "Prompts that samples were collected of."),
+    Metric("reject/num_samples", "last", "samples", "Samples that were collected."),
+    Metric("reject/pass_rate", "last", "share", "Mean pass rate of the prompts that could be graded."),
+    Metric("reject/solved_share", "last", "share", "Share of prompts with a right sample."),
+    Metric("reject/kept", "last", "samples", "Samples that were kept: rows."),
+    Metric("reject/kept_share", "last", "share", "Share of all samples that were kept."),
+    Metric("reject/kept_prompts", "last", "prompts", "Prompts with a kept sample."),
+    Metric("reject/kept_tokens", "last", "tokens", "Sampled tokens of the kept samples."),
+    Metric("reject/pairs", "last", "pairs", "Pairs of a right and a wrong sample."),
+    Metric("reject/contaminated", "last", "prompts", "Prompts that say what a test set says."),
+    Metric(
+        "reject/dropped/*", "last", "samples", "Samples that were not kept, by the first rule they broke."
+    ),
+    Metric("reject/dropped/filter/*", "last", "samples", "Samples that this filter left out."),
     Metric("memory/*", "max", "bytes", "Peak memory of this part."),
 )
 

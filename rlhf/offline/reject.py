@@ -1,0 +1,136 @@
+"""Rejection sampling: draw many samples of every prompt, keep the best of the right ones as rows to learn from."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlhf.cluster.launch import ray_session
+from rlhf.config.reject import CollectConfig, SelectConfig
+from rlhf.config.schema import Recipe
+from rlhf.data.prompt_stream import SourcePrompts
+from rlhf.data.selection import Rules
+from rlhf.errors import ConfigError
+from rlhf.materials import Materials, gather_materials, worker_settings
+from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected
+from rlhf.offline.selected import write_selected
+from rlhf.processes import open_drawing
+from rlhf.rollout.reward_totals import check_columns, short_names
+from rlhf.rollout.scoring import ENVIRONMENT, RewardPool
+from rlhf.run_folder import RunFolder
+from rlhf.stages.model_folder import prepare_model_folder
+from rlhf.telemetry.live import LiveView
+from rlhf.types import Prompt, Sampling
+
+KEY = "task.train"
+_AT_ONCE = 1024
+
+
+async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
+    recipe: Recipe,
+    collect_config: CollectConfig,
+    select_config: SelectConfig,
+    folder: Path,
+    *,
+    code_dir: Path,
+    view: LiveView,
+) -> dict[str, float]:
+    """Collect samples of `recipe.task.train` and select from them; returns the `reject/` metrics.
+
+    `folder` then holds `collected/`, `rows.jsonl` (or .parquet), `pairs.jsonl` if asked for, `prompts.jsonl` and
+    `summary.json`, which is written last. After a kill the same call goes on, and makes the same files.
+    """
+    rules = rules_of(recipe, select_config)
+    folder.mkdir(parents=True, exist_ok=True)
+    view.phase("preparing the model")
+    start = prepare_model_folder(recipe.model, str(folder / "start"), seed=recipe.seed)
+    rewards = (*recipe.task.rewards, *(one.reward for one in select_config.filters))
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"rewards": rewards})})
+    materials = gather_materials(recipe, RunFolder(folder), start, has_prompts=False)
+    prompts = SourcePrompts(source=recipe.task.train, key=KEY, require_reference=recipe.task.needs_reference)
+    plan = _plan(materials, collect_config, prompts, rules)
+    collected = folder / "collected"
+    if not is_collected(plan, collected):
+        await _check(materials, prompts, code_dir=code_dir)
+        with ray_session(recipe.placement, code_dir=code_dir):
+            async with open_drawing(materials, code_dir=code_dir) as drawing:
+                plan = replace(plan, forget=drawing.engine.forget_prefixes)
+                await collect(drawing.rollout, drawing.reward, plan, collected, progress=_shown(view))
+    view.phase("selecting")
+    return write_selected(collected, rules, folder)
+
+
+def rules_of(recipe: Recipe, config: SelectConfig) -> Rules:
+    """`select` as rules. ConfigError for a `rank_by` that no reward has, and for what episodes cannot be made into."""
+    task = recipe.task
+    names = short_names((*task.rewards, *(one.reward for one in config.filters)))
+    known = (*([] if task.environment is None else [ENVIRONMENT]), *names)
+    if config.rank_by is not None and config.rank_by.partition("/")[0] not in known:
+        raise ConfigError(
+            f"select.rank_by is {config.rank_by!r}, expected a part of the reward: one of {', '.join(known)}, or "
+            "<one of these>/<a part of its own>."
+        )
+    if task.environment is not None and (config.pairs is not None or config.format == "parquet"):
+        found = "select.pairs" if config.pairs is not None else "select.format: parquet"
+        raise ConfigError(
+            f"{found} is given and so is task.environment: episodes become rows of messages, as JSON lines, and no "
+            "pairs. Remove the first."
+        )
+    filters = dict(zip(names[len(task.rewards) :], config.filters, strict=True))
+    return Rules(config=config, filters=filters)
+
+
+def _plan(materials: Materials, config: CollectConfig, prompts: SourcePrompts, rules: Rules) -> CollectPlan:
+    recipe, sampling = materials.recipe, materials.recipe.sampling
+    return CollectPlan(
+        prompts=prompts,
+        sampling=Sampling(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_token_ids=materials.renderer.stop_token_ids,
+        ),
+        samples_per_prompt=config.samples_per_prompt,
+        seed=recipe.seed,
+        prompts_per_chunk=config.prompts_per_chunk,
+        chunks_in_flight=config.in_flight(materials.device),
+        filters=frozenset(rules.filters),
+        identity=_identity(recipe),
+    )
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What decides samples and grades beside the plan: neither where the prompts are from nor how fast it goes."""
+    costs_only = {"train", "heldout", "curriculum", "reward_workers", "reward_memory_mb", "max_ungradable"}
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "task": recipe.task.model_dump(mode="json", exclude=costs_only),
+    }
+
+
+async def _check(materials: Materials, prompts: SourcePrompts, *, code_dir: Path) -> None:
+    """Refuse, before engines start, rows that cannot be rolled out or graded; holds a portion of them at a time."""
+    recipe = materials.recipe
+    rewards = recipe.task.rewards
+    pool = RewardPool(rewards, num_workers=1, code_dir=str(code_dir), settings=worker_settings(recipe))
+    try:
+        await pool.start()
+        required = pool.required_columns
+    finally:
+        await pool.close()
+    prompts.check_ids()
+    rest: Iterator[Prompt] = iter(prompts)
+    while some := list(islice(rest, _AT_ONCE)):
+        limit = recipe.sampling.max_prompt_tokens
+        materials.renderer.check_prompts(some, max_prompt_tokens=limit, key=KEY)
+        check_columns(rewards, required, some, key=KEY)
+
+
+def _shown(view: LiveView) -> OnProgress:
+    def show(now: Progress) -> None:
+        text = f"collecting · {now.correct_share:.0%} right · {now.samples_per_s:.1f} samples/s"
+        view.phase(text, now.prompts_done, now.num_prompts)
+
+    return show
