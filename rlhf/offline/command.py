@@ -16,7 +16,6 @@ from rlhf.config.schema import Recipe
 from rlhf.config.section import Section
 from rlhf.errors import ConfigError
 from rlhf.run_folder import replace_file
-from rlhf.telemetry.eval_report import write_eval_report
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.logs import TERMINAL, log_to_folder
 
@@ -51,12 +50,11 @@ async def evaluate_file(path: Path, overrides: Sequence[str], *, code_dir: Path)
             await evaluate_models(
                 asked.models, asked.sets, asked.config, asked.folder, code_dir=code_dir, view=view
             )
-        report = write_eval_report(asked.folder)
     finally:
         logging.getLogger().removeHandler(attached)
         attached.close()
     TERMINAL.print(table_of(json.loads((asked.folder / "eval.json").read_text(encoding="utf-8"))))
-    sys.stdout.write(f"report: {report}\n")
+    sys.stdout.write(f"report: {asked.folder / 'report.html'}\n")
     return 0
 
 

@@ -18,6 +18,7 @@ from rlhf.offline.kept import kept_samples
 from rlhf.processes import open_drawing, open_engines, open_graders
 from rlhf.rollout.reward_totals import check_columns
 from rlhf.run_folder import environment, replace_file
+from rlhf.telemetry.eval_report import write_eval_report
 from rlhf.telemetry.live import LiveView
 from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
 
@@ -48,8 +49,8 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     """Measure models, one after the other, on every set; returns `<set>/<figure>`, of several `<model>/<set>/<figure>`.
 
     A model is its recipe's, which also says how it is placed and how the sets are judged that do not say so. Writes
-    `collected/<model>/<set>/`, from which a later call goes on, `eval.json` and `samples.jsonl`; both follow from what
-    was collected alone.
+    `collected/<model>/<set>/`, from which a later call goes on, `eval.json` and `samples.jsonl`, which follow from what
+    was collected alone, and `report.html`.
     """
     check_names(models, "models")
     check_names(sets, "sets")
@@ -73,6 +74,7 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     replace_file(folder / "samples.jsonl", lines)
     name = next(iter(models.values())).name
     replace_file(folder / "eval.json", json.dumps({"name": name, "models": found}, indent=1))
+    write_eval_report(folder)
     return metrics_of(found)
 
 
