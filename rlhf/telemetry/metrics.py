@@ -66,6 +66,17 @@ _DECLARED = (
     Metric("curriculum/pass_rate", "mean", "share", "Mean measured pass rate of the prompts seen so far."),
     Metric("curriculum/outside_share", "mean", "share", "Share of them outside task.curriculum's band."),
     Metric("curriculum/skipped", "sum", "prompts", "Prompts passed over since the step before."),
+    Metric("scenario/*/share", "mean", "share", "Share of this scenario in the groups trained on."),
+    Metric("scenario/*/reward_mean", "mean", "", "Mean reward of its gradable trajectories."),
+    Metric("scenario/*/accuracy", "mean", "share", "Share of its trajectories graded ok, reward above 0."),
+    Metric("scenario/*/completion_tokens_mean", "mean", "tokens", "Mean sampled tokens of its trajectories."),
+    Metric("scenario/*/num_tokens", "sum", "tokens", "Its sampled tokens trained on."),
+    Metric("scenario/*/truncated_share", "mean", "share", "Share of its trajectories stopped by a limit."),
+    Metric("scenario/*/zero_variance_share", "mean", "share", "Share of its groups of equal rewards."),
+    Metric("scenario/*/discarded", "sum", "groups", "Its groups thrown away since the step before."),
+    Metric("scenario/*/skipped", "sum", "prompts", "Its prompts that the curriculum passed over since then."),
+    Metric("scenario/*/pass_rate", "mean", "share", "Mean measured pass rate of its prompts seen so far."),
+    Metric("scenario/*/outside_share", "mean", "share", "Share of them outside task.curriculum's band."),
     Metric("rollout/outcome/*", "mean", "share", "Share of trajectories with this verdict."),
     Metric("reward/shaped_mean", "mean", "", "Mean reward after shaping, which advantages are made of."),
     Metric(
@@ -198,6 +209,13 @@ _DECLARED = (
     ),
     Metric("eval/num_prompts", "sum", "prompts", "Held-out prompts evaluated."),
     Metric("eval/turns_mean", "mean", "turns", "Mean turns of the model in a held-out episode."),
+    Metric(
+        "eval/*/accuracy", "mean", "share", "Share of right ones among this scenario's held-out completions."
+    ),
+    Metric("eval/*/accuracy_low", "mean", "share", "Lower end of its Wilson 95 % interval."),
+    Metric("eval/*/accuracy_high", "mean", "share", "Upper end of its Wilson 95 % interval."),
+    Metric("eval/*/reward_mean", "mean", "", "Mean reward of this scenario's held-out completions."),
+    Metric("eval/*/num_prompts", "sum", "prompts", "Held-out prompts of this scenario."),
     Metric("eval/log/*", "mean", "", "Mean of a number that the environment logged, held-out."),
     Metric("memory/*", "max", "bytes", "Peak memory of this part."),
 )
