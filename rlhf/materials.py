@@ -141,6 +141,7 @@ def worker_settings(recipe: Recipe) -> WorkerSettings:
     return WorkerSettings(
         memory_mb=recipe.task.reward_memory_mb,
         max_steps=recipe.schedule.num_steps,
+        keys=recipe.task.reward_keys,
         sandbox=Policy(**recipe.sandbox.model_dump()),
         environments=tuple(
             RewardConfig(

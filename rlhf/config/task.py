@@ -233,6 +233,16 @@ class TaskConfig(Section):
         return (*own, *self.rewards)
 
     @property
+    def reward_keys(self) -> tuple[str, ...]:
+        """The key of each of `all_rewards`."""
+        of_scenarios = (
+            f"{self.key_of(name)}.rewards[{i}]"
+            for name, scenario in self.scenarios.items()
+            for i in range(len(scenario.rewards))
+        )
+        return (*of_scenarios, *(f"task.rewards[{i}]" for i in range(len(self.rewards))))
+
+    @property
     def environments(self) -> Mapping[str, EnvironmentConfig]:
         """Scenario -> environment, of those that have one; the scenario '' stands for `task.environment`."""
         every = {name: self.alone(name).environment for name in self.scenarios or [""]}

@@ -38,6 +38,8 @@ class WorkerSettings:
     """Resident memory above which a worker is killed in a call, or replaced after one."""
     max_steps: int = 0
     """schedule.num_steps, for rewards that ask; 0: unknown."""
+    keys: tuple[str, ...] = ()
+    """Keys of the rewards in the recipe, for errors; default: those of task.rewards."""
     sandbox: Policy = field(default_factory=Policy)
     """What `default_sandbox` accepts in the workers."""
     environments: tuple[RewardConfig, ...] = ()
@@ -96,8 +98,11 @@ class RewardPool:
         self._rewards = tuple(rewards)
         self.names = short_names(rewards)
         self.shapes: tuple[Shape, ...] = ()
+        keys = self._settings.keys
+        if len(keys) != len(rewards):
+            keys = tuple(f"task.rewards[{i}]" for i in range(len(rewards)))
         self._load = Load(
-            rewards=tuple(_spec(f"task.rewards[{i}]", reward) for i, reward in enumerate(rewards)),
+            rewards=tuple(_spec(key, reward) for key, reward in zip(keys, rewards, strict=True)),
             code_dir=code_dir,
             max_steps=self._settings.max_steps,
             sandbox=self._settings.sandbox,

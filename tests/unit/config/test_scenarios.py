@@ -97,6 +97,8 @@ def test_rewards_of_scenarios_come_first_and_apply_to_their_prompts_alone():
         ("a:b", {"scenario": "y"}),
         ("a:common", {}),
     ]
+    keys = ["task.scenarios.x.rewards[0]", "task.scenarios.y.rewards[0]", "task.rewards[0]"]
+    assert list(task.reward_keys) == keys
     assert [r.use for r in task.alone("x").rewards] == ["a:b", "a:common"]
     assert task.alone("x").scenarios == {}
     assert list(task.parts) == ["task.scenarios.x", "task.scenarios.y"]
