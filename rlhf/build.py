@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from rlhf.cluster.learners import LearnerClient
 from rlhf.cluster.placement import Cluster, Colocated, Split, reserve, seat
 from rlhf.cluster.transfer import Ends, choose_sync, open_sync
 from rlhf.config.schema import ModelConfig, Recipe
+from rlhf.data.mixture import PromptMixture
 from rlhf.data.prompts import PromptStream
-from rlhf.episodes.runner import EpisodeRunner
-from rlhf.interfaces import Placement, RolloutFunction
+from rlhf.interfaces import Placement, PromptLedger, RolloutFunction
 from rlhf.learner.plan import LearnerPlan, RankPlace
 from rlhf.materials import Materials, local_model
 from rlhf.processes import kept_limit, make_rollout, open_graders, start_engines
@@ -34,7 +34,7 @@ from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
 from rlhf.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
-from rlhf.types import Sampling
+from rlhf.types import Prompt, Sampling
 from rlhf.weight_sync.probe import Probe, probe_sequences
 from rlhf.weight_sync.verified import VerifiedSync
 
@@ -65,9 +65,8 @@ async def open_run(materials: Materials, view: LiveView, *, code_dir: Path) -> A
             await learner.load(str(checkpoints[-1].resolve() / "learner"))
         sync = await _open_sync(materials, learner, engine)
         parts = _Parts(learner=learner, engine=engine, sync=sync, reward=graders.reward, algorithm=algorithm)
-        rollout = make_rollout(materials, engine, graders.host)
-        if isinstance(rollout, EpisodeRunner):
-            stack.push_async_callback(rollout.close)
+        rollout = make_rollout(materials, engine, graders.hosts)
+        stack.push_async_callback(rollout.close)
         run = _assemble(materials, view, parts, rollout)
         for sink in run.sinks:
             stack.callback(sink.close)
@@ -85,9 +84,9 @@ class _Parts:
 
 def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: RolloutFunction) -> Run:
     recipe, schedule, inputs = materials.recipe, materials.recipe.schedule, parts.algorithm.inputs
-    prompts = PromptStream(materials.train, seed=recipe.seed, curriculum=recipe.task.curriculum)
+    prompts = _ledger(recipe, materials.train)
     state = _restore(materials.folder, prompts)
-    _warn_of_one_epoch(recipe, len(materials.train))
+    _warn_of_one_epoch(recipe, materials.train)
     buffer = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
@@ -110,7 +109,8 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
         drop_zero_variance=schedule.drop_zero_variance,
         temperature_points=recipe.sampling.temperature_points,
         version=lambda: state.step,
-        least_rewards=_least_rewards(recipe, parts.algorithm),
+        least_rewards=parts.algorithm.least_rewards,
+        least_by_scenario=_least_by_scenario(recipe, parts.algorithm),
     )
     return Run(
         recipe=recipe,
@@ -121,7 +121,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
         placement=_placement(recipe, parts),
         algorithm=parts.algorithm,
         annotators=_annotators(parts, schedule.minibatches * schedule.inner_epochs),
-        reward_parts=short_names(recipe.task.rewards) if "reward_parts" in inputs else (),
+        reward_parts=short_names(recipe.task.all_rewards) if "reward_parts" in inputs else (),
         decode_steps=materials.renderer.decode if "step_rewards" in inputs else None,
         reward=parts.reward,
         prompts=prompts,
@@ -141,25 +141,45 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
     )
 
 
-def _least_rewards(recipe: Recipe, algorithm: Algorithm) -> int:
-    if recipe.task.environment is None:
-        return algorithm.least_rewards
-    least = recipe.task.environment.least_graded(recipe.schedule.samples_per_prompt)
-    return max(algorithm.least_rewards, least)
+def _ledger(recipe: Recipe, prompts: Sequence[Prompt]) -> PromptLedger:
+    task = recipe.task
+    if not task.scenarios:
+        return PromptStream(prompts, seed=recipe.seed, curriculum=task.curriculum)
+    return PromptMixture(
+        prompts,
+        task.scenarios,
+        prompts_per_step=recipe.schedule.prompts_per_step,
+        seed=recipe.seed,
+        curriculum=task.curriculum,
+    )
 
 
-def _warn_of_one_epoch(recipe: Recipe, num_prompts: int) -> None:
-    wanted = recipe.schedule.num_steps * recipe.schedule.prompts_per_step
-    if recipe.task.curriculum is not None and wanted <= num_prompts:
-        logger.warning(
-            "task.curriculum acts from the second epoch on: this run trains on %d of the %d prompts of task.train. "
-            "Unless dynamic sampling discards many, no prompt comes twice; task.train.limit makes epochs shorter.",
-            wanted,
-            num_prompts,
-        )
+def _least_by_scenario(recipe: Recipe, algorithm: Algorithm) -> dict[str, int]:
+    size = recipe.schedule.samples_per_prompt
+    return {
+        name: max(algorithm.least_rewards, environment.least_graded(size))
+        for name, environment in recipe.task.environments.items()
+    }
 
 
-def _restore(folder: RunFolder, prompts: PromptStream) -> RunState:
+def _warn_of_one_epoch(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    schedule, shares = recipe.schedule, recipe.task.shares(recipe.schedule.num_steps)
+    for name, share in shares.items() if recipe.task.curriculum is not None else ():
+        wanted = round(schedule.num_steps * schedule.prompts_per_step * share)
+        num_prompts = sum(prompt.scenario == name for prompt in prompts)
+        if wanted <= num_prompts:
+            key = f"{recipe.task.key_of(name)}.train"
+            logger.warning(
+                "task.curriculum acts from the second epoch on: this run trains on %d of the %d prompts of %s. Unless "
+                "dynamic sampling discards many, no prompt comes twice; %s.limit makes epochs shorter.",
+                wanted,
+                num_prompts,
+                key,
+                key,
+            )
+
+
+def _restore(folder: RunFolder, prompts: PromptLedger) -> RunState:
     checkpoints = folder.checkpoints()
     if not checkpoints:
         return RunState()

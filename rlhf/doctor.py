@@ -277,8 +277,8 @@ def _tier(report: TierReport) -> Finding:
 
 def needs_sandbox(recipe: Recipe) -> bool:
     """Whether a reward of the recipe imports the sandbox, or its environment uses it; seen in a process of its own."""
-    names = sorted({reward.use for reward in recipe.task.rewards})
-    played = [recipe.task.environment.use] if recipe.task.environment else []
+    names = sorted({reward.use for reward in recipe.task.all_rewards})
+    played = sorted({environment.use for environment in recipe.task.environments.values()})
     code = (
         "import os, sys\nfrom rlhf.importing import load_object\n"
         f"for name in {names!r}: load_object(name, key='rewards')\n"
@@ -308,24 +308,30 @@ def recipe_needs(recipe: Recipe) -> list[Finding]:
 
 
 async def environment_needs(recipe: Recipe) -> list[Finding]:
-    """Whether the recipe's environment loads here, and has the interpreter that it asks for as `kwargs.python`."""
-    environment = recipe.task.environment
-    if environment is None:
-        return []
+    """Whether the recipe's environments load here, and have the interpreter that they ask for as `kwargs.python`."""
+    return [
+        finding
+        for scenario in recipe.task.environments
+        for finding in await _environment_needs(recipe, scenario)
+    ]
+
+
+async def _environment_needs(recipe: Recipe, scenario: str) -> list[Finding]:
+    environment, key = recipe.task.environments[scenario], f"{recipe.task.key_of(scenario)}.environment"
     findings = []
     python = environment.kwargs.get("python")
     if isinstance(python, str) and shutil.which(os.path.expanduser(python)) is None:
-        found = f"task.environment.kwargs.python: {python!r} is no program here"
+        found = f"{key}.kwargs.python: {python!r} is no program here"
         advice = "make that virtual environment, as the environment's module says, or name another"
         findings.append(Finding(subject="interpreter", status="missing", found=found, advice=advice))
     began = time.monotonic()
-    host = EnvironmentHost(load_environment(recipe, Path().resolve()))
+    host = EnvironmentHost(load_environment(recipe, Path().resolve(), scenario))
     try:
         await host.start()
         found = f"{environment.use} loads in {time.monotonic() - began:.1f} s"
         findings.append(Finding(subject="environment", status="ok", found=found))
     except LoadError as error:
-        advice = "install what it imports, or correct task.environment.use or its kwargs"
+        advice = "install what it imports, or correct its `use` or kwargs under " + key
         lines = str(error).splitlines()
         findings.append(Finding(subject="environment", status="missing", found=lines[0], advice=advice))
     finally:

@@ -6,6 +6,7 @@ Imports are late here: what loads transformers takes seconds, and most mistakes 
 import contextlib
 import importlib.util
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -106,22 +107,21 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[
     choose_sync(recipe, device)
     _check_room(recipe, device)
     settings = worker_settings(recipe)
-    pool = RewardPool(recipe.task.rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
+    pool = RewardPool(recipe.task.all_rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
     try:
         await pool.start()
-        await _try_environment(recipe, code_dir)
+        for scenario in recipe.task.environments:
+            await _try_environment(recipe, code_dir, scenario)
         return pool.required_columns
     finally:
         await pool.close()
 
 
-async def _try_environment(recipe: Recipe, code_dir: Path) -> None:
+async def _try_environment(recipe: Recipe, code_dir: Path, scenario: str) -> None:
     from rlhf.episodes.host import EnvironmentHost
     from rlhf.materials import load_environment
 
-    if recipe.task.environment is None:
-        return
-    host = EnvironmentHost(load_environment(recipe, code_dir))
+    host = EnvironmentHost(load_environment(recipe, code_dir, scenario))
     try:
         await host.start()
     finally:
@@ -170,8 +170,10 @@ def prepare(
     view.phase("preparing the model")
     start = prepare_model_folder(recipe.model, str(folder.path / "start"), seed=recipe.seed)
     materials = gather_materials(recipe, folder, start)
-    for key, prompts in (("task.train", materials.train), ("task.heldout", materials.heldout)):
-        check_columns(recipe.task.rewards, reward_columns or {}, prompts, key=key)
+    for source, prompts in (("train", materials.train), ("heldout", materials.heldout)):
+        for name in recipe.task.scenarios or [""]:
+            own, key = [p for p in prompts if p.scenario == name], f"{recipe.task.key_of(name)}.{source}"
+            check_columns(recipe.task.all_rewards, reward_columns or {}, own, key=key)
     if recipe.sft is None:
         return materials
 
@@ -200,6 +202,8 @@ def summary(run_dir: Path) -> str:
         first, last = evaluated[0], evaluated[-1]
         parts.append(f"held-out accuracy {_share(first)} before RL (step {first['step']})")
         parts.append(f"{_share(last)} after (step {last['step']})")
+        each = (match for key in last if (match := re.fullmatch(r"eval/([^/]+)/accuracy", key)))
+        parts += [f"{m[1]}: {first[m[0]]:.3f} before, {last[m[0]]:.3f} after" for m in each if m[0] in first]
     return "; ".join(parts)
 
 

@@ -255,6 +255,40 @@ class Placement(Protocol):
         """Entered around packing and the update. Colocated: the engine sleeps inside. Split: nothing happens."""
 
 
+class PromptLedger(Protocol):
+    """Hands out prompts for ever and keeps the ledger of what became of each; nothing is lost or trained twice."""
+
+    def next(self) -> tuple[int, Prompt]:
+        """(admission index, prompt); it is in flight from now on."""
+
+    def trained(self, index: int, solved: Sequence[bool] = ()) -> None:
+        """Settle an admission: the weights have learned from it. `solved` says so of each gradable attempt."""
+
+    def discard(self, index: int, reason: str, solved: Sequence[bool] = ()) -> None:
+        """Settle an admission that will not be trained on; counted by reason."""
+
+    @property
+    def in_flight(self) -> list[int]:
+        """Admissions handed out (or to be handed out again) and not settled, oldest first."""
+
+    @property
+    def num_trained(self) -> int:
+        """Admissions trained on so far."""
+
+    @property
+    def discarded(self) -> Mapping[str, int]:
+        """Discarded admissions by reason."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """What it measured since the last call."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ledger as plain JSON."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` was called. Raises CheckpointError for other prompts or another seed."""
+
+
 class RolloutFunction(Protocol):
     """Makes the trajectories of one prompt (single turn now; an environment's episode later)."""
 

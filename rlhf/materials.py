@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rlhf.cluster.launch import device_for
 from rlhf.config.environment import EnvironmentConfig
 from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.data.prompts import load_prompts
+from rlhf.data.prompts import load_prompts, of_scenario
 from rlhf.engines.choice import choose_engine
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Dialect
@@ -41,18 +41,24 @@ class Materials:
     engine_kind: str
     keeps_routing: bool = False
     """sampling.keep_routing, decided for the model."""
-    dialect: Dialect | None = None
-    """How turns become tokens, where there is an environment."""
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    """How turns become tokens, by scenario, where there is an environment."""
 
 
 def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """(training prompts, held-out prompts), rows checked."""
-    needed = recipe.task.needs_reference
-    train = load_prompts(recipe.task.train, key="task.train", require_reference=needed)
+    """(training prompts, held-out prompts), rows checked; of all scenarios, one after another."""
+    train: list[Prompt] = []
     heldout: list[Prompt] = []
-    if recipe.task.heldout is not None and recipe.eval.every > 0:
-        heldout = load_prompts(recipe.task.heldout, key="task.heldout", require_reference=needed)
-    return train, heldout[: recipe.eval.num_prompts]
+    for name in recipe.task.scenarios or [""]:
+        part, key = recipe.task.alone(name), recipe.task.key_of(name)
+        needed = part.needs_reference
+        assert part.train is not None
+        found = load_prompts(part.train, key=f"{key}.train", require_reference=needed)
+        train += of_scenario(found, name)
+        if part.heldout is not None and recipe.eval.every > 0:
+            found = load_prompts(part.heldout, key=f"{key}.heldout", require_reference=needed)
+            heldout += of_scenario(found, name)[: recipe.eval.num_prompts]
+    return train, heldout
 
 
 def renderer_for(recipe: Recipe, model_folder: str) -> Renderer:
@@ -78,7 +84,8 @@ def gather_materials(
     if recipe.algorithm.reference is not None:
         found = ModelConfig(path=recipe.algorithm.reference)
         renderer.check_reference(prepare_model_folder(found, "", seed=0, key="algorithm.reference"))
-    dialect = None if recipe.task.environment is None else dialect_for(recipe.task.environment, renderer)
+    played = recipe.task.environments.items()
+    dialects = {name: dialect_for(environment, renderer) for name, environment in played}
     train, heldout = load_task(recipe) if has_prompts else ([], [])
     limit = recipe.sampling.max_prompt_tokens
     if train:
@@ -98,14 +105,13 @@ def gather_materials(
         device=device_for(recipe.placement),
         engine_kind=kind,
         keeps_routing=replays_routing(recipe, config),
-        dialect=dialect,
+        dialects=dialects,
     )
 
 
-def load_environment(recipe: Recipe, code_dir: Path) -> LoadEnvironment:
-    """What an environment's process imports."""
-    environment = recipe.task.environment
-    assert environment is not None
+def load_environment(recipe: Recipe, code_dir: Path, scenario: str = "") -> LoadEnvironment:
+    """What the process of a scenario's environment imports; '' is that of a task without scenarios."""
+    environment = recipe.task.environments[scenario]
     return LoadEnvironment(
         use=environment.use,
         kwargs=environment.kwargs,
@@ -138,14 +144,17 @@ def _check_context(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 def worker_settings(recipe: Recipe) -> WorkerSettings:
     """What the reward workers of a recipe have in common. ConfigError for a sandbox that needs a confession."""
-    environment = recipe.task.environment
     return WorkerSettings(
         memory_mb=recipe.task.reward_memory_mb,
         max_steps=recipe.schedule.num_steps,
+        keys=recipe.task.reward_keys,
         sandbox=Policy(**recipe.sandbox.model_dump()),
-        environment=None
-        if environment is None
-        else RewardConfig(use=environment.use, weight=environment.weight),
+        environments=tuple(
+            RewardConfig(
+                use=environment.use, weight=environment.weight, when={"scenario": name} if name else {}
+            )
+            for name, environment in recipe.task.environments.items()
+        ),
     )
 
 

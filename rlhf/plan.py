@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms.catalogue import Algorithm, resolve
+from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import Recipe
+from rlhf.config.task import TaskConfig
 from rlhf.errors import ConfigError
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -107,7 +109,19 @@ def _around(recipe: Recipe, algorithm: Algorithm) -> list[tuple[str, str]]:
 
 
 def _judges(recipe: Recipe) -> list[tuple[str, str]]:
-    environment, rewards = recipe.task.environment, recipe.task.rewards
+    task = recipe.task
+    lines = []
+    for name, share in task.shares(recipe.schedule.num_steps).items() if task.scenarios else ():
+        points = [f"{weight:g} at step {step}" for step, weight in task.scenarios[name].weight_points]
+        mean = f" (weight {', '.join(points)})" if points else ""
+        per_step = share * recipe.schedule.prompts_per_step
+        lines.append((f"scenario {name}", f"{share:.1%} of the prompts, {per_step:.4g} a step{mean}"))
+        lines += [(f"  {what}", text) for what, text in _judges_of(recipe, task.alone(name))]
+    return lines or _judges_of(recipe, task)
+
+
+def _judges_of(recipe: Recipe, task: TaskConfig) -> list[tuple[str, str]]:
+    environment, rewards = task.environment, task.rewards
     lines = []
     if environment is not None:
         limits = environment.limits
@@ -119,8 +133,16 @@ def _judges(recipe: Recipe) -> list[tuple[str, str]]:
             )
         )
     if rewards:
-        lines.append(("rewards", ", ".join(f"{r.weight:g} x {r.use}" for r in rewards)))
+        told = (f"{r.weight:g} x {r.use}{_when(r, recipe.schedule.num_steps)}" for r in rewards)
+        lines.append(("rewards", ", ".join(told)))
     return lines
+
+
+def _when(reward: RewardConfig, num_steps: int) -> str:
+    if not reward.is_scheduled:
+        return ""
+    counts = [version for version in range(num_steps) if reward.counts_at(version, num_steps)]
+    return f" (steps {counts[0]} to {counts[-1]} of 0 to {num_steps - 1})"
 
 
 def _sampling(recipe: Recipe) -> str:

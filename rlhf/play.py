@@ -213,30 +213,32 @@ class _Lines:
 
 
 async def play(recipe: Recipe, *, code_dir: Path, row: int) -> int:
-    """Play one row of task.train and show its tokens, masks and rewards; 1 where the environment failed."""
+    """Play one row of task.train and show its tokens, masks and rewards; 1 where the environment failed.
+
+    Rows of scenarios are counted on, in the order in which the recipe names them.
+    """
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     train, _ = load_task(recipe)
     if row >= len(train):
         raise ConfigError(
             f"--row is {row}, but task.train has {len(train)} rows: give 0 to {len(train) - 1}."
         )
+    task = recipe.task.alone(train[row].scenario)
     with tempfile.TemporaryDirectory() as scratch:
         folder = prepare_model_folder(recipe.model, f"{scratch}/model", seed=recipe.seed)
         renderer = renderer_for(recipe, folder)
         pool = RewardPool(
-            recipe.task.rewards, num_workers=1, code_dir=str(code_dir), settings=worker_settings(recipe)
+            recipe.task.all_rewards, num_workers=1, code_dir=str(code_dir), settings=worker_settings(recipe)
         )
         host: EnvironmentHost | None = None
         runner: EpisodeRunner | None = None
         try:
             rollout: RolloutFunction = SingleTurn(Person(renderer, console), renderer=renderer)
-            if recipe.task.environment is not None:
-                host = EnvironmentHost(load_environment(recipe, code_dir))
+            if task.environment is not None:
+                host = EnvironmentHost(load_environment(recipe, code_dir, train[row].scenario))
                 await host.start()
-                rollout = runner = _runner(
-                    recipe.task.environment, host, Person(renderer, console), train[row]
-                )
-            name = recipe.name if recipe.task.environment is None else recipe.task.environment.use
+                rollout = runner = _runner(task.environment, host, Person(renderer, console), train[row])
+            name = recipe.name if task.environment is None else task.environment.use
             console.rule(f"{name}, row {row} ({train[row].id})", style="dim")
             group = await _episode(recipe, renderer, rollout, pool, train[row])
         except EpisodeEnded:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from rlhf.engines.choice import choose_engine
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
 from rlhf.episodes.host import EnvironmentHost
-from rlhf.episodes.runner import EpisodeRunner, SingleTurn
+from rlhf.episodes.lockstep import Lockstep
+from rlhf.episodes.runner import EpisodeRunner, ScenarioRollout, SingleTurn
 from rlhf.interfaces import RolloutFunction
 from rlhf.materials import Materials, load_environment, worker_settings
 from rlhf.rollout.scoring import RewardPool
@@ -29,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graders:
-    """The reward workers of a recipe, and the process of its environment if it has one."""
+    """The reward workers of a recipe, and the processes of its environments, by scenario ('' without scenarios)."""
 
     reward: RewardPool
-    host: EnvironmentHost | None
+    hosts: Mapping[str, EnvironmentHost]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,10 @@ class Drawing:
 
 @contextlib.asynccontextmanager
 async def open_graders(recipe: Recipe, *, code_dir: Path) -> AsyncIterator[Graders]:
-    """Start reward workers and environment; they end with the block. LoadError for what cannot be imported."""
+    """Start reward workers and environments; they end with the block. LoadError for what cannot be imported."""
     async with contextlib.AsyncExitStack() as stack:
         reward = RewardPool(
-            recipe.task.rewards,
+            recipe.task.all_rewards,
             num_workers=recipe.task.reward_workers,
             code_dir=str(code_dir),
             max_ungradable=recipe.task.max_ungradable,
@@ -57,12 +58,12 @@ async def open_graders(recipe: Recipe, *, code_dir: Path) -> AsyncIterator[Grade
         )
         stack.push_async_callback(reward.close)
         await reward.start()
-        host = None
-        if recipe.task.environment is not None:
-            host = EnvironmentHost(load_environment(recipe, code_dir))
-            stack.push_async_callback(host.close)
-            await host.start()
-        yield Graders(reward=reward, host=host)
+        hosts: dict[str, EnvironmentHost] = {}
+        for scenario in recipe.task.environments:
+            hosts[scenario] = EnvironmentHost(load_environment(recipe, code_dir, scenario))
+            stack.push_async_callback(hosts[scenario].close)
+            await hosts[scenario].start()
+        yield Graders(reward=reward, hosts=hosts)
 
 
 @contextlib.asynccontextmanager
@@ -91,23 +92,34 @@ async def open_drawing(
         graders = await stack.enter_async_context(open_graders(materials.recipe, code_dir=code_dir))
         if engine is None:
             engine = await stack.enter_async_context(open_engines(materials))
-        rollout = make_rollout(materials, engine, graders.host)
-        if isinstance(rollout, EpisodeRunner):
-            stack.push_async_callback(rollout.close)
+        rollout = make_rollout(materials, engine, graders.hosts)
+        stack.push_async_callback(rollout.close)
         yield Drawing(rollout=rollout, reward=graders.reward, engine=engine)
 
 
 def make_rollout(
-    materials: Materials, engine: EngineClient, host: EnvironmentHost | None
-) -> EpisodeRunner | SingleTurn:
-    """What turns a prompt into trajectories: one answer, or an episode of the recipe's environment."""
-    environment = materials.recipe.task.environment
-    if environment is None or host is None or materials.dialect is None:
-        return SingleTurn(engine, renderer=materials.renderer)
-    if environment.lockstep is None:
-        is_repeatable = materials.device == "cpu" and materials.recipe.schedule.max_staleness == 0
-        environment = environment.model_copy(update={"lockstep": is_repeatable})
-    return EpisodeRunner(engine, host, dialect=materials.dialect, config=environment)
+    materials: Materials, engine: EngineClient, hosts: Mapping[str, EnvironmentHost]
+) -> ScenarioRollout:
+    """What turns a prompt into trajectories: one answer, or an episode of its scenario's environment."""
+    environments = materials.recipe.task.environments
+    is_repeatable = materials.device == "cpu" and materials.recipe.schedule.max_staleness == 0
+    in_rounds = {
+        name: is_repeatable if config.lockstep is None else config.lockstep
+        for name, config in environments.items()
+    }
+    # One for all: what an engine decodes together must not depend on how fast an environment is.
+    rounds = Lockstep(engine) if any(in_rounds.values()) else engine
+    runners = {
+        name: EpisodeRunner(
+            rounds if in_rounds[name] else engine,
+            hosts[name],
+            dialect=materials.dialects[name],
+            config=config.model_copy(update={"lockstep": in_rounds[name]}),
+        )
+        for name, config in environments.items()
+    }
+    answers = SingleTurn(rounds, renderer=materials.renderer)
+    return ScenarioRollout(runners, otherwise=answers)
 
 
 async def start_engines(cluster: Cluster, materials: Materials) -> EngineClient:

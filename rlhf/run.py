@@ -17,9 +17,8 @@ from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
 from rlhf.data.packing import pack
-from rlhf.data.prompts import PromptStream
 from rlhf.data.steps import Decode
-from rlhf.interfaces import Learner, Placement, Reward, RolloutEngine, WeightSync
+from rlhf.interfaces import Learner, Placement, PromptLedger, Reward, RolloutEngine, WeightSync
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.group import Producer, sample_seed
 from rlhf.rollout.statistics import rollout_metrics, solved
@@ -91,7 +90,7 @@ class Run:
     decode_steps: Decode | None
     """Text of token ids, where the algorithm reads the rewards of steps."""
     reward: Reward
-    prompts: PromptStream
+    prompts: PromptLedger
     buffer: GroupBuffer
     producer: Producer
     evaluator: Evaluator | None
@@ -106,12 +105,12 @@ class Run:
 
     def pack(self, groups: Sequence[TrajectoryGroup]) -> Batch:
         """The groups of a step as one batch, with what the algorithm reads of their rewards."""
-        environment = self.recipe.task.environment
+        environments = self.recipe.task.environments
         return pack(
             groups,
             reward_parts=self.reward_parts,
             decode=self.decode_steps,
-            truncated="train" if environment is None else environment.truncated,
+            truncated={name: environment.truncated for name, environment in environments.items()},
         )
 
     def minibatch_seeds(self) -> list[int]:

@@ -106,6 +106,8 @@ class Prompt:
     images: tuple[str, ...] = ()
     is_chat: bool = False
     """Whether the row's prompt was a list of messages rather than a text."""
+    scenario: str = ""
+    """The name under task.scenarios that it comes from; it stands in `columns`, too."""
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -316,6 +318,8 @@ class TrajectoryGroup:
     index: int
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]
+    version: int | None = None
+    """The weight version at which it was admitted, which decides the rewards that count; None: not of training."""
 
     @property
     def oldest_version(self) -> int:

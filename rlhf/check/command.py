@@ -27,7 +27,7 @@ from rlhf.check.report import Finding, Report, num_of
 from rlhf.check.rows import repeated_rows, shared_rows
 from rlhf.config.schema import Recipe
 from rlhf.config.task import SourceConfig
-from rlhf.data.prompts import load_prompts
+from rlhf.data.prompts import load_prompts, of_scenario
 from rlhf.errors import ConfigError, DataError, LoadError, RewardError
 from rlhf.materials import renderer_for, worker_settings
 from rlhf.plan import derive_plan
@@ -54,12 +54,14 @@ async def check(
     report = Report(recipe=recipe.name)
     derive_plan(recipe)
     report.say("recipe", "valid; the plan can be derived")
-    prompts = _check_data(recipe, report)
-    _check_rendering(recipe, prompts, report)
-    if recipe.task.environment is not None:
-        await check_environment(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
-    if recipe.task.rewards:
-        await _check_rewards(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
+    prompts: list[Prompt] = []
+    for scenario in recipe.task.scenarios or [""]:
+        alone = recipe.model_copy(update={"task": recipe.task.alone(scenario)})
+        prompts += await _check_task(alone, scenario, report, code_dir=code_dir, num_rows=num_rows)
+    if recipe.sft is not None:
+        for key, source in recipe.sft.sources.items():
+            rows = _read(source, key, report)
+            report.say(key, f"{len(rows)} demonstrations", rows=len(rows))
     order = {prompt.id: index for index, prompt in enumerate(prompts)}
     # Rows are graded side by side: what was found is put back into the order of the data.
     report.findings.sort(key=lambda finding: order.get(finding.row, -1))
@@ -69,27 +71,40 @@ async def check(
     return code
 
 
-def _check_data(recipe: Recipe, report: Report) -> list[Prompt]:
+async def _check_task(
+    recipe: Recipe, scenario: str, report: Report, *, code_dir: Path, num_rows: int | None
+) -> list[Prompt]:
+    """All of a plain task, which is a scenario of the recipe that is checked, or its task; returns its prompts."""
+    if scenario:
+        report.say("scenario", scenario)
+    prompts = _check_data(recipe, scenario, report)
+    _check_rendering(recipe, prompts, report)
+    if recipe.task.environment is not None:
+        await check_environment(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
+    if recipe.task.rewards:
+        await _check_rewards(recipe, prompts, report, code_dir=code_dir, num_rows=num_rows)
+    return prompts
+
+
+def _check_data(recipe: Recipe, scenario: str, report: Report) -> list[Prompt]:
     """Every readable row of training and held-out data, with ids that tell them apart."""
-    train = _read(recipe.task.train, "task.train", report)
+    assert recipe.task.train is not None
+    at = f"task.scenarios.{scenario}" if scenario else "task"
+    train = of_scenario(_read(recipe.task.train, f"{at}.train", report), scenario)
     repeated = repeated_rows(train)
-    report.say("task.train", f"{len(train)} prompts, {_repeats(repeated)}", rows=len(train))
+    report.say(f"{at}.train", f"{len(train)} prompts, {_repeats(repeated)}", rows=len(train))
     heldout: list[Prompt] = []
     if recipe.task.heldout is not None:
-        heldout = _read(recipe.task.heldout, "task.heldout", report)
+        heldout = of_scenario(_read(recipe.task.heldout, f"{at}.heldout", report), scenario)
         known = {prompt.id for prompt in train}
-        heldout = [replace(p, id=f"{p.id} of task.heldout") if p.id in known else p for p in heldout]
+        heldout = [replace(p, id=f"{p.id} of {at}.heldout") if p.id in known else p for p in heldout]
         again, shared = repeated_rows(heldout), shared_rows(train, heldout)
-        text = f"{len(heldout)} prompts, {len(shared)} of them also in task.train, {_repeats(again)}"
-        report.say("task.heldout", text, rows=len(heldout), also_in_train=len(shared))
+        text = f"{len(heldout)} prompts, {len(shared)} of them also in {at}.train, {_repeats(again)}"
+        report.say(f"{at}.heldout", text, rows=len(heldout), also_in_train=len(shared))
         repeated += again + shared
     # In an environment a prompt is not all of a task: what is hidden may differ, or be drawn anew.
     if recipe.task.environment is None:
         report.findings += repeated
-    if recipe.sft is not None:
-        for key, source in recipe.sft.sources.items():
-            rows = _read(source, key, report)
-            report.say(key, f"{len(rows)} demonstrations", rows=len(rows))
     return [*train, *heldout]
 
 
@@ -148,13 +163,15 @@ async def _check_rewards(
 
 def _pool(recipe: Recipe, code_dir: Path) -> RewardPool:
     task = recipe.task
+    # Whenever they count in a run: each is tried here.
+    always = {"first_step": None, "last_step": None}
     return RewardPool(
-        task.rewards,
+        [reward.model_copy(update=always) for reward in task.rewards],
         num_workers=task.reward_workers,
         code_dir=str(code_dir),
         max_ungradable=1.0,
         # An environment's own score is not a reward's: `check_environment` judges it.
-        settings=replace(worker_settings(recipe), environment=None),
+        settings=replace(worker_settings(recipe), environments=()),
     )
 
 

@@ -95,7 +95,7 @@ def _kind(path: Path, name: str, stage: Mapping[str, Any]) -> StageKind:
 def _laid(path: Path, shared: Values, stage: Values, *, kind: StageKind, name: str) -> Values:
     """The stage over its recipe file, if it names one, over what of `shared` its kind knows."""
     values = dict(stage)
-    below = _known(shared, kind.section, kind.unread)
+    below = _known(shared, kind.section, kind.unread | kind.unshared)
     if BASE in values and "schedule" in kind.section.model_fields:
         file = path.parent / str(values.pop(BASE))
         recipe = {key: value for key, value in read_with_overrides(file).items() if key not in kind.own}

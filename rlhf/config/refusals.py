@@ -219,6 +219,16 @@ def _of_estimator(recipe: Recipe) -> Iterator[str]:
 
 def _of_parts(recipe: Recipe) -> Iterator[str]:
     rewards = recipe.task.rewards
+    if recipe.task.scenarios:
+        yield (
+            "algorithm.advantages is gdpo and task.scenarios is given: it reads the parts of the reward one by one, "
+            "and scenarios have different ones. Choose another estimator, or train on one of them."
+        )
+    if scheduled := [reward.use for reward in rewards if reward.is_scheduled]:
+        yield (
+            f"task.rewards gives {scheduled[0]} a first_step or last_step, but algorithm.advantages is gdpo, which "
+            "reads the parts of the reward one by one in every step. Remove the two, or choose another estimator."
+        )
     if gates := [reward.use for reward in rewards if reward.gate]:
         yield (
             f"task.rewards has the gate {gates[0]}, but algorithm.advantages is gdpo, which reads the other rewards "
@@ -240,12 +250,13 @@ def _of_groups(recipe: Recipe) -> Iterator[str]:
             f"algorithm.advantage_kwargs.k is {k}, but schedule.samples_per_prompt is {size}: expected a number "
             "from 1 to one less than that, as subsets of k samples are compared. Raise the last, or change k."
         )
-    environment = recipe.task.environment
-    if environment is not None and environment.least_graded(size) > size:
-        yield (
-            f"task.environment.min_group is {environment.min_group}, but schedule.samples_per_prompt is {size}: every "
-            "group would be skipped. Raise the last, or lower the first."
-        )
+    for name, environment in recipe.task.environments.items():
+        if environment.least_graded(size) > size:
+            yield (
+                f"{recipe.task.key_of(name)}.environment.min_group is {environment.min_group}, but "
+                f"schedule.samples_per_prompt is {size}: every group would be skipped. Raise the last, or lower the "
+                "first."
+            )
     if size > 1:
         return
     if ":" not in config.advantages and config.advantages not in ONE_BY_ONE:

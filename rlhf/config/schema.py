@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
+from rlhf.config.rewards import uncovered_step
 from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 from rlhf.config.task import TaskConfig
@@ -255,8 +256,9 @@ class Recipe(Section):
             )
         if self.longest_row > self.learner.microbatch_tokens:
             what = "sampling.max_prompt_tokens + sampling.max_tokens"
-            if self.task.environment is not None:
-                what = "task.environment.limits.max_tokens"
+            for name, environment in self.task.environments.items():
+                if environment.limits.max_tokens == self.longest_row:
+                    what = f"{self.task.key_of(name)}.environment.limits.max_tokens"
             raise ValueError(
                 f"{what} is {self.longest_row} but learner.microbatch_tokens is {self.learner.microbatch_tokens}: "
                 "one row must fit in a micro-batch. Raise the last or lower the first."
@@ -281,16 +283,36 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_judged_throughout(self) -> "Recipe":
+        num_steps = self.schedule.num_steps
+        for key, part in self.task.parts.items():
+            for reward in part.rewards:
+                if reward.is_scheduled and not any(reward.counts_at(v, num_steps) for v in range(num_steps)):
+                    raise ValueError(
+                        f"{key}.rewards: {reward.use} has first_step {reward.first_step} and last_step "
+                        f"{reward.last_step}, but schedule.num_steps is {num_steps}: it would never count. Steps are "
+                        f"weight versions, 0 to {num_steps - 1}, or -{num_steps} to -1 from the end."
+                    )
+            bare = None if part.environment is not None else uncovered_step(part.rewards, num_steps)
+            if bare is not None and any(not reward.gate for reward in part.rewards):
+                raise ValueError(
+                    f"{key}.rewards: by their first_step and last_step no reward but gates counts at step {bare}, "
+                    "where nothing would tell good answers from bad. Widen one of them, or add a reward for that time."
+                )
+        return self
+
     @property
     def longest_row(self) -> int:
         """Tokens that a training row has at most."""
-        if self.task.environment is not None:
-            return self.task.environment.limits.max_tokens
-        return self.sampling.max_prompt_tokens + self.sampling.max_tokens
+        limits = [environment.limits.max_tokens for environment in self.task.environments.values()]
+        if len(limits) == len(self.task.parts):
+            return max(limits)
+        return max(self.sampling.max_prompt_tokens + self.sampling.max_tokens, *limits, 0)
 
     @property
     def longest_context(self) -> int:
         """Tokens that the engine must be able to hold of one sequence, in training and evaluation."""
-        if self.task.environment is not None:
+        if len(self.task.environments) == len(self.task.parts):
             return self.longest_row
         return max(self.longest_row, self.sampling.max_prompt_tokens + (self.eval.max_tokens or 0))

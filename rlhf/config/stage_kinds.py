@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from pydantic import model_validator
+
 from rlhf.config.evaluation import EvaluationFile
 from rlhf.config.merge import MergeConfig
 from rlhf.config.reject import CollectConfig, SelectConfig
@@ -71,6 +73,15 @@ class RejectStage(Section):
     collect: CollectConfig = CollectConfig()
     select: SelectConfig = SelectConfig()
 
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "RejectStage":
+        if self.task.scenarios:
+            raise ValueError(
+                f"task.scenarios names {', '.join(self.task.scenarios)}: a reject stage samples one source. Set "
+                "task.train, and write a stage for each scenario."
+            )
+        return self
+
     def recipe(self, name: str) -> Recipe:
         """The recipe that samples and grades as this stage says."""
         values = {key: value for key, value in dict(self).items() if key not in ("collect", "select")}
@@ -98,6 +109,8 @@ class StageKind:
     """Top-level keys of `section` that the pipeline fills in, so that a stage cannot say them."""
     unread: frozenset[str] = frozenset()
     """Dotted keys of `section` that this kind does not read."""
+    unshared: frozenset[str] = frozenset()
+    """Keys of `section` that other kinds know, too, and that only the stage itself may say."""
     preset: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What the kind itself sets; a stage may not say otherwise."""
 
@@ -112,14 +125,17 @@ _ROWS = MappingProxyType({"rows": "rows.jsonl", "pairs": "pairs.jsonl", "prompts
 _SCORES = MappingProxyType({"scores": "eval.json", "samples": "samples.jsonl"})
 _UNREAD = frozenset({"task.heldout", "task.curriculum"})
 _OF_RECIPE = frozenset({"name", "run_dir"})
+_OF_SFT = frozenset({"sft"})
 _DISTILL = MappingProxyType({"algorithm": {"advantages": "distill"}})
 
 KINDS: Mapping[str, StageKind] = MappingProxyType(
     {
         "sft": StageKind(section=SftStage, artefacts=_MODEL),
         "distill": StageKind(section=SftStage, artefacts=_MODEL),
-        "rl": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE),
-        "on_policy_distill": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE, preset=_DISTILL),
+        "rl": StageKind(section=Recipe, artefacts=_MODEL, own=_OF_RECIPE, unshared=_OF_SFT),
+        "on_policy_distill": StageKind(
+            section=Recipe, artefacts=_MODEL, own=_OF_RECIPE, unshared=_OF_SFT, preset=_DISTILL
+        ),
         "reject": StageKind(section=RejectStage, artefacts=_ROWS, unread=_UNREAD),
         "dpo": StageKind(section=DpoStage, artefacts=_MODEL),
         "reward_model": StageKind(section=RewardModelStage, artefacts=_MODEL),

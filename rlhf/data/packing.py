@@ -5,7 +5,7 @@ Everything here is deterministic and moves whole rows: every row lands in exactl
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -30,17 +30,20 @@ def pack(
     *,
     reward_parts: Sequence[str] = (),
     decode: Decode | None = None,
-    truncated: Truncated = "train",
+    truncated: Mapping[str, Truncated] | None = None,
 ) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
     `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. `reward_parts` names the
     parts of the reward that become columns (NaN where a trajectory has no such part); `decode` asks for the
-    rewards of steps. `truncated` says what becomes of trajectories that a limit ended: trained, masked (in the
-    baseline, not in the loss) or dropped (in neither). Raises RewardError for a trajectory without a score or with
-    one that is not finite, DataError for images, which are not packed yet.
+    rewards of steps. `truncated` says what becomes of a scenario's trajectories that a limit ended: trained (also
+    where it says nothing), masked (in the baseline, not in the loss) or dropped (in neither). Raises RewardError for
+    a trajectory without a score or with one that is not finite, DataError for images, which are not packed yet.
     """
     trajectories = [t for group in groups for t in group.trajectories]
+    fates: list[Truncated] = [
+        (truncated or {}).get(group.prompt.scenario, "train") for group in groups for _ in group.trajectories
+    ]
     num_samples = [len(group.trajectories) for group in groups]
     num_segments = [len(t.segments) for t in trajectories]
     temperatures = [t.temperature for t in trajectories]
@@ -61,10 +64,10 @@ def pack(
         tokens=per_token((s.token_ids for s in segments), np.int64),
         positions=torch.from_numpy(np.arange(num_tokens) - np.repeat(starts, lengths)),
         segment_ids=torch.from_numpy(np.repeat(np.arange(len(segments)), lengths)),
-        loss_mask=per_token(_masks(trajectories, truncated), np.bool_),
+        loss_mask=per_token(_masks(trajectories, fates), np.bool_),
         rollout_logprobs=per_token((s.rollout_logprobs for s in segments), np.float32),
         versions=per_token((s.versions for s in segments), np.int64),
-        rewards=per_row([_reward(t, truncated) for t in trajectories], np.float32),
+        rewards=per_row([_reward(t, fate) for t, fate in zip(trajectories, fates, strict=True)], np.float32),
         group_ids=per_row(np.repeat(np.arange(len(groups)), num_samples).tolist(), np.int64),
         truncated=per_row([t.status == "truncated" for t in trajectories], np.bool_),
         trajectory_ids=per_row(range(len(trajectories)), np.int64),
@@ -231,9 +234,9 @@ def _reward_parts(
     return torch.from_numpy(np.repeat(np.asarray(columns, np.float32), num_segments, axis=0))
 
 
-def _masks(trajectories: Sequence[Trajectory], truncated: Truncated) -> Iterable[Sequence[bool]]:
-    for trajectory in trajectories:
-        is_left_out = truncated != "train" and trajectory.status == "truncated"
+def _masks(trajectories: Sequence[Trajectory], fates: Sequence[Truncated]) -> Iterable[Sequence[bool]]:
+    for trajectory, fate in zip(trajectories, fates, strict=True):
+        is_left_out = fate != "train" and trajectory.status == "truncated"
         for segment in trajectory.segments:
             yield [False] * len(segment.token_ids) if is_left_out else segment.trained_mask
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -44,6 +45,25 @@ def load_prompts(
     if not prompts and bad_rows:
         raise bad_rows[0][1]
     return prompts
+
+
+def of_scenario(prompts: Sequence[Prompt], name: str) -> list[Prompt]:
+    """The prompts as those of a scenario: the column `scenario` names it, and so do their ids. '' changes nothing.
+
+    Raises DataError for a row whose own column `scenario` says otherwise.
+    """
+    for prompt in prompts if name else ():
+        if prompt.columns.get("scenario", name) != name:
+            raise DataError(
+                f"task.scenarios.{name}: row {prompt.id} has a column `scenario`, {prompt.columns['scenario']!r:.80}, "
+                "which task.scenarios sets to its own name. Drop or rename it with a mapper."
+            )
+    return [
+        replace(prompt, id=f"{name}/{prompt.id}", scenario=name, columns={**prompt.columns, "scenario": name})
+        if name
+        else prompt
+        for prompt in prompts
+    ]
 
 
 def read_prompt(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 from rlhf.interfaces import GenerateRequest, Sampler
@@ -20,35 +21,41 @@ class _Asking:
 
 
 class Lockstep:
-    """An engine that is asked in rounds, by `max_live` episodes at a time.
+    """An engine that is asked in rounds, by all episodes of several queues, of each by `max_live` at a time.
 
     Log-probabilities depend, in their last bits, on what is decoded together. In rounds, that depends on the episodes
     alone and not on how fast a tool is, so that a run can be repeated bit for bit (docs/decisions/0002). That holds
     for episodes that ask one turn after another; one that asks twice at once is not held back, and reported once.
     """
 
-    def __init__(self, engine: Sampler, *, max_live: int) -> None:
+    def __init__(self, engine: Sampler, *, max_live: int | None = None) -> None:
+        """`max_live` is that of the first queue; None: all that enter by it."""
         self._engine = engine
-        self._max_live = max_live
+        self._max_live = [max_live]
         self._num_entered = 0
-        self._num_episodes = 0
+        self._num_episodes: Counter[int] = Counter()
         self._decoding: list[int] = []
         self._asking: list[_Asking] = []
         self._timer: asyncio.Handle | None = None
         self._told: set[str] = set()
 
-    def enter(self) -> Sampler:
+    def new_queue(self, max_live: int) -> int:
+        """Another queue: of what enters by it, so many are played at a time."""
+        self._max_live.append(max_live)
+        return len(self._max_live) - 1
+
+    def enter(self, queue: int = 0) -> Sampler:
         """The engine as one episode more sees it, which is played at once or when it has its place.
 
-        A round's requests are in the order in which their episodes came here.
+        A round's requests are in the order in which their episodes came here, by whatever queue.
         """
-        self._num_episodes += 1
+        self._num_episodes[queue] += 1
         self._num_entered += 1
         return _Seat(self, self._num_entered)
 
-    def leave(self, _: object = None) -> None:
+    def leave(self, _: object = None, *, queue: int = 0) -> None:
         """One of them is over."""
-        self._num_episodes -= 1
+        self._num_episodes[queue] -= 1
         self._look()
 
     async def generate(self, request: GenerateRequest, place: int) -> list[Completion]:
@@ -80,7 +87,7 @@ class Lockstep:
             self._timer = None
         if self._decoding or not self._asking:
             return
-        if len({asking.place for asking in self._asking}) >= min(self._max_live, self._num_episodes):
+        if len({asking.place for asking in self._asking}) >= self._num_live:
             # Soon: who came last would otherwise go first.
             self._timer = asyncio.get_running_loop().call_soon(self._release)
         else:
@@ -90,11 +97,17 @@ class Lockstep:
         self._warn_once(
             "a round of turns did not wait for %d of %d episodes, whose tools or steps take more than %g s: the "
             "run cannot be repeated bit for bit. task.environment.lockstep: false waits for nobody.",
-            min(self._max_live, self._num_episodes) - len({asking.place for asking in self._asking}),
-            self._num_episodes,
+            self._num_live - len({asking.place for asking in self._asking}),
+            self._num_episodes.total(),
             PATIENCE_S,
         )
         self._release()
+
+    @property
+    def _num_live(self) -> int:
+        """Episodes that have their place."""
+        waiting = ((self._max_live[queue], number) for queue, number in self._num_episodes.items())
+        return sum(number if most is None else min(most, number) for most, number in waiting)
 
     def _warn_once(self, message: str, *values: float) -> None:
         if message not in self._told:

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from rlhf.config.environment import EnvironmentConfig, EpisodeLimits
 from rlhf.episodes.conversation import Dialect, Policy
@@ -31,9 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 class SingleTurn:
-    """One question, one answer: an interfaces.RolloutFunction."""
+    """One question, one answer: an interfaces.RolloutFunction.
 
-    def __init__(self, engine: Sampler, *, renderer: Renderer) -> None:
+    Where `engine` is the rounds of episodes beside it, its requests wait for theirs and go in the same rounds.
+    """
+
+    def __init__(self, engine: Sampler | Lockstep, *, renderer: Renderer) -> None:
         self._engine = engine
         self._renderer = renderer
 
@@ -41,9 +45,17 @@ class SingleTurn:
         """One trajectory per seed, in order; all samples go to the engine as one request."""
         ids = self._renderer.encode_prompt(prompt)
         request = GenerateRequest(prompt_token_ids=ids, sampling=sampling, seeds=tuple(seeds))
-        completions = await self._engine.generate(request)
+        completions = await self._ask(request)
         samples = enumerate(zip(completions, seeds, strict=True))
         return [self._record(ids, completion, index=i, seed=seed) for i, (completion, seed) in samples]
+
+    async def _ask(self, request: GenerateRequest) -> list[Completion]:
+        if not isinstance(self._engine, Lockstep):
+            return await self._engine.generate(request)
+        try:
+            return await self._engine.enter().generate(request)
+        finally:
+            self._engine.leave()
 
     def _record(self, ids: tuple[int, ...], completion: Completion, *, index: int, seed: int) -> Trajectory:
         ledger = TokenLedger()
@@ -70,31 +82,35 @@ class EpisodeRunner:
 
     def __init__(
         self,
-        engine: Sampler,
+        engine: Sampler | Lockstep,
         host: EnvironmentHost,
         *,
         dialect: Dialect,
         config: EnvironmentConfig,
         watch: Watch = lambda _: None,
     ) -> None:
+        """`engine` may be the rounds themselves, which are then shared with what else asks in them."""
+        if config.lockstep and not isinstance(engine, Lockstep):
+            engine = Lockstep(engine)
         self._engine = engine
         self._config = config
         self._stage = Stage(
             host=host, server=RolloutServer(dialect), dialect=dialect, config=config, watch=watch
         )
         self._places = asyncio.Semaphore(config.max_live)
-        self._rounds = Lockstep(engine, max_live=config.max_live) if config.lockstep else None
+        self._queue = engine.new_queue(config.max_live) if isinstance(engine, Lockstep) else 0
 
     async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
         """One trajectory per seed, in order."""
         limits = limits_of(prompt, self._config.limits)
         episodes = []
         for index, seed in enumerate(seeds):
-            engine = self._engine if self._rounds is None else self._rounds.enter()
+            rounds = self._engine
+            engine = rounds.enter(self._queue) if isinstance(rounds, Lockstep) else rounds
             policy = Policy(engine=engine, sampling=sampling, seed=seed, limits=limits)
             episodes.append(asyncio.create_task(self._sample(prompt, index=index, fresh=policy)))
-            if self._rounds is not None:
-                episodes[-1].add_done_callback(self._rounds.leave)
+            if isinstance(rounds, Lockstep):
+                episodes[-1].add_done_callback(partial(rounds.leave, queue=self._queue))
         try:
             return list(await asyncio.gather(*episodes))
         finally:
@@ -121,6 +137,25 @@ class EpisodeRunner:
             if ledger.num_sampled:
                 lost.append(Dropped(num_tokens=ledger.num_sampled, reason=found.stop))
         raise AssertionError("the last attempt returns")
+
+
+class ScenarioRollout:
+    """Rolls a prompt out as its scenario asks: an interfaces.RolloutFunction."""
+
+    def __init__(self, runners: Mapping[str, EpisodeRunner], *, otherwise: SingleTurn) -> None:
+        """`runners` by scenario; the prompts of all others are answered by `otherwise`."""
+        self._runners = runners
+        self._otherwise = otherwise
+
+    async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
+        """One trajectory per seed, in order."""
+        chosen = self._runners.get(prompt.scenario, self._otherwise)
+        return await chosen(prompt, seeds=seeds, sampling=sampling)
+
+    async def close(self) -> None:
+        """Stop answering programs."""
+        for runner in self._runners.values():
+            await runner.close()
 
 
 def _record(ledger: TokenLedger, verdict: Verdict, *, index: int, seed: int) -> Trajectory:

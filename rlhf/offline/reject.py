@@ -41,6 +41,10 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     `folder` then holds `collected/`, `rows.jsonl` (or .parquet), `pairs.jsonl` if asked for, `prompts.jsonl` and
     `summary.json`, which is written last. After a kill the same call goes on, and makes the same files.
     """
+    if recipe.task.train is None:
+        raise ConfigError(
+            "task.train is missing: rejection sampling draws from one source, not from scenarios."
+        )
     rules = rules_of(recipe, select_config)
     folder.mkdir(parents=True, exist_ok=True)
     view.phase("preparing the model")

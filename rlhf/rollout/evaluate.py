@@ -59,7 +59,8 @@ async def evaluate(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return _metrics(problems, num_samples=plan.num_samples)
+    scenarios = [prompt.scenario for prompt in plan.prompts]
+    return _metrics(problems, num_samples=plan.num_samples) | _by_scenario(problems, scenarios)
 
 
 async def _attempt(
@@ -71,6 +72,19 @@ async def _attempt(
     group = TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(trajectories))
     results = await reward.score(group)
     return [_Sample(t, r) for t, r in zip(trajectories, results, strict=True)]
+
+
+def _by_scenario(problems: Sequence[Sequence[_Sample]], scenarios: Sequence[str]) -> dict[str, float]:
+    """`eval/<scenario>/` metrics; of a scenario of which nothing was gradable, the number of prompts alone."""
+    metrics: dict[str, float] = {}
+    for name in filter(None, dict.fromkeys(scenarios)):
+        own = [problem for problem, scenario in zip(problems, scenarios, strict=True) if scenario == name]
+        metrics[f"eval/{name}/num_prompts"] = float(len(own))
+        if any(sample.result.value is not None for problem in own for sample in problem):
+            found = _metrics(own, num_samples=1)
+            for what in ("accuracy", "accuracy_low", "accuracy_high", "reward_mean"):
+                metrics[f"eval/{name}/{what}"] = found[f"eval/{what}"]
+    return metrics
 
 
 def _metrics(problems: Sequence[Sequence[_Sample]], *, num_samples: int) -> dict[str, float]:

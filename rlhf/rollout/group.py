@@ -2,12 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from rlhf.data.prompts import PromptStream
-from rlhf.interfaces import Reward, RolloutFunction
+from rlhf.config.points import value_at
+from rlhf.interfaces import PromptLedger, Reward, RolloutFunction
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.statistics import solved
 from rlhf.types import Prompt, Sampling, TrajectoryGroup
@@ -17,20 +16,6 @@ def sample_seed(run_seed: int, prompt_id: str, sample_index: int, version: int) 
     """The seed of one sample, in [0, 2**63): a function of what is drawn, never of when it completes."""
     key = f"{run_seed}\x00{prompt_id}\x00{sample_index}\x00{version}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
-def temperature_at(points: Sequence[tuple[int, float]], version: int) -> float:
-    """The temperature of a group admitted at weight version `version`, from (step, temperature) points.
-
-    Linear between two points, constant outside them. A function of the version alone: a resumed run samples as
-    one that never stopped.
-    """
-    if version >= points[-1][0]:
-        return points[-1][1]
-    for (start, before), (stop, after) in pairwise(points):
-        if start <= version < stop:
-            return before + (after - before) * (version - start) / (stop - start)
-    return points[0][1]
 
 
 def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool, least_rewards: int = 2) -> str | None:
@@ -54,7 +39,7 @@ class Producer:
     """Rolls out and scores prompts while slots are free; every failure reaches the consumer through the buffer."""
 
     buffer: GroupBuffer
-    prompts: PromptStream
+    prompts: PromptLedger
     rollout: RolloutFunction
     reward: Reward
     sampling: Sampling
@@ -64,9 +49,11 @@ class Producer:
     version: Callable[[], int]
     """The weight version that is live now."""
     temperature_points: Sequence[tuple[int, float]] = ()
-    """As in `temperature_at`, in place of the temperature in `sampling`."""
+    """(weight version, temperature) points, in place of the temperature in `sampling`."""
     least_rewards: int = 2
     """Samples of a group that must have a reward, as the algorithm has it."""
+    least_by_scenario: Mapping[str, int] = field(default_factory=dict)
+    """The same where a scenario has a number of its own."""
 
     async def run(self) -> None:
         """Admit groups until cancelled."""
@@ -91,9 +78,8 @@ class Producer:
     async def _one(self, index: int, prompt: Prompt, *, version: int) -> None:
         try:
             group = await self._roll_out(index, prompt, version=version)
-            reason = rejection(
-                group, drop_zero_variance=self.drop_zero_variance, least_rewards=self.least_rewards
-            )
+            least = self.least_by_scenario.get(prompt.scenario, self.least_rewards)
+            reason = rejection(group, drop_zero_variance=self.drop_zero_variance, least_rewards=least)
             if reason is None:
                 self.buffer.finish(group)
             else:
@@ -105,13 +91,13 @@ class Producer:
     async def _roll_out(self, index: int, prompt: Prompt, *, version: int) -> TrajectoryGroup:
         sampling = self.sampling
         if self.temperature_points:
-            sampling = replace(sampling, temperature=temperature_at(self.temperature_points, version))
+            sampling = replace(sampling, temperature=value_at(self.temperature_points, version))
         # The admission index tells two visits to one prompt apart that fall into one weight version.
         key = f"{prompt.id}\x00{index}"
         seeds = [sample_seed(self.seed, key, i, version) for i in range(self.samples_per_prompt)]
         made = await self.rollout(prompt, seeds=seeds, sampling=sampling)
         trajectories = [replace(t, temperature=sampling.temperature) for t in made]
-        group = TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(trajectories))
+        group = TrajectoryGroup(index=index, prompt=prompt, trajectories=tuple(trajectories), version=version)
         rewards = await self.reward.score(group)
         scored = [replace(t, reward=r) for t, r in zip(trajectories, rewards, strict=True)]
         return replace(group, trajectories=tuple(scored))

@@ -38,10 +38,12 @@ class WorkerSettings:
     """Resident memory above which a worker is killed in a call, or replaced after one."""
     max_steps: int = 0
     """schedule.num_steps, for rewards that ask; 0: unknown."""
+    keys: tuple[str, ...] = ()
+    """Keys of the rewards in the recipe, for errors; default: those of task.rewards."""
     sandbox: Policy = field(default_factory=Policy)
     """What `default_sandbox` accepts in the workers."""
-    environment: RewardConfig | None = None
-    """How the environment's own score counts, which trajectories bring with them; None: there is no environment."""
+    environments: tuple[RewardConfig, ...] = ()
+    """How the score of an environment counts, which trajectories bring with them, and for which prompts."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,15 +84,25 @@ class RewardPool:
         settings: WorkerSettings | None = None,
     ) -> None:
         self._settings = settings or WorkerSettings()
-        if all(reward.gate for reward in (*rewards, *self._environment())):
+        if all(reward.gate for reward in (*rewards, *self._settings.environments)):
             raise ConfigError(
                 "task.rewards: every reward is a gate, so there is nothing to add up. Set gate: false on one."
+            )
+        if not self._settings.max_steps and any(
+            min(reward.first_step or 0, reward.last_step or 0) < 0 for reward in rewards
+        ):
+            raise ConfigError(
+                "task.rewards: a first_step or last_step is negative, which counts from the end, but how many steps "
+                "there are is not known here. Give the step from the start."
             )
         self._rewards = tuple(rewards)
         self.names = short_names(rewards)
         self.shapes: tuple[Shape, ...] = ()
+        keys = self._settings.keys
+        if len(keys) != len(rewards):
+            keys = tuple(f"task.rewards[{i}]" for i in range(len(rewards)))
         self._load = Load(
-            rewards=tuple(_spec(f"task.rewards[{i}]", reward) for i, reward in enumerate(rewards)),
+            rewards=tuple(_spec(key, reward) for key, reward in zip(keys, rewards, strict=True)),
             code_dir=code_dir,
             max_steps=self._settings.max_steps,
             sandbox=self._settings.sandbox,
@@ -134,21 +146,37 @@ class RewardPool:
         return totals
 
     async def grade(self, group: TrajectoryGroup) -> list[Part]:
-        """What each reward that applies says of every trajectory, not yet added up."""
+        """What each reward that applies, and counts at this time, says of every trajectory, not yet added up."""
         await self.start()
-        chosen = [i for i, reward in enumerate(self._rewards) if applies(reward, group.prompt.columns)]
+        columns = group.prompt.columns
+        chosen = [
+            i
+            for i, reward in enumerate(self._rewards)
+            if applies(reward, columns) and self._counts(reward, group.version)
+        ]
         results = await asyncio.gather(*(self._grade(i, group) for i in chosen))
         given = [t.reward or RewardResult(value=None, outcome="not_applicable") for t in group.trajectories]
         return [
-            *(Part(name=ENVIRONMENT, reward=reward, results=given) for reward in self._environment()),
+            *(
+                Part(name=ENVIRONMENT, reward=reward, results=given)
+                for reward in self._settings.environments
+                if applies(reward, columns)
+            ),
             *(
                 Part(name=self.names[i], reward=self._rewards[i], results=graded)
                 for i, graded in zip(chosen, results, strict=True)
             ),
         ]
 
-    def _environment(self) -> tuple[RewardConfig, ...]:
-        return () if self._settings.environment is None else (self._settings.environment,)
+    def _counts(self, reward: RewardConfig, version: int | None) -> bool:
+        """Whether the reward counts at this weight version; outside of training, at the last one."""
+        if not reward.is_scheduled:
+            return True
+        num_steps = self._settings.max_steps
+        if version is None:
+            # Nobody knows the last of an unknown number: what never ends counts.
+            return reward.counts_at(num_steps - 1, num_steps) if num_steps else reward.last_step is None
+        return reward.counts_at(version, num_steps)
 
     def metrics(self) -> dict[str, float]:
         """Per reward: mean, outcome shares, seconds, queue time, kills, retries, leaks. Reading resets them."""

@@ -35,6 +35,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
     for outcome, count in outcomes.items():
         metrics[f"rollout/outcome/{outcome}"] = count / len(trajectories)
     metrics |= environment_metrics(trajectories)
+    metrics |= _scenario_metrics(groups)
     metrics |= _cached("rollout/cached_share", [turn for t in trajectories for turn in t.turns])
     recorded = [s for t in trajectories for s in t.segments if s.kept is not None]
     if recorded:
@@ -42,6 +43,25 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[
         num_trained = sum(sum(s.trained_mask) for s in recorded)
         metrics["rollout/kept_overflow_share"] = 1.0 - num_trained / max(num_sampled, 1)
     return {**metrics, **_part_metrics([t.reward for t in trajectories if t.reward is not None])}
+
+
+def _scenario_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
+    """`scenario/` metrics of a step's groups; empty where nothing has a scenario."""
+    metrics: dict[str, float] = {}
+    for name in dict.fromkeys(group.prompt.scenario for group in groups):
+        own = [group for group in groups if group.prompt.scenario == name]
+        trajectories = [t for group in own for t in group.trajectories]
+        found = {
+            "share": len(own) / len(groups),
+            "reward_mean": _mean([v for t in trajectories if (v := _value(t)) is not None]),
+            "accuracy": _mean([float(is_correct(t.reward)) for t in trajectories]),
+            "completion_tokens_mean": _mean([t.num_sampled for t in trajectories]),
+            "num_tokens": float(sum(t.num_sampled for t in trajectories)),
+            "truncated_share": _mean([float(t.status == "truncated") for t in trajectories]),
+            "zero_variance_share": _mean([float(_spread(g) < 1e-9) for g in own]),
+        }
+        metrics |= {f"scenario/{name}/{what}": value for what, value in found.items() if name}
+    return metrics
 
 
 def environment_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -237,7 +238,9 @@ def _numbers(metrics: Mapping[str, float]) -> RenderableType:
     if is_number(metrics.get("eval/accuracy")):
         table.add_column("held-out accuracy")
         cells.append(Text(_accuracy(metrics), style="bold green"))
-    for label, name, pattern in shown:
+    scenarios = [name.split("/")[1] for name in metrics if re.fullmatch(r"scenario/[^/]+/reward_mean", name)]
+    each = tuple((scenario, f"scenario/{scenario}/reward_mean", "{:.3f}") for scenario in scenarios)
+    for label, name, pattern in (*shown[:1], *each, *shown[1:]):
         if is_number(metrics.get(name)):
             table.add_column(label)
             cells.append(Text(pattern.format(metrics[name]), style="bold"))

@@ -249,6 +249,9 @@ def _series(series: Series, lines: Sequence[Line]) -> dict[str, Any]:
 
 def _families(reported: set[str]) -> list[Chart]:
     families = (
+        ("Held-out accuracy by scenario", r"eval/([^/]+)/accuracy", "%"),
+        ("Reward by scenario", r"scenario/([^/]+)/reward_mean", ""),
+        ("Share of the step by scenario", r"scenario/([^/]+)/share", "%"),
         ("Reward parts", r"reward/([^/]+)/mean", ""),
         ("Verdicts", r"rollout/outcome/([^/]+)", "%"),
         ("Endings", r"env/stop/([^/]+)", "%"),

@@ -1,9 +1,10 @@
 import pytest
 
 from rlhf.config.environment import EnvironmentConfig
+from rlhf.config.schema import Recipe
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError, ModelError
-from rlhf.materials import dialect_for
+from rlhf.materials import dialect_for, load_task
 from tests.chat_tokenizers import FAMILIES, Family, family_of, save_tokenizer
 from tests.tool_calls import TOOLS, block, written
 
@@ -50,3 +51,14 @@ def test_a_template_whose_calls_nobody_reads_plays_without_tools(tmp_path):
     assert dialect.parse("hello").content == "hello"
     with pytest.raises(ConfigError, match="writes calls in a way not known here"):
         dialect.parse("hello", tools=TOOLS)
+
+
+def test_prompts_of_all_scenarios_are_loaded_with_their_names(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "q{i}", "answer": "{i}"}}\n' for i in range(3)))
+    one = {"train": {"file": str(rows)}, "heldout": {"file": str(rows)}, "rewards": [{"use": "a:b"}]}
+    task = {"scenarios": {"b": one, "a": one}}
+    values = {"name": "x", "model": {"path": "x"}, "task": task, "eval": {"num_prompts": 2}}
+    train, heldout = load_task(Recipe.model_validate(values))
+    assert [prompt.id for prompt in train] == [f"{name}/rows.jsonl:{i}" for name in "ba" for i in range(3)]
+    assert [prompt.scenario for prompt in heldout] == ["b", "b", "a", "a"]

@@ -11,8 +11,8 @@ batch = partial(Mutation, file="rlhf/batch.py", tests=("tests/unit/test_batch.py
 BUGS = (
     packing(
         "pack: the mask is one token late",
-        "per_token(_masks(trajectories, truncated), np.bool_)",
-        "per_token(_masks(trajectories, truncated), np.bool_).roll(1)",
+        "per_token(_masks(trajectories, fates), np.bool_)",
+        "per_token(_masks(trajectories, fates), np.bool_).roll(1)",
     ),
     packing(
         "pack: log-probabilities are one token early",

@@ -124,7 +124,7 @@ def test_truncated_episodes_are_trained_masked_or_dropped():
     """Of three episodes, the second of two segments and cut by a limit."""
     made = [episode([1.0], reward=3.0), episode([0.5, None], [None, 0.5], reward=1.0, stop="max_turns")]
     made.append(episode([0.0, None, 0.0], reward=0.0, stop="env_done"))
-    batches = {how: packed(*made, truncated=how) for how in ("train", "mask", "drop")}
+    batches = {how: packed(*made, truncated={"": how}) for how in ("train", "mask", "drop")}
     assert batches["train"].loss_mask.tolist() == [
         m for t in made for segment in t.segments for m in segment.loss_mask
     ]
@@ -142,7 +142,7 @@ def test_truncated_episodes_are_trained_masked_or_dropped():
 
 def test_masked_episodes_count_in_the_baseline_and_dropped_ones_do_not():
     made = [episode([0.0], reward=3.0), episode([0.0], reward=0.0, stop="length"), episode([0.0], reward=1.0)]
-    first = {how: dr_grpo(packed(*made, truncated=how)) for how in ("train", "mask", "drop")}
+    first = {how: dr_grpo(packed(*made, truncated={"": how})) for how in ("train", "mask", "drop")}
     third = 1 - 4 / 3
     assert first["train"].tolist() == pytest.approx([0, 5 / 3, 5 / 3, 0, -4 / 3, -4 / 3, 0, third, third])
     assert first["mask"].tolist() == pytest.approx([0, 5 / 3, 5 / 3, 0, 0, 0, 0, third, third])

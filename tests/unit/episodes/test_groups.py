@@ -48,7 +48,7 @@ async def trained_groups(folder, config, *, steps, num_prompts=4):
     dialect = make_dialect(folder / "model", "qwen2.5")
     host = EnvironmentHost(LoadEnvironment(use=config.use, code_dir=str(folder)))
     rollout = EpisodeRunner(TextEngine(dialect, lambda _: "ok"), host, dialect=dialect, config=config)
-    settings = WorkerSettings(environment=RewardConfig(use=config.use))
+    settings = WorkerSettings(environments=(RewardConfig(use=config.use),))
     producer = Producer(
         buffer=GroupBuffer(2, 0),
         prompts=PromptStream([make_prompt(i, failing=i) for i in range(num_prompts)], seed=0),

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import random
+from functools import partial
 
 import pytest
 
@@ -68,6 +69,35 @@ def test_rounds_are_the_same_whatever_takes_how_long(max_live):
     ]
     if max_live == 100:
         assert found[0] == [[n for n, count in enumerate(turns) if count > i] for i in range(max(turns))]
+
+
+@pytest.mark.parametrize("max_live", [2, 100])
+def test_rounds_of_several_queues_and_single_answers_are_the_same_whatever_takes_how_long(max_live):
+    async def mixed(engine, delay):
+        rounds, tasks = Lockstep(engine), []
+        queues = [rounds.new_queue(max_live), rounds.new_queue(max_live)]
+        places = [asyncio.Semaphore(max_live) for _ in queues]
+        for number in range(12):
+            kind = number % 3
+            if kind == 2:
+                seat = rounds.enter()
+                task = asyncio.create_task(ask(seat, number))
+                task.add_done_callback(rounds.leave)
+            else:
+                seat = rounds.enter(queues[kind])
+                played = episode(seat, places[kind], number, turns=1 + number % 4, delay=delay)
+                task = asyncio.create_task(played)
+                task.add_done_callback(partial(rounds.leave, queue=queues[kind]))
+            tasks.append(task)
+        await asyncio.gather(*tasks)
+
+    found = []
+    for seed in range(20):
+        engine, rng = Engine(), random.Random(seed)
+        run_virtually(mixed(engine, lambda rng=rng: rng.random() * PATIENCE_S * 0.9))
+        found.append(engine.rounds)
+    assert all(rounds == found[0] for rounds in found)
+    assert {2, 5, 8, 11} < set(found[0][0])
 
 
 def test_a_round_does_not_wait_for_ever_and_says_so_once(caplog):

@@ -37,6 +37,20 @@ def plan(num_prompts: int, num_samples: int = 1) -> EvaluationPlan:
     )
 
 
+def test_evaluate_reports_every_scenario_beside_the_whole():
+    asked = plan(5)
+    prompts = [replace(p, scenario=name) for p, name in zip(asked.prompts, "aaabc", strict=True)]
+    verdicts = Verdicts([1.0], [0.0], [1.0], [0.0], [None])
+    found = run_virtually(evaluate(roll_out, verdicts, replace(asked, prompts=prompts)))
+    assert found["eval/accuracy"] == 0.5
+    assert found["eval/a/accuracy"] == pytest.approx(2 / 3)
+    assert (found["eval/a/accuracy_low"], found["eval/a/accuracy_high"]) == wilson(2, 3)
+    assert (found["eval/b/accuracy"], found["eval/b/reward_mean"]) == (0.0, 0.0)
+    assert [found[f"eval/{name}/num_prompts"] for name in "abc"] == [3, 1, 1]
+    assert "eval/c/accuracy" not in found
+    assert all(declared(name) for name in found)
+
+
 def test_evaluate_reports_accuracy_with_its_interval():
     found = run_virtually(evaluate(roll_out, Verdicts([1.0], [0.0], [1.0], [1.0]), plan(4)))
     assert found["eval/accuracy"] == 0.75

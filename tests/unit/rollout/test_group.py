@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.config.points import value_at
 from rlhf.data.prompts import PromptStream
 from rlhf.errors import EngineError, RewardError
 from rlhf.rollout.buffer import GroupBuffer
-from rlhf.rollout.group import Producer, rejection, sample_seed, temperature_at
+from rlhf.rollout.group import Producer, rejection, sample_seed
 from rlhf.types import RewardResult, Sampling
 from tests.fakes import make_group, make_prompt, make_trajectory, run_virtually
 
@@ -158,7 +159,7 @@ def test_seeds_follow_from_prompt_and_live_version():
     ],
 )
 def test_temperature_is_linear_between_points_and_constant_outside_them(points, expected):
-    assert [temperature_at(points, version) for version in range(6)] == pytest.approx(expected, abs=1e-12)
+    assert [value_at(points, version) for version in range(6)] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 4])

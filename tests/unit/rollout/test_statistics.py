@@ -71,3 +71,18 @@ def test_every_metric_is_declared():
 )
 def test_solved_means_that_the_first_reward_says_so(result, correct):
     assert is_correct(result) is correct
+
+
+def test_every_scenario_of_a_step_is_told_by_itself():
+    groups = [make_group(i, rewards=r) for i, r in enumerate([(0.0, 1.0), (1.0, 1.0), (None, 0.0)])]
+    groups = [
+        replace(group, prompt=replace(group.prompt, scenario=name))
+        for group, name in zip(groups, "aab", strict=True)
+    ]
+    found = rollout_metrics(groups, version=0)
+    assert (found["scenario/a/share"], found["scenario/b/share"]) == pytest.approx((2 / 3, 1 / 3))
+    assert (found["scenario/a/reward_mean"], found["scenario/b/reward_mean"]) == (0.75, 0.0)
+    assert (found["scenario/a/accuracy"], found["scenario/a/zero_variance_share"]) == (0.75, 0.5)
+    assert (found["scenario/b/num_tokens"], found["rollout/num_tokens"]) == (6, 18)
+    assert all(declared(name) for name in found)
+    assert not [n for n in rollout_metrics([make_group()], version=0) if n.startswith("scenario/")]

@@ -10,6 +10,7 @@ from rlhf.telemetry.metrics import METRICS, declared, reduce_metrics, wilson
 PREFIXES = {
     "env",
     "rollout",
+    "scenario",
     "reward",
     "update",
     "critic",
