@@ -41,7 +41,8 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     `folder` then holds `collected/`, `rows.jsonl` (or .parquet), `pairs.jsonl` if asked for, `prompts.jsonl` and
     `summary.json`, which is written last. After a kill the same call goes on, and makes the same files.
     """
-    if recipe.task.train is None:
+    source = recipe.task.train
+    if source is None:
         raise ConfigError(
             "task.train is missing: rejection sampling draws from one source, not from scenarios."
         )
@@ -52,7 +53,7 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     rewards = (*recipe.task.rewards, *(one.reward for one in select_config.filters))
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"rewards": rewards})})
     materials = gather_materials(recipe, RunFolder(folder), start, has_prompts=False)
-    prompts = SourcePrompts(source=recipe.task.train, key=KEY, require_reference=recipe.task.needs_reference)
+    prompts = SourcePrompts(source=source, key=KEY, require_reference=recipe.task.needs_reference)
     plan = _plan(materials, collect_config, prompts, rules)
     collected = folder / "collected"
     if not is_collected(plan, collected):
