@@ -1,4 +1,4 @@
-"""The command line: `rlhf train | check | play | report | doctor`. User mistakes end in one message and exit code 2."""
+"""The command line: `rlhf train | eval | check | play | report | doctor`. Mistakes end in one message, exit code 2."""
 
 import argparse
 import asyncio
@@ -30,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     except KeyboardInterrupt:
-        hint = "; the same command resumes from the last checkpoint" if arguments.command is _train else ""
+        hints = {
+            _train: "; the same command resumes from the last checkpoint",
+            _evaluate: "; the same command goes on",
+        }
+        hint = hints.get(arguments.command, "")
         sys.stderr.write(f"interrupted{hint}\n")
         return 130
     return code
@@ -80,7 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     play.set_defaults(command=_play)
 
-    report = commands.add_parser("report", help="write report.html for a run folder")
+    evaluate = commands.add_parser(
+        "eval", help="measure models on sets, or a recipe's model on its task.heldout; goes on where it was"
+    )
+    _recipe_arguments(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    report = commands.add_parser("report", help="write report.html for the folder of a run or an evaluation")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
 
@@ -147,11 +157,25 @@ def _play(arguments: argparse.Namespace) -> int:
     return asyncio.run(play(recipe, code_dir=arguments.code_dir.resolve(), row=arguments.row))
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rlhf.offline.command import evaluate_file
+
+    _prepend(arguments.code_dir)
+    code_dir = arguments.code_dir.resolve()
+    return asyncio.run(evaluate_file(Path(arguments.recipe), arguments.overrides, code_dir=code_dir))
+
+
 def _report(arguments: argparse.Namespace) -> int:
+    from rlhf.telemetry.eval_report import write_eval_report
     from rlhf.telemetry.report import write_report
 
+    if (arguments.run_dir / "eval.json").is_file():
+        sys.stdout.write(f"{write_eval_report(arguments.run_dir)}\n")
+        return 0
     if not (arguments.run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml.")
+        raise ConfigError(
+            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, and no eval.json either."
+        )
     sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
     return 0
 

@@ -66,17 +66,31 @@ async def open_graders(recipe: Recipe, *, code_dir: Path) -> AsyncIterator[Grade
 
 
 @contextlib.asynccontextmanager
-async def open_drawing(materials: Materials, *, code_dir: Path) -> AsyncIterator[Drawing]:
-    """Engines, reward workers and environment without a learner, inside Ray; they end with the block."""
+async def open_engines(materials: Materials) -> AsyncIterator[EngineClient]:
+    """Engines alone, inside Ray; they end with the block."""
     recipe = materials.recipe
     async with contextlib.AsyncExitStack() as stack:
-        graders = await stack.enter_async_context(open_graders(recipe, code_dir=code_dir))
         seating = seat_engines(recipe, materials.device)
         group = reserve(seating, limit_s=recipe.timeouts.start_s)
         cluster = Cluster(recipe=recipe, device=materials.device, seating=seating, group=group)
         stack.callback(cluster.close)
         engine = await start_engines(cluster, materials)
         stack.push_async_callback(engine.close)
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def open_drawing(
+    materials: Materials, *, code_dir: Path, engine: EngineClient | None = None
+) -> AsyncIterator[Drawing]:
+    """Engines, reward workers and environment without a learner, inside Ray; they end with the block.
+
+    A given `engine` is used instead of new ones, and stays.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        graders = await stack.enter_async_context(open_graders(materials.recipe, code_dir=code_dir))
+        if engine is None:
+            engine = await stack.enter_async_context(open_engines(materials))
         rollout = make_rollout(materials, engine, graders.host)
         if isinstance(rollout, EpisodeRunner):
             stack.push_async_callback(rollout.close)

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from rlhf.config.section import Section
 from rlhf.errors import ConfigError
 
 EXTENDS = "extends"
+S = TypeVar("S", bound=Section)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -24,13 +25,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError with one line per problem: the key, what was found, what was expected.
     """
     path = Path(path)
+    return checked_section(Recipe, read_with_overrides(path, overrides), where=path)
+
+
+def read_with_overrides(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a file says, laid over the file it extends, with the overrides applied; unchecked."""
     values = _read_with_base(path)
     for override in overrides:
         _apply_override(values, override)
+    return values
+
+
+def checked_section(section: type[S], values: Mapping[str, Any], *, where: str | Path, under: str = "") -> S:
+    """`values` as a `section`. ConfigError names `where` and every bad key, which lie below the key `under`."""
     try:
-        return Recipe.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        raise ConfigError(_explain(where, error, section, under)) from None
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -144,21 +155,25 @@ def _parse(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    known = dict(_schema_keys(Recipe))
+def _explain(where: str | Path, error: ValidationError, section: type[Section], under: str) -> str:
+    known = dict(schema_keys(section))
     problems: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         problems.setdefault(_dotted(detail["loc"], known), []).append(detail)
-    lines = [_explain_key(key, details, known) for key, details in problems.items()]
+    lines = [_below(under, _explain_key(key, details, known)) for key, details in problems.items()]
     if len(lines) == 1:
-        return f"{path}: {lines[0]}"
-    return f"{path}: {len(lines)} problems" + "".join(f"\n  {line}" for line in lines)
+        return f"{where}: {lines[0]}"
+    return f"{where}: {len(lines)} problems" + "".join(f"\n  {line}" for line in lines)
+
+
+def _below(under: str, line: str) -> str:
+    return f"{under}: {line}" if under else line
 
 
 def _explain_key(key: str, details: Sequence[ErrorDetails], known: Mapping[str, bool]) -> str:
     first = details[0]
     if first["type"] == "extra_forbidden":
-        near = _nearest(key, list(known))
+        near = nearest_key(key, list(known))
         return f"unknown key {key!r}" + (
             f": did you mean {near!r}?" if near else "; see rlhf/config/schema.py"
         )
@@ -191,13 +206,13 @@ def _without_indices(key: str) -> str:
     return ".".join(part for part in key.split(".") if not part.isdigit())
 
 
-def _schema_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
+def schema_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Every dotted key below `section`, and whether it is itself a section; list indices are left out."""
     for name, field in section.model_fields.items():
         inner = _section_in(field.annotation)
         yield prefix + name, inner is not None
         if inner is not None:
-            yield from _schema_keys(inner, f"{prefix}{name}.")
+            yield from schema_keys(inner, f"{prefix}{name}.")
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
@@ -206,7 +221,7 @@ def _section_in(annotation: Any) -> type[Section] | None:
     return next((inner for arg in get_args(annotation) if (inner := _section_in(arg)) is not None), None)
 
 
-def _nearest(key: str, known: Sequence[str]) -> str | None:
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
     """A sibling spelt nearly the same, else the same name in another section, else the most alike sibling."""
     bare = _without_indices(key)
     parent, _, leaf = bare.rpartition(".")

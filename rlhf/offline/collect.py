@@ -17,7 +17,7 @@ from rlhf.errors import CheckpointError, ConfigError, DataError
 from rlhf.interfaces import Reward, RolloutFunction
 from rlhf.offline.journal import GradeJournal, group_digest
 from rlhf.rollout.group import sample_seed
-from rlhf.rollout.statistics import is_correct
+from rlhf.rollout.statistics import answer_of, is_correct
 from rlhf.run_folder import difference, replace_file
 from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
 
@@ -213,6 +213,7 @@ def _sample(trajectory: Trajectory, result: RewardResult, filters: frozenset[str
         stop=trajectory.stop,
         num_tokens=trajectory.num_sampled,
         is_episode=trajectory.is_episode,
+        answer=answer_of(result),
         messages=conversation_of(trajectory),
         tools=trajectory.tools,
     )

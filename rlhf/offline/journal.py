@@ -56,7 +56,10 @@ class GradeJournal:
         """Write down the results of a group; the prompt's id is for people."""
         if any(result.outcome in ("timeout", "error") for result in results):
             return
-        kept = [{"value": r.value, "outcome": r.outcome, "parts": dict(r.parts)} for r in results]
+        kept = [
+            {"value": r.value, "outcome": r.outcome, "parts": dict(r.parts), "detail": dict(r.detail)}
+            for r in results
+        ]
         self._file.write(json.dumps({"prompt": prompt_id, "digests": digests, "results": kept}) + "\n")
         self._file.flush()
 

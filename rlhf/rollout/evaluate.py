@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rlhf.errors import RewardError
 from rlhf.interfaces import Reward, RolloutFunction
+from rlhf.rollout.estimates import pass_at_k
 from rlhf.rollout.group import sample_seed
 from rlhf.rollout.statistics import environment_metrics, is_correct
 from rlhf.telemetry.metrics import find, wilson
@@ -59,16 +60,6 @@ async def evaluate(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return _metrics(problems, num_samples=plan.num_samples)
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n samples hold one of the c right ones: 1 - C(n-c, k) / C(n, k).
-
-    The unbiased estimate of pass@k. Raises ValueError when n < k. Source: arXiv 2107.03374, eq. 1.
-    """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, found n={n}, c={c}, k={k}")
-    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
 
 
 async def _attempt(

@@ -92,6 +92,12 @@ def is_correct(result: RewardResult | None) -> bool:
     return main > 0.5
 
 
+def answer_of(result: RewardResult) -> str | None:
+    """What the first reward of the recipe read as the final answer: its detail `answer`; None where it tells none."""
+    answer = result.detail.get(f"{next(iter(result.parts), '')}/answer")
+    return answer if isinstance(answer, str) else None
+
+
 def part_metric(part: str) -> str:
     """The metric of a part, `<reward>` or `<reward>/<name that the reward gave>`, in characters that trackers take."""
     reward, _, name = part.partition("/")

@@ -1,11 +1,10 @@
 import asyncio
 from dataclasses import replace
-from itertools import combinations
 
 import pytest
 
 from rlhf.errors import EngineError, RewardError
-from rlhf.rollout.evaluate import EvaluationPlan, evaluate, pass_at_k
+from rlhf.rollout.evaluate import EvaluationPlan, evaluate
 from rlhf.telemetry.metrics import declared, wilson
 from rlhf.types import RewardResult, Sampling
 from tests.fakes import make_prompt, make_trajectory, run_virtually
@@ -36,20 +35,6 @@ def plan(num_prompts: int, num_samples: int = 1) -> EvaluationPlan:
     return EvaluationPlan(
         prompts=[make_prompt(i) for i in range(num_prompts)], sampling=GREEDY, num_samples=num_samples
     )
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
-    for n in range(1, 7):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                subsets = list(combinations(range(n), k))
-                share = sum(min(s) < c for s in subsets) / len(subsets)
-                assert pass_at_k(n, c, k) == pytest.approx(share, abs=1e-12)
-
-
-def test_pass_at_k_refuses_fewer_samples_than_k():
-    with pytest.raises(ValueError, match="n=3, c=1, k=4"):
-        pass_at_k(3, 1, 4)
 
 
 def test_evaluate_reports_accuracy_with_its_interval():

@@ -1,0 +1,200 @@
+"""What is asked of one model on one set, checked before any process starts."""
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.cluster.engines import EngineClient
+from rlhf.config.evaluation import EvalSet, EvaluateConfig
+from rlhf.config.schema import LearnerConfig, Recipe
+from rlhf.config.task import TaskConfig
+from rlhf.errors import ConfigError, DataError
+from rlhf.materials import Materials, gather_materials
+from rlhf.offline.collect import DONE, CollectPlan
+from rlhf.rollout.reward_totals import short_names
+from rlhf.run_folder import RunFolder
+from rlhf.stages.model_folder import prepare_model_folder
+from rlhf.types import Sampling
+
+_NAME = re.compile(r"[\w.+-]+")
+_CHUNKS_ON_GPU = 4
+"""In flight: while the longest answers of one chunk end, others fill the engine."""
+_ENDS = 2**20
+"""Bytes at each end of a weight file that tell it from another of its size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One model on one set."""
+
+    name: str
+    one: EvalSet
+    config: EvaluateConfig
+    sampling: Sampling
+    materials: Materials
+    folder: Path
+    """Where its samples are collected."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The model's recipe with the set in place of its task."""
+        return self.materials.recipe
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether every sample is there."""
+        return (self.folder / DONE).is_file()
+
+    def plan(self, engine: EngineClient | None) -> CollectPlan:
+        """What is to be collected."""
+        on_gpu = self.materials.device == "cuda"
+        return CollectPlan(
+            prompts=self.materials.train,
+            sampling=self.sampling,
+            samples_per_prompt=self.config.num_samples,
+            seed=self.recipe.seed,
+            prompts_per_chunk=self.config.prompts_per_chunk,
+            chunks_in_flight=_CHUNKS_ON_GPU if on_gpu else 1,
+            identity=self._identity(),
+            forget=None if engine is None else engine.forget_prefixes,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        task = self.recipe.task.model_dump(mode="json")
+        wanted = ("rewards", "template", "system_prompt", "environment")
+        return {"model": fingerprint(Path(self.materials.model_folder))} | {key: task[key] for key in wanted}
+
+    def described(self) -> dict[str, Any]:
+        """What stands beside every figure in eval.json."""
+        task = self.recipe.task
+        return {
+            "source": self.one.source.model_dump(mode="json", exclude_defaults=True),
+            "rewards": [reward.use for reward in task.rewards],
+            "environment": None if task.environment is None else task.environment.use,
+            "template": task.template,
+            "votes": self.one.votes,
+            "best_of": self.config.best_of,
+            "sampling": {
+                "num_samples": self.config.num_samples,
+                "temperature": self.sampling.temperature,
+                "top_p": self.sampling.top_p,
+                "top_k": self.sampling.top_k,
+                "max_tokens": self.sampling.max_tokens,
+                "seed": self.recipe.seed,
+            },
+        }
+
+
+def check_names(names: Mapping[str, object], key: str) -> None:
+    """ConfigError unless every name of `key` can be a folder's."""
+    if not names:
+        raise ConfigError(f"{key} is empty: name at least one.")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{key}: {name!r} is to be a folder's name; use letters, digits and any of _ . + -"
+            )
+
+
+def prepare(
+    recipe: Recipe, sets: Mapping[str, EvalSet], config: EvaluateConfig, folder: Path, *, model: str
+) -> list[Asked]:
+    """Everything that can be checked before a process starts."""
+    model_folder = prepare_model_folder(recipe.model, folder / "start" / model, seed=recipe.seed)
+    asked = []
+    for name, one in sets.items():
+        own = _recipe_of(recipe, one, config)
+        names = short_names(own.task.rewards)
+        if config.best_of is not None and config.best_of.partition("/")[0] not in names:
+            raise ConfigError(
+                f"eval.best_of is {config.best_of!r}, but the rewards of sets.{name} are {', '.join(names)}: name "
+                "one of these, or a number that it gives beside its value (`reward/number`)."
+            )
+        with _naming(f"sets.{name}.source"):
+            materials = gather_materials(own, RunFolder(folder), model_folder)
+        place = folder / "collected" / model / name
+        sampling = _sampling(recipe, config, materials)
+        asked.append(
+            Asked(name=name, one=one, config=config, sampling=sampling, materials=materials, folder=place)
+        )
+    return asked
+
+
+def _recipe_of(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
+    """The recipe with a set in place of its task, sampled as `config` has it, and nothing of training."""
+    task = recipe.task
+    environment = one.environment or task.environment
+    judged = TaskConfig(
+        train=one.source,
+        template=task.template if one.template is None else one.template,
+        system_prompt=task.system_prompt if one.system_prompt is None else one.system_prompt,
+        environment=environment,
+        rewards=task.rewards if one.rewards is None else one.rewards,
+        needs_reference=task.needs_reference if one.needs_reference is None else one.needs_reference,
+        gold_template=task.gold_template if one.gold_template is None else one.gold_template,
+        reward_workers=task.reward_workers,
+        reward_memory_mb=task.reward_memory_mb,
+        max_ungradable=task.max_ungradable,
+    )
+    drawn = {
+        "max_tokens": config.max_tokens or recipe.sampling.max_tokens,
+        "keep_routing": False,
+        "keep_sampling_mask": False,
+    }
+    sampling = recipe.sampling.model_copy(update=drawn)
+    row = sampling.max_prompt_tokens + sampling.max_tokens
+    return Recipe(
+        name=recipe.name,
+        seed=recipe.seed,
+        model=recipe.model,
+        task=judged,
+        sandbox=recipe.sandbox,
+        sampling=sampling.model_copy(update={"top_p": 1.0, "top_k": 0}),
+        learner=LearnerConfig(
+            microbatch_tokens=row if environment is None else environment.limits.max_tokens
+        ),
+        engine=recipe.engine,
+        placement=recipe.placement,
+        timeouts=recipe.timeouts,
+    )
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """A set's prompts are read as those of `task.train`: errors name the key that the user wrote."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace("task.train", key)) from error
+
+
+def _sampling(recipe: Recipe, config: EvaluateConfig, materials: Materials) -> Sampling:
+    temperature = config.temperature
+    if temperature is None:
+        temperature = 0.0 if config.num_samples == 1 else recipe.sampling.temperature
+    return Sampling(
+        max_tokens=materials.recipe.sampling.max_tokens,
+        temperature=temperature,
+        top_p=recipe.sampling.top_p if config.top_p is None else config.top_p,
+        top_k=recipe.sampling.top_k,
+        stop_token_ids=materials.renderer.stop_token_ids,
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the model in `folder`: its config and tokenizer whole, of each weight file its size and its ends."""
+    digest = hashlib.sha256()
+    for file in sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")
+    ):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(_ENDS))
+            opened.seek(max(size - _ENDS, 0))
+            digest.update(opened.read())
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Models measured on sets: sampled and graded chunk by chunk, then made into figures, so that a kill costs a chunk."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.cluster.engines import EngineClient
+from rlhf.cluster.launch import ray_session
+from rlhf.config.evaluation import EvalSet, EvaluateConfig
+from rlhf.config.schema import Recipe
+from rlhf.offline.answers import votes_by_reward, votes_by_text
+from rlhf.offline.asked import Asked, check_names, prepare
+from rlhf.offline.collect import Progress, collect, read_collected
+from rlhf.offline.figures import Problem, measure, problem_of
+from rlhf.offline.kept import kept_samples
+from rlhf.processes import open_drawing, open_engines, open_graders
+from rlhf.rollout.reward_totals import check_columns
+from rlhf.run_folder import environment, replace_file
+from rlhf.telemetry.live import LiveView
+from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
+
+
+async def evaluate_model(  # noqa: PLR0913  # as evaluate_models
+    recipe: Recipe,
+    sets: Mapping[str, EvalSet],
+    config: EvaluateConfig,
+    folder: Path,
+    *,
+    code_dir: Path,
+    view: LiveView,
+) -> dict[str, float]:
+    """Measure the recipe's model on every set; returns `<set>/<figure>`. See `evaluate_models`."""
+    models = {"model": recipe}
+    return await evaluate_models(models, sets, config, folder, code_dir=code_dir, view=view)
+
+
+async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
+    models: Mapping[str, Recipe],
+    sets: Mapping[str, EvalSet],
+    config: EvaluateConfig,
+    folder: Path,
+    *,
+    code_dir: Path,
+    view: LiveView,
+) -> dict[str, float]:
+    """Measure models, one after the other, on every set; returns `<set>/<figure>`, of several `<model>/<set>/<figure>`.
+
+    A model is its recipe's, which also says how it is placed and how the sets are judged that do not say so. Writes
+    `collected/<model>/<set>/`, from which a later call goes on, `eval.json` and `samples.jsonl`; both follow from what
+    was collected alone.
+    """
+    check_names(models, "models")
+    check_names(sets, "sets")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "environment.json", json.dumps(environment(), indent=1))
+    found: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
+    for model, recipe in models.items():
+        asked = prepare(recipe, sets, config, folder, model=model)
+        await _collect_all(asked, model, code_dir=code_dir, view=view)
+        measured = {}
+        for one in asked:
+            view.phase(f"{model}: figures of {one.name}")
+            measured[one.name] = await _measure(one, code_dir=code_dir)
+            chosen = kept_samples(
+                read_collected(one.folder), config.samples_kept, num_prompts=len(one.materials.train)
+            )
+            samples += [{"model": model, "set": one.name, **sample} for sample in chosen]
+        found[model] = {"model": _called(recipe), "seed": recipe.seed, "sets": measured}
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    replace_file(folder / "samples.jsonl", lines)
+    name = next(iter(models.values())).name
+    replace_file(folder / "eval.json", json.dumps({"name": name, "models": found}, indent=1))
+    return metrics_of(found)
+
+
+def metrics_of(models: Mapping[str, Any]) -> dict[str, float]:
+    """`<set>/<figure>`, of several models `<model>/<set>/<figure>`, from the models of an eval.json."""
+    return {
+        f"{set_name}/{figure}" if len(models) == 1 else f"{model}/{set_name}/{figure}": values["value"]
+        for model, found in models.items()
+        for set_name, scores in found["sets"].items()
+        for figure, values in scores["figures"].items()
+    }
+
+
+async def _collect_all(asked: Sequence[Asked], model: str, *, code_dir: Path, view: LiveView) -> None:
+    """Sample and grade what is not there yet, with one engine for all sets."""
+    pending = [one for one in asked if not one.is_collected]
+    if pending:
+        view.phase("trying the rewards")
+    for one in pending:
+        async with open_graders(one.recipe, code_dir=code_dir) as graders:
+            key = f"sets.{one.name}.source"
+            check_columns(
+                one.recipe.task.rewards, graders.reward.required_columns, one.materials.train, key=key
+            )
+    async with _engine(pending, code_dir=code_dir, view=view) as engine:
+        for one in asked:
+            await _collect(one, engine, model, code_dir=code_dir, view=view)
+
+
+@contextlib.asynccontextmanager
+async def _engine(
+    pending: Sequence[Asked], *, code_dir: Path, view: LiveView
+) -> AsyncIterator[EngineClient | None]:
+    """An engine with room for the longest context of all sets; none where nothing is to be sampled."""
+    if not pending:
+        yield None
+        return
+    longest = max(pending, key=lambda one: one.recipe.longest_context)
+    view.phase("starting engines")
+    with ray_session(longest.recipe.placement, code_dir=code_dir):
+        async with open_engines(longest.materials) as engine:
+            yield engine
+
+
+async def _collect(
+    one: Asked, engine: EngineClient | None, model: str, *, code_dir: Path, view: LiveView
+) -> None:
+    def progress(at: Progress) -> None:
+        text = f"{model} on {one.name} · right {at.correct_share:.3f} · {at.samples_per_s:.1f} samples/s"
+        view.phase(text, at.prompts_done, at.num_prompts)
+
+    plan = one.plan(engine)
+    if engine is None or one.is_collected:
+        # Nothing is rolled out: this compares what is asked with what was.
+        await collect(_roll_nothing_out, _GradeNothing(), plan, one.folder, progress=progress)
+        return
+    async with open_drawing(one.materials, code_dir=code_dir, engine=engine) as drawing:
+        await collect(drawing.rollout, drawing.reward, plan, one.folder, progress=progress)
+
+
+async def _measure(one: Asked, *, code_dir: Path) -> dict[str, Any]:
+    """The figures of what was collected, and what was asked."""
+    best_of = one.config.best_of
+    problems: list[Problem] = []
+    async with contextlib.AsyncExitStack() as stack:
+        reward = None
+        if one.one.votes == "reward":
+            reward = (await stack.enter_async_context(open_graders(one.recipe, code_dir=code_dir))).reward
+        for found in read_collected(one.folder):
+            votes: list[Hashable | None] = votes_by_text(found)
+            if reward is not None:
+                template = one.recipe.task.gold_template
+                votes = await votes_by_reward(found, reward, gold_template=template)
+            problems.append(problem_of(found, votes, best_of=best_of))
+    scores = measure(problems, sizes=one.config.sizes, best_of=best_of is not None)
+    return one.described() | scores.as_json()
+
+
+def _called(recipe: Recipe) -> str:
+    """The model as the recipe names it."""
+    if recipe.model.path is not None:
+        return recipe.model.path
+    return f"{(recipe.model.config or {}).get('model_type')}, random initialisation"
+
+
+async def _roll_nothing_out(prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
+    raise AssertionError(f"{prompt.id} was collected; {len(seeds)} more are asked of it with {sampling}")
+
+
+class _GradeNothing:
+    """The reward of a set whose samples are all graded."""
+
+    async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
+        raise AssertionError(f"{group.prompt.id} was collected and is graded again")
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}
+
+    async def close(self) -> None: ...
