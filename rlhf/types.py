@@ -287,8 +287,10 @@ class Trajectory:
     """What the environment logged."""
     is_episode: bool = False
     """Played in an environment, rather than one question and one answer."""
+    opening: tuple[Message, ...] = ()
+    """What such an episode began with, before the first turn."""
     tools: tuple[Mapping[str, Any], ...] = ()
-    """JSON schemas of the tools that such an episode offered."""
+    """JSON schemas of the tools that it offered."""
 
     @property
     def status(self) -> Status:

@@ -29,9 +29,9 @@ class Sample:
     stop: StopReason
     num_tokens: int
     """Sampled, over all turns."""
+    is_episode: bool = False
     answer: str | None = None
     """What the first reward read as the final answer, where it tells."""
-    is_episode: bool = False
     messages: tuple[Message, ...] = ()
     """The whole conversation of an episode; nothing for a single answer, and for an episode that was several."""
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -72,7 +72,9 @@ def conversation_of(trajectory: Trajectory) -> tuple[Message, ...]:
     """
     reasons = [segment.reason for segment in trajectory.segments]
     is_one = reasons.count("start") == 1 and {*reasons} <= {"start", "template"}
-    return tuple(turn.message for turn in trajectory.turns) if trajectory.is_episode and is_one else ()
+    if not trajectory.is_episode or not is_one:
+        return ()
+    return (*trajectory.opening, *(turn.message for turn in trajectory.turns))
 
 
 def prompt_record(prompt: Prompt) -> Json:

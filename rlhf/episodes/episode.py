@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from rlhf.episodes.heard import checked, messages_of
 from rlhf.episodes.host import EnvironmentHost, EpisodeGone, EpisodeProcess, Phases
 from rlhf.episodes.ledger import TokenLedger
 from rlhf.errors import EpisodeError, ModelError
-from rlhf.types import STATUS_OF, Message, Prompt, StopReason
+from rlhf.types import STATUS_OF, Message, Prompt, StopReason, Turn
 
 _SLACK_S = 2.0
 Watch = Callable[[Mapping[str, Any]], None]
@@ -250,9 +251,12 @@ class Episode:
         process.tell({"base_url": self._session.base_url, "api_key": self._session.api_key})
 
     def _messages(self) -> Sequence[Message]:
-        """Of the longest conversation."""
+        longest = self._longest()
+        return [] if longest is None else longest.messages
+
+    def _longest(self) -> Conversation | None:
         threads = self._threads if self._session is None else self._session.threads
-        return max((thread.messages for thread in threads), key=len, default=[])
+        return max(threads, key=lambda thread: len(thread.messages), default=None)
 
     async def _sample(self, message: Mapping[str, Any], process: EpisodeProcess) -> None:
         reply: dict[str, Any] = {"id": message.get("id")}
@@ -282,9 +286,17 @@ class Episode:
 
     @property
     def tools(self) -> tuple[Schema, ...]:
-        """What the model was offered, in the longest conversation."""
-        threads = self._threads if self._session is None else self._session.threads
-        return max(threads, key=lambda thread: len(thread.messages)).tools if threads else ()
+        """What the model was offered."""
+        longest = self._longest()
+        return () if longest is None else longest.tools
+
+    def opening(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
+        """What came before the first turn."""
+        longest = self._longest()
+        if longest is None or not turns:
+            return ()
+        # The very message: another may read the same.
+        return tuple(itertools.takewhile(lambda m: m is not turns[0].message, longest.messages))
 
     def settle(self) -> None:
         """Write down what was shown to the model and never answered."""

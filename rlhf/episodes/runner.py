@@ -132,7 +132,8 @@ class EpisodeRunner:
             episode.settle()
             found = _record(ledger, verdict, index=index, seed=fresh.seed)
             if found.status != "error" or attempt == self._config.retries:
-                return replace(found, attempt=attempt, tools=episode.tools)
+                opening = episode.opening(found.turns)
+                return replace(found, attempt=attempt, opening=opening, tools=episode.tools)
             logger.warning("episode %s/%d, attempt %d: %s", prompt.id, index, attempt, verdict.error)
             if ledger.num_sampled:
                 lost.append(Dropped(num_tokens=ledger.num_sampled, reason=found.stop))

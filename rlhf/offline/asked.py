@@ -66,7 +66,7 @@ class Asked:
     def _identity(self) -> dict[str, Any]:
         task = self.recipe.task.model_dump(mode="json")
         wanted = ("rewards", "template", "system_prompt", "environment")
-        return {"model": _fingerprint(Path(self.materials.model_folder))} | {key: task[key] for key in wanted}
+        return {"model": fingerprint(Path(self.materials.model_folder))} | {key: task[key] for key in wanted}
 
     def described(self) -> dict[str, Any]:
         """What stands beside every figure in eval.json."""
@@ -185,7 +185,7 @@ def _sampling(recipe: Recipe, config: EvaluateConfig, materials: Materials) -> S
     )
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """Of the model in `folder`: its config and tokenizer whole, of each weight file its size and its ends."""
     digest = hashlib.sha256()
     for file in sorted(

@@ -212,8 +212,8 @@ def _sample(trajectory: Trajectory, result: RewardResult, filters: frozenset[str
         parts=dict(result.parts),
         stop=trajectory.stop,
         num_tokens=trajectory.num_sampled,
-        answer=answer_of(result),
         is_episode=trajectory.is_episode,
+        answer=answer_of(result),
         messages=conversation_of(trajectory),
         tools=trajectory.tools,
     )

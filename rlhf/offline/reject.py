@@ -13,6 +13,7 @@ from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.data.selection import Rules
 from rlhf.errors import ConfigError
 from rlhf.materials import Materials, gather_materials, worker_settings
+from rlhf.offline.asked import fingerprint
 from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected
 from rlhf.offline.selected import write_selected
 from rlhf.processes import open_drawing
@@ -102,16 +103,19 @@ def _plan(materials: Materials, config: CollectConfig, prompts: SourcePrompts, r
         prompts_per_chunk=config.prompts_per_chunk,
         chunks_in_flight=config.in_flight(materials.device),
         filters=frozenset(rules.filters),
-        identity=_identity(recipe),
+        identity=_identity(materials),
     )
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """What decides samples and grades beside the plan: neither where the prompts are from nor how fast it goes."""
-    costs_only = {"train", "heldout", "curriculum", "reward_workers", "reward_memory_mb", "max_ungradable"}
+def _identity(materials: Materials) -> dict[str, Any]:
+    """What decides samples and grades beside the plan: neither where things lie nor how fast it goes."""
+    recipe = materials.recipe
+    place = {"path", "config", "tokenizer", "chat_template"}
+    aside = {"train", "heldout", "curriculum", "reward_workers", "reward_memory_mb", "max_ungradable"}
     return {
-        "model": recipe.model.model_dump(mode="json"),
-        "task": recipe.task.model_dump(mode="json", exclude=costs_only),
+        "weights": fingerprint(Path(materials.model_folder)),
+        "model": recipe.model.model_dump(mode="json", exclude=place),
+        "task": recipe.task.model_dump(mode="json", exclude=aside),
     }
 
 

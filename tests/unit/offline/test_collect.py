@@ -164,3 +164,14 @@ def test_a_torn_line_of_the_journal_is_not_read(tmp_path):
     run(tmp_path, second)
     assert json.loads(whole[0])["results"]
     assert len(second.graded) == 6
+
+
+def test_a_sample_that_only_filters_speak_of_could_not_be_graded(tmp_path):
+    class Filtered(Grader):
+        def _grade(self, last):
+            return RewardResult(value=0.0, parts={"m.f": 1.0})
+
+    found = run(tmp_path, Filtered(), filters=frozenset({"m.f"}))
+    assert {(s.reward, s.outcome, s.is_correct) for c in found for s in c.samples} == {
+        (None, "not_applicable", False)
+    }
