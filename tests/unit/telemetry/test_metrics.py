@@ -21,6 +21,9 @@ PREFIXES = {
     "time",
     "eval",
     "memory",
+    "trainer",
+    "preference",
+    "length",
 }
 
 
