@@ -22,6 +22,9 @@ PREFIXES = {
     "time",
     "eval",
     "memory",
+    "trainer",
+    "preference",
+    "length",
 }
 
 
