@@ -108,6 +108,8 @@ class LearnerConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
+    optimizer_state: Literal["float32", "fp8"] = "float32"
+    """How AdamW's moments are kept (the critic's too). fp8: 8 and 16 bits with scales (docs/low_precision.md)."""
     max_grad_norm: Positive | None = 1.0
     warmup_steps: Count = 0
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -120,6 +122,17 @@ class LearnerConfig(Section):
     activation_checkpointing: bool = False
     threads: PositiveInt = 1
     """CPU threads per rank."""
+
+    @model_validator(mode="after")
+    def _moments_can_fade(self) -> "LearnerConfig":
+        for beta, most, bits in zip(self.betas, (0.94, 0.9995), (3, 10), strict=True):
+            if self.optimizer_state == "fp8" and beta > most:
+                raise ValueError(
+                    f"learner.betas is {list(self.betas)} and learner.optimizer_state is fp8: times {beta}, a moment "
+                    f"of {bits} bits behind the point rounds back to what it was and never fades. Expected at most "
+                    f"0.94 and 0.9995. Lower {beta}, or set optimizer_state: float32."
+                )
+        return self
 
 
 class EngineConfig(Section):
