@@ -12,6 +12,7 @@ from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.data.prompts import load_prompts
 from rlhf.engines.choice import choose_engine
+from rlhf.engines.precision import check_precision
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Dialect
 from rlhf.episodes.parsing import parser_of
@@ -82,6 +83,8 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
     config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
     _check_context(recipe, config)
     kind, _ = choose_engine(recipe.engine.kind)
+    device = device_for(recipe.placement)
+    check_precision(recipe.engine, kind=kind, device=device, dtype=recipe.model.dtype)
     return Materials(
         recipe=recipe,
         folder=folder,
@@ -89,7 +92,7 @@ def gather_materials(recipe: Recipe, folder: RunFolder, model_folder: str) -> Ma
         renderer=renderer,
         train=train,
         heldout=heldout,
-        device=device_for(recipe.placement),
+        device=device,
         engine_kind=kind,
         keeps_routing=replays_routing(recipe, config),
         dialect=dialect,

@@ -146,6 +146,10 @@ class EngineConfig(Section):
     """Sequences decoded at the same time in one engine."""
     kv_cache_mb: PositiveInt | None = None
     """KV cache of one engine; default on a GPU: what `gpu_memory_fraction` leaves, on a CPU: 512."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """auto: the model's. fp8: half of that (vLLM, in bfloat16)."""
+    quantization: Literal["none", "fp8"] = "none"
+    """fp8: weights of linear layers, and what enters them, in 8 bits (docs/low_precision.md)."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
     compile: bool = False
     """False: vLLM's eager mode."""
@@ -153,6 +157,13 @@ class EngineConfig(Section):
     """CPU threads per engine."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of vLLM's AsyncEngineArgs."""
+
+    @property
+    def narrow_keys(self) -> dict[str, str]:
+        """The keys that make the engine compute in 8 bits, and what each is without."""
+        off = {"quantization": "none", "kv_cache_dtype": "auto"}
+        values = dict(self)
+        return {key: value for key, value in off.items() if values[key] != value}
 
 
 class SyncConfig(Section):
@@ -163,7 +174,8 @@ class SyncConfig(Section):
     probe_every: PositiveInt = 1
     """Verify every n-th sync by log-probabilities (the first always)."""
     tolerance: Positive | None = None
-    """Largest log-probability gap of a good sync; default 1e-3 in float32, 0.3 in bfloat16."""
+    """Largest log-probability gap of a good sync; default 1e-3 in float32, 0.3 in bfloat16, 1 with an
+    engine in FP8."""
 
 
 class PlacementConfig(Section):
