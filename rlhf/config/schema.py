@@ -27,7 +27,8 @@ class ModelConfig(Section):
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Compute type of learner and engine. Master weights and optimizer state are always float32."""
+    """Compute type of learner and engine. Master weights are always float32, optimizer state as
+    `learner.optimizer_state` has it."""
     lora: LoraConfig | None = None
     trust_remote_code: bool = False
 
