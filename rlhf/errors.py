@@ -40,6 +40,10 @@ class LearnerError(RlhfError, RuntimeError):
     """A learner rank died or produced a non-finite update."""
 
 
+class PrecisionError(RlhfError, ArithmeticError):
+    """Numbers that a narrow format cannot hold; says which tensor and what it holds."""
+
+
 class DeadlineError(RlhfError, TimeoutError):
     """A call across processes missed its deadline; names the actor, the call and how long it waited."""
 

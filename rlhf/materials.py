@@ -12,6 +12,7 @@ from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.data.prompts import load_prompts, of_scenario
 from rlhf.engines.choice import choose_engine
+from rlhf.engines.precision import check_precision
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Dialect
 from rlhf.episodes.parsing import parser_of
@@ -95,6 +96,8 @@ def gather_materials(
     config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
     _check_context(recipe, config)
     kind, _ = choose_engine(recipe.engine.kind)
+    device = device_for(recipe.placement)
+    check_precision(recipe.engine, kind=kind, device=device, dtype=recipe.model.dtype)
     return Materials(
         recipe=recipe,
         folder=folder,
@@ -102,7 +105,7 @@ def gather_materials(
         renderer=renderer,
         train=train,
         heldout=heldout,
-        device=device_for(recipe.placement),
+        device=device,
         engine_kind=kind,
         keeps_routing=replays_routing(recipe, config),
         dialects=dialects,

@@ -14,6 +14,8 @@ from rlhf.config.task import TaskConfig
 from rlhf.errors import ConfigError
 
 _BYTES = {"float32": 4, "bfloat16": 2}
+_MOMENT_BYTES = {"float32": 8.0, "fp8": 3 + 8 / 128}
+"""AdamW's, a parameter: FP8 and float16, with two scales a block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,16 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
         *algorithm.lines(),
         *_around(recipe, algorithm),
         *_judges(recipe),
-        ("learner", f"{learner.num_ranks} FSDP2 ranks, {recipe.model.dtype} compute, float32 master weights"),
+        (
+            "learner",
+            f"{learner.num_ranks} FSDP2 ranks, {recipe.model.dtype} compute, float32 master weights"
+            + (", AdamW's moments in FP8 and float16" if learner.optimizer_state == "fp8" else ""),
+        ),
         (
             "engines",
             f"{recipe.engine.num_engines} x {recipe.engine.kind} (tensor parallel {recipe.engine.tensor_parallel}), "
-            f"{recipe.engine.max_sequences} sequences at a time, placement {recipe.placement.kind}",
+            f"{recipe.engine.max_sequences} sequences at a time, placement {recipe.placement.kind}"
+            + "".join(f", {key} fp8" for key in recipe.engine.narrow_keys),
         ),
     ]
     lines.append(("devices", _devices(recipe)))
@@ -254,14 +261,14 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
     width = _BYTES[recipe.model.dtype]
     ranks = recipe.learner.num_ranks
     trained = size.parameters if recipe.model.lora is None else _lora_parameters(recipe, size)
-    state = (4 * size.parameters + 12 * trained) / ranks
+    state = (4 * size.parameters + (4 + _MOMENT_BYTES[recipe.learner.optimizer_state]) * trained) / ranks
     critic = state if has_critic else 0.0
     reference = 4 * size.parameters / ranks if needs_reference and recipe.model.lora is None else 0
     tokens = recipe.learner.microbatch_tokens
     per_layer = 2 if recipe.learner.activation_checkpointing else 34
     activations = tokens * size.hidden * width * (per_layer / 2 * size.layers + 17)
     logits = recipe.learner.logprob_chunk * size.vocabulary * 4 * 3
-    weights = width * size.parameters / recipe.engine.tensor_parallel
+    weights = _engine_weights(recipe, size) / recipe.engine.tensor_parallel
     cache = recipe.engine.kv_cache_mb
     rank_total = state + critic + reference + activations + logits
     return [
@@ -286,6 +293,15 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
             ),
         ),
     ]
+
+
+def _engine_weights(recipe: Recipe, size: ModelSize) -> float:
+    """Bytes. In FP8 embeddings and head keep the model's type, the linear layers have one byte a parameter."""
+    width = _BYTES[recipe.model.dtype]
+    if recipe.engine.quantization == "none":
+        return width * size.parameters
+    embeddings = size.vocabulary * size.hidden
+    return width * embeddings + (size.parameters - embeddings)
 
 
 def _lora_parameters(recipe: Recipe, size: ModelSize) -> int:

@@ -12,6 +12,7 @@ from rlhf.cluster.placement import Cluster, reserve, seat_engines
 from rlhf.cluster.transfer import choose_sync
 from rlhf.config.schema import Recipe
 from rlhf.engines.choice import choose_engine
+from rlhf.engines.precision import check_precision
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
 from rlhf.episodes.host import EnvironmentHost
@@ -126,6 +127,11 @@ async def start_engines(cluster: Cluster, materials: Materials) -> EngineClient:
     """Every engine of the recipe, holding the weights of `materials.model_folder` as version 0."""
     recipe = materials.recipe
     logger.info("engine: %s, %s", materials.engine_kind, choose_engine(recipe.engine.kind)[1])
+    note = check_precision(
+        recipe.engine, kind=materials.engine_kind, device=materials.device, dtype=recipe.model.dtype
+    )
+    if note is not None:
+        logger.info("engine: %s", note)
     settings = EngineSettings(
         model=materials.model_folder,
         config=recipe.engine,

@@ -28,7 +28,17 @@ _CLIPS = ("clip_low", "clip_high", "dual_clip")
 
 def refuse_algorithm(recipe: Recipe) -> None:
     """Raise ConfigError, with the keys, for the first thing that would be ignored or cannot mean anything."""
-    for check in (_idle, _of_kl, _of_ranges, _of_policy, _of_estimator, _of_groups, _of_shaping, _of_critic):
+    for check in (
+        _idle,
+        _of_kl,
+        _of_ranges,
+        _of_policy,
+        _of_estimator,
+        _of_groups,
+        _of_shaping,
+        _of_critic,
+        _of_engine,
+    ):
         for problem in check(recipe):
             raise ConfigError(problem)
 
@@ -320,6 +330,17 @@ def _of_critic(recipe: Recipe) -> Iterator[str]:
             yield (
                 f"{name}.min_lr_ratio is {section.min_lr_ratio} but {name}.lr_schedule is constant, which never falls. "
                 f"Set {name}.lr_schedule: linear or cosine, or remove the first."
+            )
+
+
+def _of_engine(recipe: Recipe) -> Iterator[str]:
+    config = recipe.algorithm
+    for key, off in recipe.engine.narrow_keys.items():
+        if config.correction == "none" and config.old_from == "learner":
+            yield (
+                f"engine.{key} is fp8 but algorithm.correction is none: the engine samples from another distribution "
+                "than the learner has, and nothing weighs the difference. Set algorithm.correction: token_tis "
+                f"(or another), or engine.{key}: {off}."
             )
 
 

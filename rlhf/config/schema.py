@@ -29,7 +29,8 @@ class ModelConfig(Section):
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Compute type of learner and engine. Master weights and optimizer state are always float32."""
+    """Compute type of learner and engine. Master weights are always float32, optimizer state as
+    `learner.optimizer_state` has it."""
     lora: LoraConfig | None = None
     trust_remote_code: bool = False
 
@@ -110,6 +111,8 @@ class LearnerConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
+    optimizer_state: Literal["float32", "fp8"] = "float32"
+    """How AdamW's moments are kept (the critic's too). fp8: 8 and 16 bits with scales (docs/low_precision.md)."""
     max_grad_norm: Positive | None = 1.0
     warmup_steps: Count = 0
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -123,6 +126,17 @@ class LearnerConfig(Section):
     threads: PositiveInt = 1
     """CPU threads per rank."""
 
+    @model_validator(mode="after")
+    def _moments_can_fade(self) -> "LearnerConfig":
+        for beta, most, bits in zip(self.betas, (0.94, 0.9995), (3, 10), strict=True):
+            if self.optimizer_state == "fp8" and beta > most:
+                raise ValueError(
+                    f"learner.betas is {list(self.betas)} and learner.optimizer_state is fp8: times {beta}, a moment "
+                    f"of {bits} bits behind the point rounds back to what it was and never fades. Expected at most "
+                    f"0.94 and 0.9995. Lower {beta}, or set optimizer_state: float32."
+                )
+        return self
+
 
 class EngineConfig(Section):
     """The rollout engines."""
@@ -135,6 +149,10 @@ class EngineConfig(Section):
     """Sequences decoded at the same time in one engine."""
     kv_cache_mb: PositiveInt | None = None
     """KV cache of one engine; default on a GPU: what `gpu_memory_fraction` leaves, on a CPU: 512."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """auto: the model's. fp8: half of that (vLLM, in bfloat16)."""
+    quantization: Literal["none", "fp8"] = "none"
+    """fp8: weights of linear layers, and what enters them, in 8 bits (docs/low_precision.md)."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
     compile: bool = False
     """False: vLLM's eager mode."""
@@ -142,6 +160,13 @@ class EngineConfig(Section):
     """CPU threads per engine."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of vLLM's AsyncEngineArgs."""
+
+    @property
+    def narrow_keys(self) -> dict[str, str]:
+        """The keys that make the engine compute in 8 bits, and what each is without."""
+        off = {"quantization": "none", "kv_cache_dtype": "auto"}
+        values = dict(self)
+        return {key: value for key, value in off.items() if values[key] != value}
 
 
 class SyncConfig(Section):
@@ -152,7 +177,8 @@ class SyncConfig(Section):
     probe_every: PositiveInt = 1
     """Verify every n-th sync by log-probabilities (the first always)."""
     tolerance: Positive | None = None
-    """Largest log-probability gap of a good sync; default 1e-3 in float32, 0.3 in bfloat16."""
+    """Largest log-probability gap of a good sync; default 1e-3 in float32, 0.3 in bfloat16, 1 with an
+    engine in FP8."""
 
 
 class PlacementConfig(Section):

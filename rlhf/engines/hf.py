@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from rlhf.engines.experts import ChosenExperts
 from rlhf.engines.kept import check_limit
 from rlhf.engines.settings import EngineSettings
+from rlhf.engines.simulated_fp8 import SimulatedFp8
 from rlhf.errors import EngineError, SyncError
 from rlhf.interfaces import GenerateRequest
 from rlhf.types import Completion, FinishReason, Sampling
@@ -67,6 +68,7 @@ class HfEngine:
         ).to(settings.device)
         self._model.eval()
         self._experts = ChosenExperts(self._model) if settings.record_routing else None
+        self._fp8 = SimulatedFp8(self._model) if settings.config.quantization == "fp8" else None
         self._kept_limit = settings.kept_limit
         self._device = torch.device(settings.device)
         self._max_rows = settings.config.max_sequences
@@ -203,6 +205,8 @@ class HfEngine:
                 f"version {info['version']}: not received: {missing[:5] or 'none'}, "
                 f"received but not loaded: {list(unknown)[:5] or 'none'}"
             )
+        if self._fp8 is not None:
+            self._fp8.round_weights()
         self._incoming = info["version"]
 
     async def finish_update(self, version: int) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rlhf.config.schema import EngineConfig
 from rlhf.engines.kept import check_limit, num_reported
+from rlhf.engines.precision import precision_arguments
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm_outputs import completion, prompt_logprobs
 from rlhf.errors import DependencyError, EngineError, SyncError
@@ -71,7 +72,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # In a placement group vLLM would choose Ray, and refuse a bundle with all its GPUs.
         "distributed_executor_backend": "mp" if config.tensor_parallel > 1 else "uni",
         "trust_remote_code": settings.trust_remote_code,
-    }
+    } | precision_arguments(config)
     if settings.record_routing:
         arguments["worker_extension_cls"] = _RECORDER
     if settings.kept_limit:
@@ -282,8 +283,7 @@ class VllmEngine:
         info = dict(info)
         self._incoming = int(info["version"])
         if self._settings.transfer in _VLLM_TRANSFERS:
-            # They refuse keys that they do not know.
-            del info["version"]
+            del info["version"]  # they refuse keys that they do not know
         await self._rpc("update_weights", update_info=info)
 
     async def finish_update(self, version: int) -> None:

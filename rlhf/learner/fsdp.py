@@ -32,9 +32,9 @@ from rlhf.learner.model import (
     tokenizer_files,
     weight_specs,
 )
-from rlhf.learner.optimizer import local
 from rlhf.learner.plan import LearnerPlan, RankPlace
 from rlhf.learner.routing import routers
+from rlhf.learner.shards import local
 from rlhf.learner.trained import TrainedModule
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,11 @@ class FsdpLearner:
 
     def _parts(self) -> list[str]:
         """What a checkpoint holds beside the policy."""
-        parts = {"critic": self.critic is not None, "reference that is reset": self.plan.reference_resets}
+        parts = {
+            "critic": self.critic is not None,
+            "reference that is reset": self.plan.reference_resets,
+            "narrow optimizer state": self.plan.learner.optimizer_state == "fp8",
+        }
         return [name for name, is_held in parts.items() if is_held]
 
     def _shapes(self) -> dict[str, list[int]]:

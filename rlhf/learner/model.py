@@ -31,8 +31,8 @@ from rlhf.learner.attention import PACKED
 from rlhf.learner.cpu_layers import use_cpu_layers
 from rlhf.learner.critic import PackedCritic
 from rlhf.learner.forward import PackedPolicy
-from rlhf.learner.optimizer import local
 from rlhf.learner.routing import routers
+from rlhf.learner.shards import local
 
 _MIXERS = re.compile(r"mamba|deltanet|shortconv|recurrent|linearattention|rwkv|ssm", re.IGNORECASE)
 _NO_BACKENDS = (

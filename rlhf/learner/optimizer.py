@@ -5,14 +5,15 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.optim import AdamW
 
 from rlhf.config.schema import LearnerConfig
+from rlhf.learner.fp8_adamw import Fp8AdamW
+from rlhf.learner.shards import local
 
 
-def build_optimizer(module: nn.Module, config: LearnerConfig) -> AdamW:
+def build_optimizer(module: nn.Module, config: LearnerConfig) -> AdamW | Fp8AdamW:
     """AdamW over what is trainable; weight decay on matrices only, not on norms and biases."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -20,6 +21,8 @@ def build_optimizer(module: nn.Module, config: LearnerConfig) -> AdamW:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if config.optimizer_state == "fp8":
+        return Fp8AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     # Made now, not at the first step: a checkpoint has one layout whenever it is written or read.
     for parameter in trained:
@@ -51,8 +54,3 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     if max_norm is not None and math.isfinite(norm) and norm > max_norm:
         torch._foreach_mul_(gradients, max_norm / norm)
     return norm
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

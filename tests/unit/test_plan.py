@@ -136,6 +136,19 @@ def test_weights_of_an_engine_are_split_by_tensor_parallelism():
     assert lines["memory per engine"] == f"about {2 * 7e9 / 2 / GIB:.2f} GiB of weights + KV cache 512 MB"
 
 
+def test_narrow_state_and_fp8_rollout_are_in_the_plan():
+    lines = plan(
+        learner={"num_ranks": 4, "optimizer_state": "fp8"},
+        engine={"quantization": "fp8", "kv_cache_dtype": "fp8", "kv_cache_mb": 512},
+    )
+    assert f"AdamW {(8 + 3 + 8 / 128) * 7e9 / 4 / GIB:.0f} GiB" in lines["memory per learner rank"]
+    assert lines["learner"].endswith("float32 master weights, AdamW's moments in FP8 and float16")
+    assert lines["engines"].endswith("quantization fp8, kv_cache_dtype fp8")
+    size = model_size(recipe())
+    in_bytes = size.parameters + size.vocabulary * size.hidden
+    assert lines["memory per engine"] == f"about {in_bytes / GIB:.2f} GiB of weights + KV cache 512 MB"
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

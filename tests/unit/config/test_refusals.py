@@ -133,6 +133,14 @@ def test_a_setting_of_the_algorithm_that_would_do_nothing_is_refused(algorithm, 
             "task.rewards has the gate a:c, but algorithm.advantages is gdpo",
         ),
         ({"algorithm": {"name": "r1_zero"}, "model": {"path": "x", "lora": {}}}, "and model.lora is set"),
+        (
+            {"algorithm": {"correction": "none"}, "engine": {"quantization": "fp8"}},
+            "engine.quantization is fp8 but algorithm.correction is none",
+        ),
+        (
+            {"algorithm": {"correction": "none"}, "engine": {"kv_cache_dtype": "fp8"}},
+            "or engine.kv_cache_dtype: auto.",
+        ),
     ],
 )
 def test_a_setting_beside_the_algorithm_that_would_do_nothing_is_refused(sections, says):
@@ -150,6 +158,10 @@ def test_a_setting_beside_the_algorithm_that_would_do_nothing_is_refused(section
         {"algorithm": {"name": "r1_zero", "kl_coef": 0}},
         {"algorithm": {"name": "deepseek_v3_2", "kl_in": "reward"}},
         {"algorithm": {"name": "deepseek_v3_2", "kl_estimator": "k2"}},
+        {
+            "algorithm": {"correction": "none", "old_from": "rollout"},
+            "engine": {"quantization": "fp8"},
+        },
         {"algorithm": {"name": "dapo", "advantages": "gdpo", "shaping": None}},
         {
             "algorithm": {

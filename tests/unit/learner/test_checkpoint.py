@@ -20,6 +20,7 @@ CRITIC = CriticConfig(lr=1e-2, lr_schedule="linear", warmup_steps=3)
 
 
 SCHEDULED = plan(lr_schedule="cosine", warmup_steps=2)
+FP8 = plan(optimizer_state="fp8")
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,9 @@ SCHEDULED = plan(lr_schedule="cosine", warmup_steps=2)
         replace(SCHEDULED, critic=CRITIC),
         replace(SCHEDULED, model=LORA, critic=CRITIC.model_copy(update={"lora": LoraConfig(rank=2)})),
         replace(SCHEDULED, needs_reference=True, reference_resets=True),
+        replace(FP8, critic=CRITIC),
     ],
-    ids=["full", "lora", "critic", "lora critic", "reset reference"],
+    ids=["full", "lora", "critic", "lora critic", "reset reference", "fp8 critic"],
 )
 def test_resumed_run_equals_one_never_stopped_bit_for_bit(place: RankPlace, tmp_path: Path, what) -> None:
     whole_run = train(place, what, [0, 1, 2, 3])
@@ -48,7 +50,11 @@ def test_resumed_run_equals_one_never_stopped_bit_for_bit(place: RankPlace, tmp_
 FULL_HOUSE = replace(plan(), critic=CRITIC, needs_reference=True, reference_resets=True)
 
 
-@pytest.mark.parametrize("what", [plan(), FULL_HOUSE], ids=["policy", "critic and reference"])
+@pytest.mark.parametrize(
+    "what",
+    [plan(), FULL_HOUSE, replace(FP8, critic=CRITIC)],
+    ids=["policy", "critic and reference", "fp8 critic"],
+)
 def test_checkpoint_moves_between_two_ranks_and_one(
     place: RankPlace, two_ranks: Ranks, tmp_path: Path, what
 ) -> None:
@@ -70,8 +76,10 @@ def test_checkpoint_moves_between_two_ranks_and_one(
         (plan(), replace(plan(), critic=CRITIC), "it holds no critic, this run has one"),
         (plan(), replace(FULL_HOUSE, critic=None), "it holds no reference that is reset"),
         (FULL_HOUSE, replace(plan(), critic=CRITIC, needs_reference=True), "it holds a reference that is"),
+        (plan(), FP8, "it holds no narrow optimizer state"),
+        (FP8, plan(), "it holds a narrow optimizer state, this run has none"),
     ],
-    ids=["critic given", "critic missing", "reference missing", "reference given"],
+    ids=["critic given", "critic missing", "reference missing", "reference given", "float32", "fp8"],
 )
 def test_checkpoint_of_another_algorithm_is_refused(
     place: RankPlace, tmp_path: Path, written, loading, reason: str
