@@ -11,6 +11,7 @@ from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
 from rlhf.config.presets import lay_over_preset
 from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
+from rlhf.config.services import ServiceConfig, unknown_service
 from rlhf.config.task import SourceConfig, TaskConfig
 
 
@@ -241,6 +242,8 @@ class Recipe(Section):
     model: ModelConfig
     sft: SftConfig | None = None
     task: TaskConfig
+    services: dict[str, ServiceConfig] = Field(default_factory=dict)
+    """Models that rewards ask, as `service://NAME` in their kwargs; each starts with the run if one names it."""
     sandbox: SandboxConfig = SandboxConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -294,6 +297,12 @@ class Recipe(Section):
                 f"schedule.prompts_per_step ({self.schedule.prompts_per_step}) is not a multiple of "
                 f"schedule.minibatches ({self.schedule.minibatches})."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_its_services(self) -> "Recipe":
+        if (problem := unknown_service(self.task, self.services)) is not None:
+            raise ValueError(problem)
         return self
 
     @property
