@@ -149,9 +149,10 @@ def test_a_service_ends_when_its_parent_is_killed(classifier: Path, tmp_path: Pa
     program = (
         "import asyncio, sys\n"
         "from rlhf.services.process import ServiceProcess\n"
-        "from tests.unit.services.test_services import Path, settings_of\n"
+        "from rlhf.services.settings import ServiceSettings\n"
+        "settings = ServiceSettings(name='rm', model=sys.argv[1], kind='reward_model', engine='hf', device='cpu')\n"
         "async def main():\n"
-        "    service = await ServiceProcess.start(settings_of(Path(sys.argv[1])), limit_s=120)\n"
+        "    service = await ServiceProcess.start(settings, limit_s=120)\n"
         "    print(service.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
