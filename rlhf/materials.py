@@ -184,6 +184,9 @@ def serviced(recipe: Recipe, device: str) -> list[ServiceSettings]:
     for name in named_services(recipe.task):
         config = recipe.services[name]
         num_gpus = service_gpus(config, device)
+        template = config.chat_template
+        if template is not None and not Path(template).is_file():
+            raise ConfigError(f"services.{name}.chat_template: there is no file {template!r}.")
         key = f"services.{name}.model"
         model = prepare_model_folder(ModelConfig(path=config.model), "", seed=0, key=key)
         found.append(
@@ -197,6 +200,7 @@ def serviced(recipe: Recipe, device: str) -> list[ServiceSettings]:
                 threads=config.threads,
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
+                chat_template=None if template is None else str(Path(template).resolve()),
                 args=config.args,
                 trust_remote_code=recipe.model.trust_remote_code,
             )

@@ -30,6 +30,8 @@ class ServiceConfig(Section):
     """auto: that of the checkpoint (vLLM makes float32 a 16-bit type)."""
     max_model_len: PositiveInt | None = None
     """Longest input with its answer; default: what the model was made for."""
+    chat_template: str | None = None
+    """A Jinja file in place of the chat template of the model's tokenizer."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further options of `vllm serve`: {max_num_seqs: 64, enable_prefix_caching: true}."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class _Model:
         torch.set_num_threads(settings.threads)
         trusted = settings.trust_remote_code
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=trusted)
+        if settings.chat_template is not None:
+            self.tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
         network = kind.from_pretrained(settings.model, dtype=settings.dtype, trust_remote_code=trusted)
         self.network = network.to(settings.device).eval()
         positions = getattr(network.config, "max_position_embeddings", None)

@@ -23,6 +23,8 @@ class ServiceSettings:
     threads: int = 1
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_model_len: int | None = None
+    chat_template: str | None = None
+    """A Jinja file."""
     args: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     host: str = "127.0.0.1"
@@ -56,6 +58,7 @@ class ServiceSettings:
             "tensor_parallel_size": max(self.num_gpus, 1),
             "max_model_len": self.max_model_len,
             "trust_remote_code": self.trust_remote_code,
+            "chat_template": self.chat_template,
             "disable_uvicorn_access_log": True,
             "enforce_eager": self.device == "cpu",
             **self.args,

@@ -126,8 +126,9 @@ def test_a_service_that_is_late_is_ended(classifier: Path) -> None:
 @pytest.mark.slow
 def test_a_chat_model_answers_as_transformers_does(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path)
-    (folder / "chat_template.jinja").write_text(CHAT)
-    live = Live(settings_of(folder, kind="chat"))
+    template = tmp_path / "elsewhere.jinja"
+    template.write_text(CHAT)
+    live = Live(settings_of(folder, kind="chat", chat_template=str(template)))
     try:
         endpoint = Endpoint(url=f"{live.address}/v1", model="rm")
         question = [{"role": "user", "content": "how are you"}]
