@@ -20,6 +20,7 @@ _PER_ROW = frozenset(
         "task_rewards",
         "reward_parts",
         "last_values",
+        "teacher_ids",
     }
 )
 
@@ -78,6 +79,8 @@ class Batch:
     reward_parts: Float[Tensor, "B K"] | None = None
     """The rewards that `rewards` was made from, one column each; NaN where one does not apply."""
     teacher_logprobs: Float[Tensor, " N"] | None = None
+    teacher_ids: Int[Tensor, " B"] | None = None
+    """Which of several teachers each row has."""
 
     @property
     def num_tokens(self) -> int:

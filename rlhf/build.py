@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from rlhf.algorithms.catalogue import Algorithm, resolve
+from rlhf.algorithms.teachers import with_teachers
 from rlhf.batch import Batch
 from rlhf.cluster.engines import EngineClient
 from rlhf.cluster.launch import usable_cores
@@ -216,6 +219,10 @@ async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algo
         seed=recipe.seed,
         needs_reference=algorithm.needs_reference,
         reference=_reference_model(recipe),
+        teachers={
+            name: _frozen_model(recipe, path, key=f"algorithm.teachers.{name}")
+            for name, path in recipe.algorithm.teachers.items()
+        },
         reference_resets=recipe.algorithm.reference_reset_every > 0,
         critic=recipe.critic if has_critic else None,
         critic_alone=recipe.critic.pretrain_steps * updates if has_critic else 0,
@@ -226,10 +233,13 @@ async def _start_learner(cluster: Cluster, materials: Materials, algorithm: Algo
 
 
 def _reference_model(recipe: Recipe) -> ModelConfig | None:
-    if recipe.algorithm.reference is None:
-        return None
-    found = ModelConfig(path=recipe.algorithm.reference, dtype=recipe.model.dtype)
-    path = prepare_model_folder(found, "", seed=0, key="algorithm.reference")
+    path = recipe.algorithm.reference
+    return None if path is None else _frozen_model(recipe, path, key="algorithm.reference")
+
+
+def _frozen_model(recipe: Recipe, path: str, *, key: str) -> ModelConfig:
+    found = ModelConfig(path=path, dtype=recipe.model.dtype)
+    path = prepare_model_folder(found, "", seed=0, key=key)
     return found.model_copy(update={"path": path})
 
 
@@ -284,12 +294,18 @@ def _annotators(parts: _Parts, num_updates: int) -> list[Annotator]:
         before, last = await parts.learner.values(batch)
         return replace(batch, values=before, last_values=last)
 
-    distils = "teacher_logprobs" in parts.algorithm.inputs
+    def by_teacher(batch: Batch, name: str) -> Awaitable[Tensor]:
+        return parts.learner.logprobs(batch, teacher=name)
+
+    names = parts.algorithm.teachers
+    distils = "teacher_logprobs" in parts.algorithm.inputs and not names
     chosen: list[Annotator] = []
     if parts.algorithm.needs_old_logprobs(num_updates):
         chosen.append(old)
     if parts.algorithm.needs_reference:
         chosen.append(reference)
+    if names:
+        chosen.append(functools.partial(with_teachers, names=names, score=by_teacher))
     if parts.algorithm.value_loss is not None:
         chosen.append(values)
     return chosen

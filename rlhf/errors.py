@@ -36,6 +36,10 @@ class EngineError(RlhfError, RuntimeError):
     """A rollout engine died or answered with something impossible."""
 
 
+class ServiceError(RlhfError, RuntimeError):
+    """A model that a run serves beside the policy did not start, or died; shows the last it said."""
+
+
 class LearnerError(RlhfError, RuntimeError):
     """A learner rank died or produced a non-finite update."""
 

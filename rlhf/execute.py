@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf.config.algorithm import frozen_models
 from rlhf.config.schema import ModelConfig, Recipe
+from rlhf.config.services import with_addresses
 from rlhf.errors import PlacementError
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
@@ -90,13 +92,12 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[
     """
     if recipe.model.config is None:
         prepare_model_folder(recipe.model, "", seed=recipe.seed)
-    if recipe.algorithm.reference is not None:
-        reference = ModelConfig(path=recipe.algorithm.reference)
-        prepare_model_folder(reference, "", seed=recipe.seed, key="algorithm.reference")
+    for key, path in frozen_models(recipe.algorithm).items():
+        prepare_model_folder(ModelConfig(path=path), "", seed=recipe.seed, key=key)
     from rlhf.algorithms.catalogue import resolve
     from rlhf.cluster.launch import device_for
     from rlhf.cluster.transfer import choose_sync
-    from rlhf.materials import worker_settings
+    from rlhf.materials import serviced, worker_settings
     from rlhf.rollout.scoring import RewardPool
 
     resolve(recipe)
@@ -105,13 +106,16 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[
             raise missing_package(package)
     device = device_for(recipe.placement)
     choose_sync(recipe, device)
+    serviced(recipe, device)
     _check_room(recipe, device)
     settings = worker_settings(recipe)
-    pool = RewardPool(recipe.task.all_rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
+    # Nobody is asked yet: any address will do to see whether rewards can be loaded.
+    task = with_addresses(recipe.task, dict.fromkeys(recipe.services, "http://127.0.0.1:1"))
+    pool = RewardPool(task.all_rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
     try:
         await pool.start()
-        for scenario in recipe.task.environments:
-            await _try_environment(recipe, code_dir, scenario)
+        for scenario in task.environments:
+            await _try_environment(recipe.model_copy(update={"task": task}), code_dir, scenario)
         return pool.required_columns
     finally:
         await pool.close()
@@ -134,8 +138,9 @@ def _check_room(recipe: Recipe, device: str) -> None:
 
     from rlhf.cluster.launch import usable_cores
     from rlhf.cluster.placement import seat
+    from rlhf.materials import service_bundles
 
-    bundles = seat(recipe, device).bundles
+    bundles = [*seat(recipe, device).bundles, *service_bundles(recipe, device)]
     if recipe.placement.address is not None:
         return
     present = {"CPU": recipe.placement.num_cpus or usable_cores(), "GPU": torch.cuda.device_count()}
@@ -146,7 +151,7 @@ def _check_room(recipe: Recipe, device: str) -> None:
             raise PlacementError(
                 f"learner.num_ranks ({recipe.learner.num_ranks}) and engine.num_engines "
                 f"({recipe.engine.num_engines}) with placement.kind: {recipe.placement.kind} need {wanted:g} {unit}, "
-                f"found {present[kind]:g} on this machine. Lower them (or learner.threads, engine.threads), "
+                f"found {present[kind]:g} on this machine. Lower them (or learner.threads, engine.threads, services), "
                 f"{'set placement.kind: colocated so that they take turns, ' if is_split else ''}"
                 "or name a cluster with placement.address."
             )

@@ -110,8 +110,12 @@ class Learner(Protocol):
     async def update(self, minibatches: Sequence["Batch"], loss: LossFunction) -> UpdateMetrics:
         """One optimizer step per mini-batch, in order. Advantages and loss_weights must be filled in."""
 
-    async def logprobs(self, batch: "Batch", *, reference: bool = False) -> "Tensor":
-        """[N] log-probabilities under the current (or the frozen reference) weights; 0 where not trained."""
+    async def logprobs(
+        self, batch: "Batch", *, reference: bool = False, teacher: str | None = None
+    ) -> "Tensor":
+        """[N] log-probabilities under the current weights, those of the frozen reference, or of one of the teachers;
+        0 where not trained.
+        """
 
     async def reset_reference(self) -> None:
         """Make the current weights the reference."""

@@ -1,17 +1,19 @@
 """What a run is made from, checked before any process is started: model, prompts, renderer."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.cluster.launch import device_for
+from rlhf.config.algorithm import frozen_models
 from rlhf.config.environment import EnvironmentConfig
 from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import ModelConfig, Recipe
+from rlhf.config.services import ServiceConfig, named_services
 from rlhf.data.prompts import load_prompts, of_scenario
-from rlhf.engines.choice import choose_engine
+from rlhf.engines.choice import choose_engine, vllm_obstacle
 from rlhf.engines.precision import check_precision
 from rlhf.episodes.chat import ChatRenderer
 from rlhf.episodes.conversation import Dialect
@@ -19,11 +21,12 @@ from rlhf.episodes.parsing import parser_of
 from rlhf.episodes.render import Renderer
 from rlhf.episodes.template_check import check_template
 from rlhf.episodes.zygote import LoadEnvironment
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError, DependencyError, ModelError
 from rlhf.plan import replays_routing
 from rlhf.rollout.scoring import WorkerSettings
 from rlhf.run_folder import RunFolder
 from rlhf.sandbox.policy import Policy
+from rlhf.services.settings import ServiceSettings
 from rlhf.stages.model_folder import context_problem, prepare_model_folder, tokenizer_path
 from rlhf.types import Prompt
 
@@ -82,18 +85,17 @@ def gather_materials(
     Without `has_prompts` neither prompts are read: whoever draws from the model reads his own.
     """
     renderer = renderer_for(recipe, model_folder)
-    if recipe.algorithm.reference is not None:
-        found = ModelConfig(path=recipe.algorithm.reference)
-        renderer.check_reference(prepare_model_folder(found, "", seed=0, key="algorithm.reference"))
+    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
+    _check_frozen(recipe, renderer, config)
     played = recipe.task.environments.items()
     dialects = {name: dialect_for(environment, renderer) for name, environment in played}
     train, heldout = load_task(recipe) if has_prompts else ([], [])
+    _check_teachers(recipe, train)
     limit = recipe.sampling.max_prompt_tokens
     if train:
         renderer.check_prompts(train, max_prompt_tokens=limit, key="task.train")
     if heldout:
         renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
-    config = json.loads((Path(model_folder) / "config.json").read_text(encoding="utf-8"))
     _check_context(recipe, config)
     kind, _ = choose_engine(recipe.engine.kind)
     device = device_for(recipe.placement)
@@ -110,6 +112,39 @@ def gather_materials(
         keeps_routing=replays_routing(recipe, config),
         dialects=dialects,
     )
+
+
+def _check_frozen(recipe: Recipe, renderer: Renderer, config: Mapping[str, Any]) -> None:
+    """Refuse a reference or teacher that reads our token ids otherwise, or lacks some of them."""
+    for key, path in frozen_models(recipe.algorithm).items():
+        folder = prepare_model_folder(ModelConfig(path=path), "", seed=0, key=key)
+        renderer.check_reference(folder, key=key)
+        theirs = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        ours, has = (_text_config(c).get("vocab_size", 0) for c in (config, theirs))
+        if key != "algorithm.reference" and has < ours:
+            raise ModelError(
+                f"{key}: {path!r} has a vocabulary of {has} tokens, the model one of {ours}: it cannot score "
+                "all that the model may sample. Use a teacher with the model's vocabulary."
+            )
+
+
+def _check_teachers(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Refuse a training prompt without one of the teachers."""
+    teachers, column = recipe.algorithm.teachers, recipe.algorithm.teacher_by
+    if not teachers or column is None:
+        return
+    for prompt in prompts:
+        found = prompt.columns.get(column)
+        if not isinstance(found, str) or found not in teachers:
+            has = f"is {found!r}" if column in prompt.columns else "is missing"
+            raise DataError(
+                f"task.train: row {prompt.id}: its column {column!r} (algorithm.teacher_by) {has}, expected a name "
+                f"under algorithm.teachers: {', '.join(teachers)}."
+            )
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**config, **(config.get("text_config") or {})}
 
 
 def load_environment(recipe: Recipe, code_dir: Path, scenario: str = "") -> LoadEnvironment:
@@ -159,6 +194,63 @@ def worker_settings(recipe: Recipe) -> WorkerSettings:
             for name, environment in recipe.task.environments.items()
         ),
     )
+
+
+def serviced(recipe: Recipe, device: str) -> list[ServiceSettings]:
+    """What of `services` the rewards name, each with its model at hand. ConfigError for a GPU engine without GPUs."""
+    found = []
+    for name in named_services(recipe.task):
+        config = recipe.services[name]
+        num_gpus = service_gpus(config, device)
+        template = config.chat_template
+        if template is not None and not Path(template).is_file():
+            raise ConfigError(f"services.{name}.chat_template: there is no file {template!r}.")
+        key = f"services.{name}.model"
+        model = prepare_model_folder(ModelConfig(path=config.model), "", seed=0, key=key)
+        found.append(
+            ServiceSettings(
+                name=name,
+                model=model,
+                kind=config.kind,
+                engine=_service_engine(name, config, num_gpus),
+                device="cuda" if num_gpus else "cpu",
+                num_gpus=num_gpus,
+                threads=config.threads,
+                dtype=config.dtype,
+                max_model_len=config.max_model_len,
+                chat_template=None if template is None else str(Path(template).resolve()),
+                args=config.args,
+                trust_remote_code=recipe.model.trust_remote_code,
+            )
+        )
+    return found
+
+
+def service_bundles(recipe: Recipe, device: str) -> list[dict[str, float]]:
+    """Cores and GPUs that each service takes of its node."""
+    chosen = [recipe.services[name] for name in named_services(recipe.task)]
+    return [{"CPU": float(c.threads), "GPU": float(service_gpus(c, device))} for c in chosen]
+
+
+def service_gpus(config: ServiceConfig, device: str) -> int:
+    """GPUs that a service has of its own."""
+    return int(device == "cuda") if config.gpus is None else config.gpus
+
+
+def _service_engine(name: str, config: ServiceConfig, num_gpus: int) -> Literal["vllm", "hf"]:
+    engine = config.engine
+    if engine == "auto":
+        engine = "vllm" if num_gpus and vllm_obstacle() is None else "hf"
+    elif engine == "vllm" and (obstacle := vllm_obstacle()) is not None:
+        raise DependencyError(
+            f"services.{name}.engine is vllm, but {obstacle}. Set it to hf, or install vLLM."
+        )
+    if engine == "hf" and (config.args or num_gpus > 1):
+        raise ConfigError(
+            f"services.{name}: args and more than one GPU are vLLM's, but its engine is hf. Remove them, or set "
+            f"services.{name}.engine: vllm."
+        )
+    return engine
 
 
 def local_model(recipe: Recipe, model_folder: str) -> ModelConfig:

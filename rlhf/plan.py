@@ -100,6 +100,9 @@ def _around(recipe: Recipe, algorithm: Algorithm) -> list[tuple[str, str]]:
             f"kl_coef is steered towards a KL of {target:g} per token" if target else "",
         ]
         lines.append(("  reference", "; ".join(filter(None, parts))))
+    if config.teachers:
+        named = ", ".join(f"{name}: {path}" for name, path in config.teachers.items())
+        lines.append(("  teachers", f"{named}; a row's is named by its column {config.teacher_by}"))
     if algorithm.value_loss is not None:
         critic = recipe.critic
         alone = f"{critic.pretrain_steps} of {schedule.num_steps} steps on the critic alone first"
@@ -270,7 +273,8 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
     logits = recipe.learner.logprob_chunk * size.vocabulary * 4 * 3
     weights = _engine_weights(recipe, size) / recipe.engine.tensor_parallel
     cache = recipe.engine.kv_cache_mb
-    rank_total = state + critic + reference + activations + logits
+    teachers = sum(4 * _size_of(path, size) / ranks for path in recipe.algorithm.teachers.values())
+    rank_total = state + critic + reference + teachers + activations + logits
     return [
         (
             "parameters",
@@ -281,7 +285,8 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
             f"about {_gib(rank_total)} (weights, gradients, AdamW {_gib(state)}; "
             + (f"critic {_gib(critic)}; " if has_critic else "")
             + f"reference {_gib(reference)}; "
-            f"activations up to {_gib(activations)}; logits {_gib(logits)})",
+            + (f"{len(recipe.algorithm.teachers)} teachers {_gib(teachers)}; " if teachers else "")
+            + f"activations up to {_gib(activations)}; logits {_gib(logits)})",
         ),
         (
             "memory per engine",
@@ -302,6 +307,13 @@ def _engine_weights(recipe: Recipe, size: ModelSize) -> float:
         return width * size.parameters
     embeddings = size.vocabulary * size.hidden
     return width * embeddings + (size.parameters - embeddings)
+
+
+def _size_of(path: str, policy: ModelSize) -> int:
+    """Parameters of another model; where nothing tells, as many as the policy has."""
+    file = Path(path) / "config.json"
+    found = _from_config(json.loads(file.read_text())) if file.is_file() else _from_name(path)
+    return policy.parameters if found is None else found.parameters
 
 
 def _lora_parameters(recipe: Recipe, size: ModelSize) -> int:

@@ -29,6 +29,7 @@ from rlhf.episodes.schema_values import arguments_for
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.interfaces import GenerateRequest, RolloutFunction
 from rlhf.materials import dialect_for, load_environment, load_task, renderer_for, worker_settings
+from rlhf.processes import local_services
 from rlhf.rollout.scoring import RewardPool
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.types import (
@@ -217,6 +218,11 @@ async def play(recipe: Recipe, *, code_dir: Path, row: int) -> int:
 
     Rows of scenarios are counted on, in the order in which the recipe names them.
     """
+    async with local_services(recipe) as served:
+        return await _play(served, code_dir=code_dir, row=row)
+
+
+async def _play(recipe: Recipe, *, code_dir: Path, row: int) -> int:
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     train, _ = load_task(recipe)
     if row >= len(train):

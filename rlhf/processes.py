@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.cluster.engines import EngineClient
+from rlhf.cluster.launch import device_for
 from rlhf.cluster.placement import Cluster, reserve, seat_engines
+from rlhf.cluster.services import open_services
 from rlhf.cluster.transfer import choose_sync
 from rlhf.config.schema import Recipe
+from rlhf.config.services import with_addresses
 from rlhf.engines.choice import choose_engine
 from rlhf.engines.precision import check_precision
 from rlhf.engines.settings import EngineSettings
@@ -19,8 +22,9 @@ from rlhf.episodes.host import EnvironmentHost
 from rlhf.episodes.lockstep import Lockstep
 from rlhf.episodes.runner import EpisodeRunner, ScenarioRollout, SingleTurn
 from rlhf.interfaces import RolloutFunction
-from rlhf.materials import Materials, load_environment, worker_settings
+from rlhf.materials import Materials, load_environment, serviced, worker_settings
 from rlhf.rollout.scoring import RewardPool
+from rlhf.services.process import ServiceProcess
 from rlhf.weight_sync.files import read_weights
 
 if TYPE_CHECKING:
@@ -48,8 +52,12 @@ class Drawing:
 
 @contextlib.asynccontextmanager
 async def open_graders(recipe: Recipe, *, code_dir: Path) -> AsyncIterator[Graders]:
-    """Start reward workers and environments; they end with the block. LoadError for what cannot be imported."""
+    """Start services, reward workers and environments, inside Ray where there are services; they end with the block.
+
+    LoadError for what cannot be imported, ServiceError for a service that does not start.
+    """
     async with contextlib.AsyncExitStack() as stack:
+        recipe = await stack.enter_async_context(_with_services(recipe))
         reward = RewardPool(
             recipe.task.all_rewards,
             num_workers=recipe.task.reward_workers,
@@ -65,6 +73,30 @@ async def open_graders(recipe: Recipe, *, code_dir: Path) -> AsyncIterator[Grade
             stack.push_async_callback(hosts[scenario].close)
             await hosts[scenario].start()
         yield Graders(reward=reward, hosts=hosts)
+
+
+@contextlib.asynccontextmanager
+async def _with_services(recipe: Recipe) -> AsyncIterator[Recipe]:
+    """The recipe with the addresses of its services, which run until the block ends."""
+    services = serviced(recipe, device_for(recipe.placement)) if recipe.services else []
+    if not services:
+        yield recipe
+        return
+    is_local = recipe.placement.address is None
+    async with open_services(services, is_local=is_local, limit_s=recipe.timeouts.start_s) as addresses:
+        yield recipe.model_copy(update={"task": with_addresses(recipe.task, addresses)})
+
+
+@contextlib.asynccontextmanager
+async def local_services(recipe: Recipe) -> AsyncIterator[Recipe]:
+    """As a run has them, but children of this process: without Ray, hence without a share of the GPUs of their own."""
+    async with contextlib.AsyncExitStack() as stack:
+        addresses = {}
+        for settings in serviced(recipe, device_for(recipe.placement)) if recipe.services else ():
+            service = await ServiceProcess.start(settings, limit_s=recipe.timeouts.start_s)
+            stack.push_async_callback(service.close)
+            addresses[settings.name] = await service.address()
+        yield recipe.model_copy(update={"task": with_addresses(recipe.task, addresses)})
 
 
 @contextlib.asynccontextmanager

@@ -5,14 +5,17 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlhf.algorithms.catalogue import Algorithm
 from rlhf.algorithms.correction import with_ess
 from rlhf.algorithms.kl import next_kl_coef
 from rlhf.algorithms.shaping import shaping_metrics
+from rlhf.algorithms.teachers import teacher_metrics
 from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
@@ -106,12 +109,17 @@ class Run:
     def pack(self, groups: Sequence[TrajectoryGroup]) -> Batch:
         """The groups of a step as one batch, with what the algorithm reads of their rewards."""
         environments = self.recipe.task.environments
-        return pack(
+        batch = pack(
             groups,
             reward_parts=self.reward_parts,
             decode=self.decode_steps,
             truncated={name: environment.truncated for name, environment in environments.items()},
         )
+        names, column = self.algorithm.teachers, self.recipe.algorithm.teacher_by
+        if not names or column is None:
+            return batch
+        teachers = [names.index(group.prompt.columns[column]) for group in groups]
+        return replace(batch, teacher_ids=torch.tensor(teachers)[batch.group_ids])
 
     def minibatch_seeds(self) -> list[int]:
         """Seed of this step's split into mini-batches, for each pass over them."""
@@ -188,7 +196,7 @@ class Run:
         metrics |= {f"time/{name}": seconds for name, seconds in spent.items()}
         metrics["rollout/tokens_per_s"] = metrics["rollout/num_tokens"] / max(spent["step_s"], 1e-9)
         metrics |= self._buffer_metrics(spent) | dict(self.prompts.metrics())
-        metrics |= shaping_metrics(batch)
+        metrics |= shaping_metrics(batch) | teacher_metrics(batch, self.algorithm.teachers)
         assert batch.advantages is not None
         metrics["update/num_tokens"] = float(batch.num_tokens)
         sample = self.recorder.record(self.state.step, groups, row_advantages(groups, batch))

@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 CHARACTERS = "\n !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz"
 PAD, EOS = 0, 1
@@ -72,3 +78,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['content'] }}{{ '<eos>' if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+)
+"""A question, a line's end, the answer, its end: nothing is written before an answer."""
+
+
+def save_tiny_classifier(folder: Path, seed: int = 0) -> Path:
+    """Write a sequence classifier of the tiny shape with one number, its tokenizer and a chat template."""
+    config = AutoConfig.for_model(**tiny_config(num_labels=1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return folder

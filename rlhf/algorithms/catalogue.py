@@ -54,6 +54,8 @@ class Algorithm:
     """What the critic is trained towards."""
     inputs: frozenset[str] = frozenset()
     """What the advantages read of the batch beyond what every batch has."""
+    teachers: tuple[str, ...] = ()
+    """Names of the teachers, in the order of Batch.teacher_ids; none: the reference is the teacher, if one is read."""
     least_rewards: int = 2
     """Gradable samples without which a group says nothing: 1 where each is judged by itself."""
 
@@ -71,7 +73,7 @@ class Algorithm:
     @property
     def needs_reference(self) -> bool:
         """The batch must carry ref_logprobs."""
-        return self.kl_coef > 0 or "teacher_logprobs" in self.inputs
+        return self.kl_coef > 0 or ("teacher_logprobs" in self.inputs and not self.teachers)
 
     @property
     def needs_entropy(self) -> bool:
@@ -179,6 +181,7 @@ def resolve(recipe: Recipe) -> Algorithm:
         value_loss=ValueLoss(clip=recipe.critic.value_clip) if has_critic else None,
         returns=partial(returns, lam=recipe.critic.lam, **shared) if has_critic else None,
         inputs=config.inputs,
+        teachers=tuple(config.teachers),
         least_rewards=1 if config.advantages in ONE_BY_ONE or recipe.schedule.samples_per_prompt == 1 else 2,
     )
 

@@ -31,6 +31,7 @@ from rlhf.data.prompts import load_prompts, of_scenario
 from rlhf.errors import ConfigError, DataError, LoadError, RewardError
 from rlhf.materials import renderer_for, worker_settings
 from rlhf.plan import derive_plan
+from rlhf.processes import local_services
 from rlhf.rollout.reward_totals import applies
 from rlhf.rollout.scoring import RewardPool
 from rlhf.telemetry.logs import TERMINAL
@@ -51,6 +52,18 @@ async def check(
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json: there is no folder {str(json_file.parent)!r}.")
+    async with local_services(recipe) as served:
+        report, prompts = await _checked(served, code_dir=code_dir, num_rows=num_rows)
+    order = {prompt.id: index for index, prompt in enumerate(prompts)}
+    # Rows are graded side by side: what was found is put back into the order of the data.
+    report.findings.sort(key=lambda finding: order.get(finding.row, -1))
+    code = report.conclude()
+    if json_file is not None:
+        report.save(json_file)
+    return code
+
+
+async def _checked(recipe: Recipe, *, code_dir: Path, num_rows: int | None) -> tuple[Report, list[Prompt]]:
     report = Report(recipe=recipe.name)
     derive_plan(recipe)
     report.say("recipe", "valid; the plan can be derived")
@@ -62,13 +75,7 @@ async def check(
         for key, source in recipe.sft.sources.items():
             rows = _read(source, key, report)
             report.say(key, f"{len(rows)} demonstrations", rows=len(rows))
-    order = {prompt.id: index for index, prompt in enumerate(prompts)}
-    # Rows are graded side by side: what was found is put back into the order of the data.
-    report.findings.sort(key=lambda finding: order.get(finding.row, -1))
-    code = report.conclude()
-    if json_file is not None:
-        report.save(json_file)
-    return code
+    return report, prompts
 
 
 async def _check_task(

@@ -43,11 +43,13 @@ class LearnerClient:
         metrics: UpdateMetrics = answers[0]
         return metrics
 
-    async def logprobs(self, batch: Batch, *, reference: bool = False) -> torch.Tensor:
+    async def logprobs(
+        self, batch: Batch, *, reference: bool = False, teacher: str | None = None
+    ) -> torch.Tensor:
         """[N] log-probabilities; 0 where not trained."""
         plan = plan_microbatches(batch, ranks=len(self.ranks), budget_tokens=self.microbatch_tokens)
         answers = await self._on_ranks(
-            "logprobs", [([batch.select_rows(rows) for rows in share], reference) for share in plan]
+            "logprobs", [([batch.select_rows(rows) for rows in share], reference, teacher) for share in plan]
         )
         gathered = torch.zeros(batch.num_tokens)
         for share, parts in zip(plan, answers, strict=True):

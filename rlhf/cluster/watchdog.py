@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlhf.errors import DeadlineError, EngineError, LearnerError, RlhfError
+from rlhf.errors import DeadlineError, EngineError, LearnerError, RlhfError, ServiceError
+
+_ERRORS: Mapping[str, type[RlhfError]] = {
+    "engine": EngineError,
+    "learner": LearnerError,
+    "service": ServiceError,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +29,7 @@ class Named:
     handle: Any
     name: str
     kind: str
-    """`engine` or `learner`: decides the error type of its death."""
+    """`engine`, `learner` or `service`: decides the error type of its death."""
     node_id: str = ""
     pid: int = 0
     stack_file: str = ""
@@ -47,7 +54,7 @@ async def answer(reference: Any, *, actor: Named, call: str, limit_s: float) -> 
 
 def translate(error: RayError, *, actor: Named, call: str) -> Exception:
     """Ray's wrapper -> our error, with the actor and the call named."""
-    kind = EngineError if actor.kind == "engine" else LearnerError
+    kind = _ERRORS[actor.kind]
     if isinstance(error, RayTaskError):
         cause = error.cause
         if isinstance(cause, RlhfError):
@@ -67,7 +74,7 @@ async def stack_of(actor: Named) -> str:
     strategy = NodeAffinitySchedulingStrategy(node_id=actor.node_id, soft=False)
     dump = _dump.options(num_cpus=0, scheduling_strategy=strategy).remote(actor.pid, actor.stack_file)
     looks = [_within(dump, 20)]
-    if actor.kind == "engine":
+    if actor.kind != "learner":
         looks.append(_within(actor.handle.tasks.remote(), 5))
     return "\n".join(await asyncio.gather(*looks))
 

@@ -95,6 +95,10 @@ class AlgorithmConfig(Section):
     reference: str | None = None
     """Model folder or hub name of the frozen reference, which is the teacher of `advantages: distill`.
     None: the model before training."""
+    teachers: dict[str, str] = Field(default_factory=dict)
+    """Several teachers of `advantages: distill` in place of the reference: {name: folder or hub name}."""
+    teacher_by: str | None = None
+    """The prompt column that names the teacher of a row."""
     reference_reset_every: Count = 0
     """Steps after which the policy becomes the reference; 0: never."""
     entropy_coef: float = 0.0
@@ -138,6 +142,12 @@ class AlgorithmConfig(Section):
             if isinstance(values, dict)
             else values
         )
+
+
+def frozen_models(config: AlgorithmConfig) -> dict[str, str]:
+    """Reference and teachers, by the key that names them."""
+    found = {} if config.reference is None else {"algorithm.reference": config.reference}
+    return found | {f"algorithm.teachers.{name}": path for name, path in config.teachers.items()}
 
 
 class LoraConfig(Section):

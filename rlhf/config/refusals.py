@@ -78,9 +78,16 @@ _IDLE = (
     ),
     _Idle(
         keys=("reference",),
-        unread=lambda a: a.kl_coef == 0 and "teacher_logprobs" not in a.inputs,
-        why="algorithm.kl_coef is 0 and algorithm.advantages is {advantages}: nothing reads a reference",
-        instead="set kl_coef, or advantages: distill",
+        unread=lambda a: a.kl_coef == 0 and ("teacher_logprobs" not in a.inputs or bool(a.teachers)),
+        why="algorithm.kl_coef is 0 and algorithm.advantages is {advantages}, which "
+        "reads no reference (nor where there are algorithm.teachers)",
+        instead="set kl_coef, or advantages: distill without teachers",
+    ),
+    _Idle(
+        keys=("teachers", "teacher_by"),
+        unread=lambda a: "teacher_logprobs" not in a.inputs,
+        why="algorithm.advantages is {advantages}, which reads no teacher",
+        instead="set advantages: distill",
     ),
     _Idle(
         keys=("correction_floor", "correction_cap"),
@@ -128,7 +135,7 @@ def _idle(recipe: Recipe) -> Iterator[str]:
     values = dict(recipe.algorithm)
     for rule in _IDLE:
         for key in rule.keys if rule.unread(recipe.algorithm) else ():
-            default = AlgorithmConfig.model_fields[key].default
+            default = AlgorithmConfig.model_fields[key].get_default(call_default_factory=True)
             if values[key] != default:
                 why = rule.why.format_map(values)
                 yield (
@@ -208,16 +215,8 @@ def _of_estimator(recipe: Recipe) -> Iterator[str]:
             "algorithm.advantage_kwargs.bootstrap_truncated is true and so is algorithm.mask_truncated: the rows "
             "that the first is about are left out of the loss. Set one of the two to false."
         )
-    if "teacher_logprobs" in config.inputs and config.reference is None:
-        yield (
-            f"algorithm.advantages is {config.advantages} but algorithm.reference is not set: the teacher would "
-            "be the model before training. Set algorithm.reference to the folder or hub name of the teacher."
-        )
-    if "teacher_logprobs" in config.inputs and config.reference_reset_every:
-        yield (
-            f"algorithm.advantages is {config.advantages} and algorithm.reference_reset_every is "
-            f"{config.reference_reset_every}: the policy would become its own teacher. Set reference_reset_every: 0."
-        )
+    if "teacher_logprobs" in config.inputs:
+        yield from _of_teachers(config)
     if config.advantage_inputs and ":" not in config.advantages:
         yield (
             f"algorithm.advantage_inputs is {list(config.advantage_inputs)} but algorithm.advantages is "
@@ -225,6 +224,25 @@ def _of_estimator(recipe: Recipe) -> Iterator[str]:
         )
     if config.advantages == "gdpo":
         yield from _of_parts(recipe)
+
+
+def _of_teachers(config: AlgorithmConfig) -> Iterator[str]:
+    if bool(config.teachers) != (config.teacher_by is not None):
+        yield (
+            f"algorithm.teachers is {config.teachers} and algorithm.teacher_by is {_yaml(config.teacher_by)}: several "
+            "teachers and the prompt column that names a row's teacher need each other. Set both, or neither."
+        )
+    if config.reference is None and not config.teachers:
+        yield (
+            f"algorithm.advantages is {config.advantages} but algorithm.reference is not set: the teacher would "
+            "be the model before training. Set algorithm.reference to the folder or hub name of the teacher, or "
+            "algorithm.teachers to several."
+        )
+    if config.reference_reset_every and not config.teachers:
+        yield (
+            f"algorithm.advantages is {config.advantages} and algorithm.reference_reset_every is "
+            f"{config.reference_reset_every}: the policy would become its own teacher. Set reference_reset_every: 0."
+        )
 
 
 def _of_parts(recipe: Recipe) -> Iterator[str]:

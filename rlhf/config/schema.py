@@ -12,6 +12,7 @@ from rlhf.config.presets import lay_over_preset
 from rlhf.config.rewards import uncovered_step
 from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
+from rlhf.config.services import ServiceConfig, unknown_service
 from rlhf.config.task import TaskConfig
 from rlhf.config.trainer import SftConfig as SftConfig
 
@@ -253,6 +254,8 @@ class Recipe(Section):
     sft: SftConfig | None = None
     """A cold start before RL, through TRL in a process of its own."""
     task: TaskConfig
+    services: dict[str, ServiceConfig] = Field(default_factory=dict)
+    """Models that rewards ask, as `service://NAME` in their kwargs; each starts with the run if one names it."""
     sandbox: SandboxConfig = SandboxConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -326,6 +329,12 @@ class Recipe(Section):
                     f"{key}.rewards: by their first_step and last_step no reward but gates counts at step {bare}, "
                     "where nothing would tell good answers from bad. Widen one of them, or add a reward for that time."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_its_services(self) -> "Recipe":
+        if (problem := unknown_service(self.task, self.services)) is not None:
+            raise ValueError(problem)
         return self
 
     @property

@@ -140,7 +140,7 @@ class Renderer:
             )
         return lengths[longest]
 
-    def check_reference(self, folder: str) -> None:
+    def check_reference(self, folder: str, *, key: str = "algorithm.reference") -> None:
         """Refuse a reference or teacher whose tokenizer spells our ids otherwise: it would score other text.
 
         It may have further ids; a folder without a tokenizer cannot be compared and is taken.
@@ -157,7 +157,7 @@ class Renderer:
         )
         if moved:
             raise ModelError(
-                f"algorithm.reference: the tokenizer of {folder!r} gives {len(moved)} of our tokens another id or "
+                f"{key}: the tokenizer of {folder!r} gives {len(moved)} of our tokens another id or "
                 f"none, {moved[0]!r} among them. Use a reference or teacher of the same tokenizer."
             )
 

@@ -43,7 +43,7 @@ N = TypeVar("N", PackedPolicy, PackedCritic)
 
 
 class FsdpLearner:
-    """A rank of FSDP2 training: policy, critic, reference; checkpoints, weights for engines."""
+    """A rank of FSDP2 training: policy, critic, reference, teachers; checkpoints, weights for engines."""
 
     def __init__(self, plan: LearnerPlan, place: RankPlace) -> None:
         _refuse(plan)
@@ -81,6 +81,10 @@ class FsdpLearner:
             frozen = plan.reference or plan.model
             self.reference = self._sharded(frozen, self._as_policy).requires_grad_(False)
             self._reference_parameters = dict(self.reference.model.named_parameters())
+        self.teachers = {
+            name: self._sharded(model, self._as_policy).requires_grad_(False)
+            for name, model in plan.teachers.items()
+        }
         self.sender: WeightSender | None = None
 
     def _as_policy(self, network: PreTrainedModel) -> PackedPolicy:
@@ -134,20 +138,24 @@ class FsdpLearner:
         """As `update`, for the critic: the loss is given its values [N] and no entropy."""
         return self._held_critic().update(minibatches, loss)
 
-    def logprobs(self, microbatches: Sequence[Batch], reference: bool = False) -> list[Tensor]:
+    def logprobs(
+        self, microbatches: Sequence[Batch], reference: bool = False, teacher: str | None = None
+    ) -> list[Tensor]:
         """[N] per micro-batch, on the CPU: log-probability of each trained token, 0 elsewhere.
 
-        The reference keeps the sampling mask, so that all are distributions on one support, but routes for
-        itself: the sampler's experts were never those of its weights.
+        Reference and teachers keep the sampling mask, so that all are distributions on one support, but route for
+        themselves: the sampler's experts were never those of their weights.
         """
         policy: PackedPolicy = self.policy.module
         base: AbstractContextManager[None] = nullcontext()
-        if reference and self.reference is not None:
+        if teacher is not None:
+            policy = self.teachers[teacher]
+        elif reference and self.reference is not None:
             policy = self.reference
         elif reference:
             assert self.plan.model.lora is not None, "LearnerPlan.needs_reference was False"
             base = adapters_off(policy.model)
-        if reference:
+        if reference or teacher is not None:
             microbatches = [replace(batch, routing=None) for batch in microbatches]
         with base, inference(policy):
             return [score_tokens(policy, b.to(self.device), "none").logprobs.cpu() for b in microbatches]
@@ -246,8 +254,9 @@ class FsdpLearner:
             return
         for trained in self._trained().values():
             trained.move(device)
-        if self.reference is not None:
-            self.reference.to(device)
+        frozen = [*self.teachers.values(), *([] if self.reference is None else [self.reference])]
+        for policy in frozen:
+            policy.to(device)
         torch.cuda.empty_cache()
 
     @property

@@ -1,6 +1,7 @@
 """What every learner rank is built from: plain values, picklable, ready to be sent to another process."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhf.config.algorithm import CriticConfig
@@ -35,6 +36,8 @@ class LearnerPlan:
     """Hold the initial weights frozen (LoRA holds them anyway)."""
     reference: ModelConfig | None = None
     """What the frozen reference is loaded from instead; None: `model`."""
+    teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
+    """Frozen models beside the reference, by name."""
     reference_resets: bool = False
     """The reference will be set to the policy now and then, so checkpoints hold it. Not with LoRA."""
     critic: CriticConfig | None = None

@@ -6,15 +6,12 @@ and runs in its own process group, which the kernel kills when the driver is gon
 """
 
 import asyncio
-import fcntl
 import inspect
 import json
 import os
 import pickle
-import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +20,7 @@ from typing import Any, BinaryIO
 
 from rlhf.errors import LoadError, RlhfError
 from rlhf.importing import load_function, warm_up_of
+from rlhf.lifeline import tie_life_to
 from rlhf.rollout.reward_retries import Retries, bind_retries
 from rlhf.rollout.reward_shapes import CallLog, RewardFunction, Shape, TrainerState, bind
 from rlhf.rollout.reward_values import as_result, as_results
@@ -303,30 +301,10 @@ def _clear_output() -> None:
         os.ftruncate(1, 0)
 
 
-def _tie_life_to(lifeline: int) -> None:
-    """Have the whole process group killed when the driver's end of the pipe closes, however the driver died.
-
-    On Linux the kernel does it, even while a regular expression holds the interpreter lock. PR_SET_PDEATHSIG
-    would fire when the *thread* that started this process ends.
-    """
-    os.set_inheritable(lifeline, False)
-    if sys.platform == "linux":
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgid(0))
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-        return
-
-    def wait() -> None:
-        os.read(lifeline, 1)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main() -> None:
     """Serve on the descriptors named on the command line until the driver goes away."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
-    _tie_life_to(int(sys.argv[2]))
+    tie_life_to(int(sys.argv[2]))
     with connection, connection.makefile("rb") as commands:
         RewardWorker(connection).serve(commands)

@@ -110,6 +110,8 @@ _DECLARED = (
     Metric("update/ratio_max", "max", "", "Largest probability ratio new/old over trained tokens."),
     Metric("update/ratio_mean", "mean", "", "Mean probability ratio new/old over trained tokens."),
     Metric("update/kl", "mean", "nats", "KL divergence to the frozen reference."),
+    Metric("update/teacher_kl", "mean", "nats", "Student's log-probability minus its teacher's, per token."),
+    Metric("update/teacher_kl/*", "mean", "nats", "The same over the rows of one teacher."),
     Metric("update/kl_coef", "last", "", "Weight of that KL, where it is steered."),
     Metric("update/kl_old", "mean", "nats", "KL divergence to the policy before this step's updates."),
     Metric("update/advantages_std", "mean", "", "Standard deviation of the advantages."),

@@ -67,6 +67,16 @@ def test_no_preset_is_refused(name):
         ({"advantages": "gae", "advantage_kwargs": {"length_alpha": 0}}, "length_alpha is 0, expected"),
         ({"name": "vapo", "advantage_kwargs": {"lam": 0.9}}, "Remove lam, or set length_alpha: null"),
         ({"advantages": "distill"}, "algorithm.reference is not set"),
+        ({"advantages": "distill", "teachers": {"a": "b"}}, "need each other. Set both, or neither"),
+        (
+            {"advantages": "distill", "reference": "b", "teacher_by": "c"},
+            "teachers is {} and algorithm.teacher_by is c",
+        ),
+        (
+            {"advantages": "distill", "reference": "b", "teacher_by": "c", "teachers": {"a": "b"}},
+            "nor where there are algorithm.teachers",
+        ),
+        ({"teachers": {"a": "b"}}, "advantages is grpo, which reads no teacher"),
         (
             {"advantages": "distill", "reference": "b", "kl_coef": 0.1, "reference_reset_every": 5},
             "the policy would become its own teacher",

@@ -1,0 +1,1 @@
+"""Models that serve a run beside the policy, over HTTP: reward models and judges."""

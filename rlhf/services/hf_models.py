@@ -1,0 +1,105 @@
+"""What the small server answers with: a sequence classifier or a language model of transformers, one call at a time."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf.services.settings import ServiceSettings
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class BadRequest(ValueError):
+    """A request that this model cannot answer; its text goes to who asked."""
+
+
+class _Model:
+    def __init__(self, settings: ServiceSettings, kind: Any) -> None:
+        torch.set_num_threads(settings.threads)
+        trusted = settings.trust_remote_code
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=trusted)
+        if settings.chat_template is not None:
+            self.tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+        network = kind.from_pretrained(settings.model, dtype=settings.dtype, trust_remote_code=trusted)
+        self.network = network.to(settings.device).eval()
+        positions = getattr(network.config, "max_position_embeddings", None)
+        self.longest: int = settings.max_model_len or positions or 1 << 30
+
+    def encode(self, body: Mapping[str, Any], *, asks: bool) -> list[int]:
+        """Token ids of a conversation, with the opening of the answer where the model `asks` for one."""
+        try:
+            if "messages" not in body:
+                return self._checked(self.tokenizer(body["input"])["input_ids"])
+            if not isinstance(body["messages"], list):
+                raise TypeError("messages is not a list")
+            text = self.tokenizer.apply_chat_template(
+                body["messages"], tokenize=False, add_generation_prompt=asks
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadRequest(f"cannot be made tokens: {type(error).__name__}: {error}") from error
+        # The template writes the special tokens itself.
+        return self._checked(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not 0 < len(ids) <= self.longest:
+            raise BadRequest(f"it has {len(ids)} tokens, expected 1 to {self.longest} (max_model_len)")
+        return ids
+
+
+class Classifier(_Model):
+    """A sequence classifier: the numbers of the last token."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        super().__init__(settings, AutoModelForSequenceClassification)
+        # Sequences of one length go together, so nothing is padding, not even a token that pads elsewhere.
+        self.network.config.get_text_config().pad_token_id = -1
+
+    @torch.inference_mode()
+    def classify(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The logits of each sequence."""
+        found: dict[int, list[float]] = {}
+        by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        for _, group in groupby(by_length, key=lambda i: len(sequences[i])):
+            places = list(group)
+            ids = torch.tensor([sequences[i] for i in places], device=self.network.device)
+            logits = self.network(input_ids=ids).logits.float().tolist()
+            found |= dict(zip(places, logits, strict=True))
+        return [found[i] for i in range(len(sequences))]
+
+
+class ChatModel(_Model):
+    """A language model: one answer at a time."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        super().__init__(settings, AutoModelForCausalLM)
+
+    @torch.inference_mode()
+    def answer(self, prompt: Sequence[int], body: Mapping[str, Any]) -> tuple[str, bool]:
+        """The answer's text, and whether the model ended it by itself."""
+        limit = int(body.get("max_tokens") or body.get("max_completion_tokens") or 1024)
+        limit = min(limit, self.longest - len(prompt))
+        if limit < 1:
+            raise BadRequest(
+                f"the question has {len(prompt)} tokens of {self.longest}: none are left to answer"
+            )
+        temperature = float(body.get("temperature", 1.0))
+        drawn: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            drawn = {
+                "do_sample": True,
+                "temperature": temperature,
+                "top_p": float(body.get("top_p", 1.0)),
+                "top_k": 0,
+            }
+        torch.manual_seed(int(body.get("seed") or 0))
+        ids = torch.tensor([list(prompt)], device=self.network.device)
+        mask = torch.ones_like(ids)
+        made = self.network.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit, **drawn)[0]
+        new = made[len(prompt) :].tolist()
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        stops = self.network.generation_config.eos_token_id
+        return text, bool(new) and new[-1] in (stops if isinstance(stops, list) else [stops])
