@@ -59,6 +59,23 @@ def demonstrations(
     ]
 
 
+def preferences(seed: int = 0, size: int = 1000, *, terms: int = 4) -> list[dict[str, str]]:
+    """Pairs {id, prompt, chosen, rejected} of `problems`: the whole work against work that stops one term early.
+
+    Problems whose last term is 0 are left out: both answers would be right.
+    """
+    rows = [row for row in problems(seed, 2 * size, terms=terms) if int(_terms(row["id"])[-1])][:size]
+    return [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "chosen": _work(row["id"], is_careless=False, mixed=0.0),
+            "rejected": _work(row["id"], is_careless=True, mixed=0.0),
+        }
+        for row in rows
+    ]
+
+
 def warm_up() -> None:
     """Import reasoning-gym before the first deadline runs (reward workers call this when they load)."""
     _chain_sum(0, 1, 2, 1)
@@ -106,8 +123,12 @@ def _split(expression: str) -> Split:
     return "heldout" if sha256(expression.encode()).digest()[0] < 32 else "train"
 
 
+def _terms(expression: str) -> list[str]:
+    return re.findall(r"[+-]?\d+", expression)
+
+
 def _totals(expression: str) -> list[int]:
-    return list(accumulate(int(term) for term in re.findall(r"[+-]?\d+", expression)))
+    return list(accumulate(int(term) for term in _terms(expression)))
 
 
 def _is_small(expression: str) -> bool:

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from rewards.reasoning_tasks import demonstrations, one_notation, problems, verify
+from rewards.reasoning_tasks import demonstrations, one_notation, preferences, problems, verify
 from rlhf.types import Message, Prompt, Trajectory, Turn
 
 
@@ -42,6 +42,15 @@ def test_careless_demonstrations_stop_one_term_early_and_do_not_verify():
         if value == 0.0:
             steps = re.findall(r"\d+", row["completion"])[:-1]
             assert steps == re.findall(r"\d+", careful[row["id"]])[:-2]
+
+
+def test_preferences_set_whole_work_against_work_cut_short():
+    rows = preferences(0, 100)
+    assert len(rows) == 100
+    for row in rows:
+        answers = [answered(row[side], str(eval(row["id"]))).value for side in ("chosen", "rejected")]
+        assert answers == [1.0, 0.0]
+        assert len(row["chosen"]) > len(row["rejected"])
 
 
 def test_mixed_demonstrations_write_a_share_of_their_totals_in_letters_and_verify():
