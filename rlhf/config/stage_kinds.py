@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from rlhf.config.evaluation import EvaluationFile
+from rlhf.config.merge import MergeConfig
 from rlhf.config.reject import CollectConfig, SelectConfig
 from rlhf.config.sandbox import SandboxConfig
 from rlhf.config.schema import (
@@ -79,6 +80,13 @@ class RejectStage(Section):
         return Recipe(name=name, learner=LearnerConfig(microbatch_tokens=row), **values)
 
 
+class MergeStage(Section):
+    """One model of several, or of a base and its adapters; also another type."""
+
+    seed: int = 0
+    merge: MergeConfig
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageKind:
     """What all stages of a kind have in common."""
@@ -115,6 +123,7 @@ KINDS: Mapping[str, StageKind] = MappingProxyType(
         "reject": StageKind(section=RejectStage, artefacts=_ROWS, unread=_UNREAD),
         "dpo": StageKind(section=DpoStage, artefacts=_MODEL),
         "reward_model": StageKind(section=RewardModelStage, artefacts=_MODEL),
+        "merge": StageKind(section=MergeStage, artefacts=_MODEL),
         "eval": StageKind(section=EvaluationFile, artefacts=_SCORES, own=_OF_RECIPE),
     }
 )

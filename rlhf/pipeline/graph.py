@@ -57,7 +57,7 @@ def resolve(config: PipelineConfig) -> list[Stage]:
     stages = []
     for name in order:
         values = _with_models(name, config, lineage)
-        lineage[name] = _first_model(values)
+        lineage[name] = _first_model(values, [lineage[need.stage] for need in needs[name]])
         stages.append(
             Stage(
                 name=name,
@@ -184,8 +184,10 @@ def _model_named(key: str, name: str, config: PipelineConfig) -> Values:
     raise ConfigError(f"{key}: found {name!r}, which is no name under `models`.{near(name, config.models)}")
 
 
-def _first_model(values: Values) -> Values:
-    """What a model that this stage makes has from the one it started from."""
+def _first_model(values: Values, of_needs: list[Values]) -> Values:
+    """What a model that this stage makes has from the one it started from; a merge starts from what it names."""
+    if "model" not in values and "models" not in values:
+        return of_needs[0] if of_needs else {}
     models = [values.get("model"), *(values.get("models") or {}).values()]
     first = next((model for model in models if isinstance(model, dict)), {})
     return {key: first[key] for key in _INHERITED if key in first}

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf.config.evaluation import EvaluationFile
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.config.stage_kinds import DpoStage, RewardModelStage, SftStage
+from rlhf.config.stage_kinds import DpoStage, MergeStage, RejectStage, RewardModelStage, SftStage
 from rlhf.pipeline.child import Outcome
 from rlhf.pipeline.job import Job
 from rlhf.telemetry.live import LiveView
@@ -31,6 +32,8 @@ def execute_stage(job: Job, code_dir: Path) -> Outcome:
         match job.section:
             case SftStage() | DpoStage() | RewardModelStage() as section:
                 return _train(job, section, view)
+            case MergeStage() as section:
+                return _merge(job, section, view)
             case RejectStage() as section:
                 return _reject(job, section, code_dir, view)
             case EvaluationFile() as section:
@@ -68,6 +71,15 @@ def _train(job: Job, section: Trained, view: LiveView) -> Outcome:
         case _:
             raise AssertionError("waits for its executor")
     return Outcome(metrics=_trained(out, kind))
+
+
+def _merge(job: Job, section: MergeStage, view: LiveView) -> Outcome:
+    from rlhf.stages.merge import run_merge
+
+    view.phase("merging")
+    out = Path(run_merge(section.merge, job.folder / "model"))
+    metrics: Mapping[str, Any] = json.loads((out / "merge.json").read_text(encoding="utf-8"))["metrics"]
+    return Outcome(metrics={f"merge/{key}": float(value) for key, value in metrics.items()})
 
 
 def _reject(job: Job, section: RejectStage, code_dir: Path, view: LiveView) -> Outcome:

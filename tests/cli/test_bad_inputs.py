@@ -277,3 +277,28 @@ def test_weights_of_another_model_at_the_same_path_are_refused(tmp_path):
     assert_one_error(
         resumed, ("CheckpointError", "of another model", "model.layers.1", "start a new run folder")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: x\n", "missing key 'stages'"),
+        ("name: x\nstages: {a: {kind: sft}}\n", "stages.a: 2 problems"),
+        ("name: x\nstages: {a: {kind: rl, model: '${b}'}}\n", "there is no stage 'b'"),
+        ("name: [x\n", "line 2"),
+    ],
+)
+def test_bad_pipeline_ends_in_one_message(tmp_path, text, says):
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(text)
+    done = rlhf("pipeline", file)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ConfigError: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_file_is_no_stage(tmp_path):
+    done = rlhf("stage", write_recipe(tmp_path))
+    assert done.returncode == 2
+    assert "is not a stage file" in done.stderr

@@ -1,0 +1,77 @@
+"""One small pipeline with real stages: TRL, Ray, FSDP, reward workers, each stage in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.toy import MODEL, ROOT
+
+TOY = ROOT / "tests" / "toy.py"
+FINE_TUNING = {"num_steps": 2, "batch_size": 4, "max_length": 96}
+
+
+def write_file(folder: Path) -> Path:
+    """sft -> rl -> reject -> sft -> eval, a few seconds of work in each stage."""
+    rows = [{"prompt": f"say {i}:", "completion": str(i) * 3} for i in range(12)]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train = {"generator": f"{TOY}:rows", "kwargs": {"size": 8}}
+    values = {
+        "name": "small",
+        "run_dir": str(folder / "run"),
+        "models": {"base": {"config": MODEL, "tokenizer": "characters", "dtype": "float32"}},
+        "shared": {
+            "task": {"template": "{prompt}", "rewards": [{"use": f"{TOY}:digits"}]},
+            "sampling": {"max_prompt_tokens": 64, "max_tokens": 6},
+            "engine": {"kind": "hf"},
+            "placement": {"kind": "colocated", "num_cpus": 2},
+        },
+        "stages": {
+            "cold_start": {"kind": "sft", "model": "base", "sft": {"source": {"file": str(data)}, **FINE_TUNING}},
+            "rl": {
+                "kind": "rl", "model": "${cold_start}", "task": {"train": train}, "eval": {"every": 0},
+                "schedule": {"num_steps": 1, "prompts_per_step": 2, "samples_per_prompt": 4},
+                "learner": {"microbatch_tokens": 512, "lr": 1e-3},
+            },
+            "reject": {
+                "kind": "reject", "model": "${rl}", "task": {"train": train},
+                "collect": {"samples_per_prompt": 2, "prompts_per_chunk": 4},
+                "select": {"require_correct": False, "allow_truncated": True},
+            },
+            "final": {"kind": "sft", "model": "base", "sft": {"source": {"file": "${reject.rows}"}, **FINE_TUNING}},
+            "scores": {
+                "kind": "eval", "models": {"Dev1": "${cold_start}", "Dev2": "${rl}", "Dev3": "${final}"},
+                "sets": {"digits": {"source": train}},
+            },
+        },
+    }  # fmt: skip
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def rlhf(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlhf.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pipeline_runs_to_its_table_and_report_and_does_nothing_the_second_time(tmp_path):
+    path = write_file(tmp_path)
+    done = rlhf("pipeline", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number, stage in enumerate(("cold_start", "rl", "reject", "final", "scores"), 1):
+        assert f"[{number}/5] {stage}: done in" in done.stderr
+    for model in ("Dev1", "Dev2", "Dev3"):
+        assert model in done.stderr
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ("5 of 5 stages done", "digits accuracy", "<polyline", "reject/"):
+        assert text in page
+    again = rlhf("pipeline", path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(": done\n") == 5
