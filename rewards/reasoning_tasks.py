@@ -111,8 +111,12 @@ def _split(expression: str) -> Split:
     return "heldout" if sha256(expression.encode()).digest()[0] < 32 else "train"
 
 
+def _terms(expression: str) -> list[str]:
+    return re.findall(r"[+-]?\d+", expression)
+
+
 def _totals(expression: str) -> list[int]:
-    return list(accumulate(int(term) for term in re.findall(r"[+-]?\d+", expression)))
+    return list(accumulate(int(term) for term in _terms(expression)))
 
 
 def _is_small(expression: str) -> bool:

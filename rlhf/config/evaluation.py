@@ -17,6 +17,7 @@ from rlhf.config.schema import (
     TimeoutConfig,
 )
 from rlhf.config.section import Count, Fraction, NonNegative, Section
+from rlhf.config.services import ServiceConfig
 from rlhf.config.task import SourceConfig, TaskConfig
 
 
@@ -110,6 +111,8 @@ class EvaluationFile(Section):
     sets: dict[str, EvalSet] = Field(min_length=1)
     eval: EvaluateConfig = EvaluateConfig()
     task: EvaluationTask = EvaluationTask()
+    services: dict[str, ServiceConfig] = Field(default_factory=dict)
+    """As in a recipe: models that rewards ask."""
     sandbox: SandboxConfig = SandboxConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
@@ -163,6 +166,7 @@ class EvaluationFile(Section):
             run_dir=self.run_dir,
             model=model,
             task=TaskConfig(train=first.source, **common),
+            services=self.services,
             sandbox=self.sandbox,
             sampling=self.sampling,
             learner=LearnerConfig(microbatch_tokens=row),

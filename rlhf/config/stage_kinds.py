@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rlhf.config.evaluation import EvaluationFile
 from rlhf.config.merge import MergeConfig
@@ -20,6 +20,7 @@ from rlhf.config.schema import (
     TimeoutConfig,
 )
 from rlhf.config.section import Section
+from rlhf.config.services import ServiceConfig
 from rlhf.config.task import TaskConfig
 from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
 
@@ -65,6 +66,7 @@ class RejectStage(Section):
     seed: int = 0
     model: ModelConfig
     task: TaskConfig
+    services: dict[str, ServiceConfig] = Field(default_factory=dict)
     sandbox: SandboxConfig = SandboxConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()

@@ -152,6 +152,7 @@ def _recipe_of(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
         seed=recipe.seed,
         model=recipe.model,
         task=judged,
+        services=recipe.services,
         sandbox=recipe.sandbox,
         sampling=sampling.model_copy(update={"top_p": 1.0, "top_k": 0}),
         learner=LearnerConfig(

@@ -91,13 +91,13 @@ def _of_file(values: Mapping[str, Any], path: Path) -> Evaluation:
 def _of_recipe(values: Mapping[str, Any], path: Path) -> Evaluation:
     """The recipe's model, or what its run has made of it, on its held-out prompts."""
     recipe = checked_section(Recipe, values, where=path)
-    if recipe.task.heldout is None:
+    sets = _heldout_sets(recipe)
+    if not sets:
         raise ConfigError(
-            f"{path} has no sets and no task.heldout: nothing to measure on. Give either, for example "
+            f"{path} has no sets, and no heldout in its task: nothing to measure on. Give either, for example "
             "sets: {gsm8k: {source: {dataset: ...}}}."
         )
     wanted = {name: recipe.eval.model_dump()[name] for name in ("num_samples", "temperature", "max_tokens")}
-    limit = min(recipe.eval.num_prompts, recipe.task.heldout.limit or recipe.eval.num_prompts)
     run_dir = Path(recipe.run_dir or f"runs/{recipe.name}").resolve()
     models = {"model": recipe}
     if (run_dir / "model" / "config.json").is_file():
@@ -108,11 +108,27 @@ def _of_recipe(values: Mapping[str, Any], path: Path) -> Evaluation:
         logger.info("the model is what the run has made: %s", made.path)
     return Evaluation(
         models=models,
-        sets={"heldout": EvalSet(source=recipe.task.heldout.model_copy(update={"limit": limit}))},
+        sets=sets,
         config=checked_section(EvaluateConfig, wanted, where=path, under="eval"),
         folder=run_dir / "eval",
         said=recipe,
     )
+
+
+def _heldout_sets(recipe: Recipe) -> dict[str, EvalSet]:
+    """What the recipe holds out: one set, or one for each scenario that holds something out."""
+    found = {}
+    for scenario in recipe.task.scenarios or [""]:
+        task = recipe.task.alone(scenario)
+        if task.heldout is not None:
+            limit = min(recipe.eval.num_prompts, task.heldout.limit or recipe.eval.num_prompts)
+            found[scenario or "heldout"] = EvalSet(
+                source=task.heldout.model_copy(update={"limit": limit}),
+                rewards=task.rewards,
+                environment=task.environment,
+                needs_reference=task.needs_reference,
+            )
+    return found
 
 
 def table_of(found: Mapping[str, Any]) -> "Table":
