@@ -12,7 +12,7 @@ from tests.toy import ROOT, column, metrics, toy_recipe, train
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 6
-TIMES = ("time/", "sync/", "reward/", "rollout/tokens_per_s", "buffer/in_flight", "env/answer_s")
+TIMES = ("time", "sync/", "reward/", "rollout/tokens_per_s", "buffer/in_flight", "env/answer_s")
 """Of these, what takes how long decides."""
 LENGTH = "def short(completion):\n    return 1 - len(completion) / 16\n"
 
