@@ -283,7 +283,7 @@ def test_weights_of_another_model_at_the_same_path_are_refused(tmp_path):
     ("text", "says"),
     [
         ("name: x\n", "missing key 'stages'"),
-        ("name: x\nstages: {a: {kind: sft}}\n", "stages.a: 2 problems"),
+        ("name: x\nstages: {a: {kind: sft}}\n", "stages.a: missing key 'model'"),
         ("name: x\nstages: {a: {kind: rl, model: '${b}'}}\n", "there is no stage 'b'"),
         ("name: [x\n", "line 2"),
     ],
