@@ -15,7 +15,6 @@ from rlhf.config.presets import lay_over
 from rlhf.config.schema import Recipe
 from rlhf.config.section import Section
 from rlhf.config.stage_kinds import KINDS
-from rlhf.config.task import TaskConfig
 from rlhf.plan import derive_plan
 from tests.recipes.documented_rows import ROWS
 
@@ -28,28 +27,12 @@ RECIPES = [path for path in EVERY if path not in PIPELINES + EVALUATIONS]
 ABSENT = object()
 
 
-AWAITED = {
-    "scenarios": "scenarios" in TaskConfig.model_fields,
-    "services": "services" in Recipe.model_fields and "services" in EvaluationFile.model_fields,
-}
-"""Keys that files use -> whether the schema has them."""
-
-
 def each(paths):
     return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def needs_the_schema(path):
-    text = path.read_text()
-    if missing := [key for key, is_there in AWAITED.items() if f"{key}:" in text and not is_there]:
-        pytest.skip(f"the schema has no {', '.join(missing)}")
-    if EXTENDS in (values := read_mapping(path)):
-        needs_the_schema(path.parent / values[EXTENDS])
-
-
 @each(RECIPES)
 def test_recipe_loads_and_has_a_plan(path):
-    needs_the_schema(path)
     recipe = load_recipe(path)
     assert recipe.name
     assert derive_plan(recipe)
@@ -68,7 +51,6 @@ def test_pipeline_is_short(path):
 @each(RECIPES)
 def test_recipe_says_only_what_differs(path):
     """No key may repeat its default, or what the extended recipe already says."""
-    needs_the_schema(path)
     values = read_mapping(path)
     if EXTENDS in values:
         assert not repeated(values, load_recipe(path.parent / values.pop(EXTENDS)).model_dump(mode="json"))
@@ -97,7 +79,6 @@ def test_pipeline_says_only_what_differs(path):
 
 @each(PIPELINES)
 def test_pipeline_loads_and_its_order_is_drawn(path, monkeypatch, capsys):
-    needs_the_schema(path)
     monkeypatch.chdir(ROOT)
     assert main(["pipeline", str(path), "--dry-run"]) == 0
     drawn = capsys.readouterr().out
