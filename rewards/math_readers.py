@@ -72,11 +72,6 @@ def openthoughts_row(row: Row) -> dict[str, Any] | None:
 _OPENTHOUGHTS = ("deepseek_reasoning", "deepseek_solution")
 
 
-def openthoughts_math_row(row: Row) -> dict[str, Any] | None:
-    """As `openthoughts_row`, the domain `math` alone."""
-    return openthoughts_row(row) if row.get("domain") == "math" else None
-
-
 def _flags(row: Row, name: str, length: int) -> list[bool]:
     """One flag a generation; a list that is missing or null says no of each."""
     flags = list(row.get(name) or [False] * length)
