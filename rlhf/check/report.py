@@ -105,9 +105,10 @@ class Checking:
     def seen_at(self, what: Mapping[str, Any], key: str) -> str:
         """Where the same was looked at before; '' the first time, and then it is remembered as `key`."""
         digest = json.dumps(what, sort_keys=True, default=str)
-        place = ", ".join(filter(None, (self.report.place, key)))
-        found = self.seen.setdefault(digest, place)
-        return "" if found == place else found
+        if digest in self.seen:
+            return self.seen[digest]
+        self.seen[digest] = ", ".join(filter(None, (self.report.place, key)))
+        return ""
 
 
 _INDENTED: Any = {
