@@ -114,8 +114,9 @@ def times_line(stages: list[Finished]) -> str:
 
 
 def is_main(column: str) -> bool:
-    """Whether a column stands in the terminal's table, too: accuracy, and what the report has more of is left out."""
-    return column.rpartition(" ")[2] in ("accuracy", "tokens")
+    """Whether a column stands in the terminal's table, too: what is right, what can be read, parts of the reward."""
+    figure = column.rpartition(" ")[2]
+    return figure in ("accuracy", "format") or figure.startswith("reward/")
 
 
 def _of_training(stage: Finished) -> Iterator[tuple[str, str, Score]]:
