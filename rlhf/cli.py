@@ -201,13 +201,18 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from rlhf.check.command import check
-    from rlhf.config.loading import load_recipe
+    from rlhf.pipeline.checking import check_file
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
     _prepend(arguments.code_dir)
-    code_dir = arguments.code_dir.resolve()
-    return asyncio.run(check(recipe, code_dir=code_dir, num_rows=arguments.rows, json_file=arguments.json))
+    return asyncio.run(
+        check_file(
+            Path(arguments.recipe),
+            arguments.overrides,
+            code_dir=arguments.code_dir.resolve(),
+            num_rows=arguments.rows,
+            json_file=arguments.json,
+        )
+    )
 
 
 def _play(arguments: argparse.Namespace) -> int:

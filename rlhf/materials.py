@@ -196,10 +196,13 @@ def worker_settings(recipe: Recipe) -> WorkerSettings:
     )
 
 
-def serviced(recipe: Recipe, device: str) -> list[ServiceSettings]:
-    """What of `services` the rewards name, each with its model at hand. ConfigError for a GPU engine without GPUs."""
+def serviced(recipe: Recipe, device: str, names: Sequence[str] | None = None) -> list[ServiceSettings]:
+    """What of `services` the rewards name (or only `names`), each with its model at hand.
+
+    ConfigError for a GPU engine without GPUs.
+    """
     found = []
-    for name in named_services(recipe.task):
+    for name in named_services(recipe.task) if names is None else names:
         config = recipe.services[name]
         num_gpus = service_gpus(config, device)
         template = config.chat_template

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from rlhf.cluster.placement import Cluster, reserve, seat_engines
 from rlhf.cluster.services import open_services
 from rlhf.cluster.transfer import choose_sync
 from rlhf.config.schema import Recipe
-from rlhf.config.services import with_addresses
+from rlhf.config.services import named_services, with_addresses
 from rlhf.engines.choice import choose_engine
 from rlhf.engines.precision import check_precision
 from rlhf.engines.settings import EngineSettings
@@ -88,11 +88,15 @@ async def _with_services(recipe: Recipe) -> AsyncIterator[Recipe]:
 
 
 @contextlib.asynccontextmanager
-async def local_services(recipe: Recipe) -> AsyncIterator[Recipe]:
-    """As a run has them, but children of this process: without Ray, hence without a share of the GPUs of their own."""
+async def local_services(recipe: Recipe, names: Sequence[str] | None = None) -> AsyncIterator[Recipe]:
+    """As a run has them, but children of this process: without Ray, hence without a share of the GPUs of their own.
+
+    With `names`, only these; the rewards then still name the others as `service://NAME`.
+    """
+    wanted = named_services(recipe.task) if names is None else names
     async with contextlib.AsyncExitStack() as stack:
         addresses = {}
-        for settings in serviced(recipe, device_for(recipe.placement)) if recipe.services else ():
+        for settings in serviced(recipe, device_for(recipe.placement), wanted) if wanted else ():
             service = await ServiceProcess.start(settings, limit_s=recipe.timeouts.start_s)
             stack.push_async_callback(service.close)
             addresses[settings.name] = await service.address()

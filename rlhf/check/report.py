@@ -1,10 +1,11 @@
 """What a check found, as lines for a person and as JSON for a program."""
 
+import contextlib
 import json
 import sys
 import textwrap
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class Finding:
     row: str
     reason: str
     is_fatal: bool = True
+    where: str = ""
+    """The part of the whole, a stage of a pipeline for example."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,8 +32,29 @@ class Report:
     """Facts, said as soon as they are known, and findings, listed at the end."""
 
     recipe: str
+    """The name in the file that is checked."""
     facts: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    _part: str = ""
+
+    @contextlib.contextmanager
+    def part(self, name: str, text: str) -> Iterator[None]:
+        """What is said and found inside belongs to a part; what an earlier part found, too, is not listed again."""
+        start = len(self.findings)
+        self.say(name, text)
+        self._part = name
+        try:
+            yield
+        finally:
+            self._part = ""
+            known = {(f.kind, f.row, f.reason) for f in self.findings[:start]}
+            new = [f for f in self.findings[start:] if (f.kind, f.row, f.reason) not in known]
+            self.findings[start:] = [replace(finding, where=name) for finding in new]
+
+    @property
+    def place(self) -> str:
+        """The part that is looked at, in words."""
+        return self._part
 
     @property
     def is_sound(self) -> bool:
@@ -38,11 +62,11 @@ class Report:
         return not any(finding.is_fatal for finding in self.findings)
 
     def say(self, what: str, text: str, **facts: Any) -> None:
-        """Write one line now; `facts` go to the JSON file under `what`, with the line."""
-        known = self.facts.setdefault(what, {"lines": []})
+        """Write one line now; `facts` go to the JSON file under the part and `what`, with the line."""
+        known = self.facts.setdefault(f"{self._part}: {what}" if self._part else what, {"lines": []})
         known["lines"].append(text)
         known.update(facts)
-        _write(f"{what}: {text}")
+        _write(f"  {what}: {text}" if self._part else f"{what}: {text}")
 
     def conclude(self) -> int:
         """List the findings by kind, errors last, where they are seen; the exit code."""
@@ -67,6 +91,24 @@ class Report:
         return {"recipe": self.recipe, "passed": self.is_sound, "facts": self.facts, "findings": findings}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checking:
+    """How a check looks, where it says what it sees, and what it has seen."""
+
+    report: Report
+    code_dir: Path
+    num_rows: int | None = None
+    """Rows of a task that are graded; default: all."""
+    _seen: dict[str, str] = field(default_factory=dict)
+
+    def seen_at(self, what: Mapping[str, Any], key: str) -> str:
+        """Where the same was looked at before; '' the first time, and then it is remembered as `key`."""
+        digest = json.dumps(what, sort_keys=True, default=str)
+        place = ", ".join(filter(None, (self.report.place, key)))
+        found = self._seen.setdefault(digest, place)
+        return "" if found == place else found
+
+
 _INDENTED: Any = {
     "width": 110,
     "initial_indent": "    ",
@@ -83,12 +125,13 @@ def num_of(count: int, what: str) -> str:
 
 def _list(kind: str, findings: list[Finding]) -> None:
     level = "error" if any(finding.is_fatal for finding in findings) else "warning"
-    rows = {finding.row for finding in findings} - {""}
+    rows = {(finding.where, finding.row) for finding in findings if finding.row}
     amount = f" ({num_of(len(rows), 'row')})" if rows else ""
     _write(f"{level}: {kind}{amount}")
     alike: dict[str, list[str]] = {}
     for finding in findings[:SHOWN]:
-        alike.setdefault(finding.reason, []).append(finding.row)
+        said = f"{finding.where}: {finding.reason}" if finding.where else finding.reason
+        alike.setdefault(said, []).append(finding.row)
     for reason, named in alike.items():
         _write(f"  row {named[0]}: {reason}" if named[0] and len(named) == 1 else f"  {reason}")
         if len(named) > 1:

@@ -8,10 +8,8 @@ from rlhf.errors import DataError
 from rlhf.types import Message
 
 
-def demonstration_ids(
-    chat: ChatRenderer, messages: Sequence[Message], tools: Sequence[Schema] = ()
-) -> tuple[list[int], list[bool]]:
-    """(ids, whether each is the assistant's), its end tokens included. DataError where no turn is the assistant's."""
+def learned_turns(messages: Sequence[Message]) -> list[tuple[bool, list[Message]]]:
+    """(whether it is a turn of the assistant, its messages) up to the last such turn. DataError where none is."""
     runs = [(role, list(run)) for role, run in groupby(messages, key=lambda m: m.role == "assistant")]
     if len(runs) < 2 or runs[0][0] or any(is_turn and len(run) > 1 for is_turn, run in runs):
         raise DataError(
@@ -20,10 +18,17 @@ def demonstration_ids(
         )
     if not runs[-1][0]:
         runs.pop()
+    return runs
+
+
+def demonstration_ids(
+    chat: ChatRenderer, messages: Sequence[Message], tools: Sequence[Schema] = ()
+) -> tuple[list[int], list[bool]]:
+    """(ids, whether each is the assistant's), its end tokens included. DataError where no turn is the assistant's."""
     ids: list[int] = []
     is_learned: list[bool] = []
     is_thinking = False
-    for is_turn, run in runs:
+    for is_turn, run in learned_turns(messages):
         if is_turn:
             found = chat.turn(run[0], tools, is_thinking=is_thinking)
         else:

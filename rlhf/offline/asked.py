@@ -107,7 +107,7 @@ def prepare(
     model_folder = prepare_model_folder(recipe.model, folder / "start" / model, seed=recipe.seed)
     asked = []
     for name, one in sets.items():
-        own = _recipe_of(recipe, one, config)
+        own = recipe_of_set(recipe, one, config)
         names = short_names(own.task.rewards)
         if config.best_of is not None and config.best_of.partition("/")[0] not in names:
             raise ConfigError(
@@ -124,7 +124,7 @@ def prepare(
     return asked
 
 
-def _recipe_of(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
+def recipe_of_set(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
     """The recipe with a set in place of its task, sampled as `config` has it, and nothing of training."""
     task = recipe.task
     environment = one.environment or task.environment

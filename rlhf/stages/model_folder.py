@@ -30,6 +30,19 @@ def prepare_model_folder(
     return _download(str(model.path), key)
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether a model is on this machine: a folder, or a hub name whose download is in the cache."""
+    if Path(name).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
+
+
 def tokenizer_path(model: ModelConfig) -> str | None:
     """The tokenizer to load beside the model folder; None: the one in it."""
     return None if model.tokenizer in KINDS else model.tokenizer

@@ -1,6 +1,6 @@
 """Preference pairs as ids: a prompt as RL shows it, and two answers as the engine would have sampled them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from rlhf.stages.trained_rows import that_fit
 from rlhf.types import Message, Prompt
 
 SIDES = ("chosen", "rejected")
+_SAME = "`chosen` and `rejected` are the same answer, which prefers nothing. Leave it out."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,17 @@ def read_pairs(
     Raises DataError naming the row for an answer that is missing or equal to the other, and for a longer row.
     """
     prompts = load_prompts(source, key=key, require_reference=False)
-    margin = config.margin if isinstance(config, RewardModelConfig) else None
-    rows = [_pair(prompt, renderer, margin=margin, where=f"{key}: row {prompt.id}") for prompt in prompts]
+    return pair_rows(prompts, config, renderer=renderer, key=key)
+
+
+def pair_rows(
+    prompts: Sequence[Prompt], config: DpoConfig | RewardModelConfig, *, renderer: Renderer, key: str
+) -> PairRows:
+    """The pairs of rows that are read; errors as `read_pairs`."""
+    rows = [
+        _pair(prompt, renderer, margin=margin_of(config), where=f"{key}: row {prompt.id}")
+        for prompt in prompts
+    ]
     lengths = [
         (
             f"{key}: row {prompt.id}",
@@ -50,6 +60,19 @@ def read_pairs(
     return PairRows(rows=kept, num_dropped=len(rows) - len(kept))
 
 
+def margin_of(config: DpoConfig | RewardModelConfig) -> str | None:
+    """The column with the margin of a pair, if it is read."""
+    return config.margin if isinstance(config, RewardModelConfig) else None
+
+
+def check_pair(prompt: Prompt, *, margin: str | None, where: str) -> None:
+    """DataError where a row is no pair; needs no tokenizer."""
+    if _answer(prompt, "chosen", where=where) == _answer(prompt, "rejected", where=where):
+        raise DataError(f"{where}: {_SAME}")
+    if margin is not None:
+        _number(prompt.columns.get(margin), where=f"{where}: `{margin}`")
+
+
 def _pair(prompt: Prompt, renderer: Renderer, *, margin: str | None, where: str) -> Mapping[str, Any]:
     ids = {
         f"{side}_ids": list(
@@ -58,9 +81,7 @@ def _pair(prompt: Prompt, renderer: Renderer, *, margin: str | None, where: str)
         for side in SIDES
     }
     if ids["chosen_ids"] == ids["rejected_ids"]:
-        raise DataError(
-            f"{where}: `chosen` and `rejected` are the same answer, which prefers nothing. Leave it out."
-        )
+        raise DataError(f"{where}: {_SAME}")
     pair: dict[str, Any] = {"prompt_ids": list(renderer.encode_prompt(prompt)), **ids}
     if margin is not None:
         pair["margin"] = _number(prompt.columns.get(margin), where=f"{where}: `{margin}`")

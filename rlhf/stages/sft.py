@@ -8,7 +8,7 @@ from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.data.row_order import rows_of_a_pass
 from rlhf.episodes.chat import ChatRenderer
-from rlhf.episodes.demonstration import demonstration_ids
+from rlhf.episodes.demonstration import demonstration_ids, learned_turns
 from rlhf.episodes.endpoint_wire import read_messages
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, ModelError
@@ -87,6 +87,17 @@ def tokenised_rows(prompts: Sequence[Prompt], renderer: Renderer, *, key: str) -
     return rows
 
 
+def check_demonstration(prompt: Prompt, *, where: str) -> None:
+    """DataError where a row has nothing to learn; needs no tokenizer."""
+    if "messages" not in prompt.columns:
+        _text(prompt, where=where)
+        return
+    try:
+        learned_turns(read_messages(prompt.columns["messages"]))
+    except (DataError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: its `messages` cannot be learned: {error}") from error
+
+
 def _labelled(row: Row) -> Mapping[str, list[int]]:
     ids, is_learned = row
     labels = [token if mark else NOT_LEARNED for token, mark in zip(ids, is_learned, strict=True)]
@@ -101,13 +112,18 @@ def _conversation(prompt: Prompt, chat: ChatRenderer, *, where: str) -> Row:
         raise DataError(f"{where}: its `messages` cannot be learned: {error}") from error
 
 
-def _answer(prompt: Prompt, renderer: Renderer, *, where: str) -> Row:
+def _text(prompt: Prompt, *, where: str) -> str:
     text = prompt.columns.get("completion")
     if not isinstance(text, str) or not text:
         raise DataError(
             f"{where} has no `completion` (found {text!r:.40}) and no `messages`, expected what is to be learned; "
             f"its columns are {sorted(prompt.columns)}."
         )
+    return text
+
+
+def _answer(prompt: Prompt, renderer: Renderer, *, where: str) -> Row:
+    text = _text(prompt, where=where)
     question = renderer.encode_prompt(prompt)
     answer = renderer.encode_completion(text, where=where)
     return [*question, *answer], [False] * len(question) + [True] * len(answer)

@@ -1,0 +1,128 @@
+"""`rlhf check` of any file: a recipe, an evaluation, or every stage of a pipeline with what it has by now."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rlhf.check.command import check, check_recipe, check_tasks, concluded, refuse_lost_json
+from rlhf.check.report import Checking, Finding, Report
+from rlhf.check.task import read_source
+from rlhf.check.trained import Shown, check_demonstrations, check_pairs
+from rlhf.config.evaluation import EvaluationFile
+from rlhf.config.loading import checked_section, load_recipe, read_with_overrides
+from rlhf.config.pipeline import load_pipeline
+from rlhf.config.references import Reference, replaced
+from rlhf.config.schema import Recipe
+from rlhf.config.section import Section
+from rlhf.config.stage_kinds import KINDS, DpoStage, RejectStage, RewardModelStage, SftStage
+from rlhf.errors import RlhfError
+from rlhf.offline.asked import recipe_of_set
+from rlhf.pipeline.graph import Stage
+from rlhf.pipeline.opened import Pipeline, Standing
+from rlhf.pipeline.result import read_result
+
+
+async def check_file(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    code_dir: Path,
+    num_rows: int | None = None,
+    json_file: Path | None = None,
+) -> int:
+    """Say what was found in the file's data and rewards; 0 when all is sound, 1 when not.
+
+    `num_rows` and `json_file` as for `check`.
+    """
+    values = read_with_overrides(path, overrides)
+    if "stages" not in values and "sets" not in values:
+        recipe = load_recipe(path, overrides)
+        return await check(recipe, code_dir=code_dir, num_rows=num_rows, json_file=json_file)
+    refuse_lost_json(json_file)
+    checking = Checking(report=Report(recipe=""), code_dir=code_dir, num_rows=num_rows)
+    if "sets" in values:
+        file = checked_section(EvaluationFile, values, where=path)
+        checking.report.recipe = file.name
+        await _check_sets(file, checking)
+    else:
+        opened = Pipeline.of(load_pipeline(path, overrides), code_dir=code_dir)
+        checking.report.recipe = opened.config.name
+        await _check_stages(opened, checking)
+    return concluded(checking.report, json_file)
+
+
+async def _check_stages(opened: Pipeline, checking: Checking) -> None:
+    report = checking.report
+    for stage, section in _sections(opened):
+        needs = f", needs {', '.join(stage.stages_needed)}" if stage.needs else ""
+        with report.part(f"stages.{stage.name}", f"{stage.kind}{needs}"):
+            try:
+                await _check_stage(section, checking)
+            except RlhfError as error:
+                # The other stages may be sound, and a pipeline is long: one report names all that is wrong.
+                report.findings.append(Finding(kind="stage cannot be checked", row="", reason=str(error)))
+
+
+def _sections(opened: Pipeline) -> Iterator[tuple[Stage, Section]]:
+    """Every stage with its references to what is done replaced by paths; the others stay."""
+    made: dict[Reference, str] = {}
+    for standing in opened.survey():
+        stage = standing.stage
+        kind = KINDS[stage.kind]
+        settings = replaced(stage.settings, lambda reference: made.get(reference, str(reference)))
+        settings |= {key: stage.name for key in kind.own if key == "name"}
+        where = f"pipeline {opened.config.name}"
+        yield stage, checked_section(kind.section, settings, where=where, under=f"stages.{stage.name}")
+        made.update(_artefacts(standing, opened.config.folder))
+
+
+def _artefacts(standing: Standing, folder: Path) -> dict[Reference, str]:
+    """Where the artefacts of a stage that is done lie."""
+    if standing.verdict.state != "done" or standing.identity is None:
+        return {}
+    name, kind = standing.stage.name, KINDS[standing.stage.kind]
+    place = folder / standing.identity.folder(name)
+    result = read_result(place)
+    assert result is not None
+    made = {Reference(name, artefact): str(place / path) for artefact, path in result.artefacts.items()}
+    main = Reference(name, next(iter(kind.artefacts)))
+    return made | ({Reference(name): made[main]} if main in made else {})
+
+
+async def _check_stage(section: Section, checking: Checking) -> None:
+    match section:
+        case Recipe():
+            await check_recipe(section, checking)
+        case RejectStage():
+            await _check_rejection(section, checking)
+        case EvaluationFile():
+            await _check_sets(section, checking)
+        case SftStage():
+            check_demonstrations(section.sft, Shown(model=section.model, task=section.task), checking)
+        case DpoStage():
+            check_pairs(section.dpo, Shown(model=section.model, task=section.task), checking, kind="dpo")
+        case RewardModelStage():
+            shown = Shown(model=section.model, task=section.task)
+            check_pairs(section.reward_model, shown, checking, kind="reward_model")
+        case _:
+            checking.report.say("data", "it reads none")
+
+
+async def _check_rejection(stage: RejectStage, checking: Checking) -> None:
+    """The task with its filters, which grade beside its rewards, and the test sets to keep apart from."""
+    recipe = stage.recipe("reject")
+    rewards = (*recipe.task.rewards, *(one.reward for one in stage.select.filters))
+    task = recipe.task.model_copy(update={"rewards": rewards})
+    await check_tasks(recipe.model_copy(update={"task": task}), checking)
+    if stage.select.decontaminate is not None:
+        for name, source in stage.select.decontaminate.against.items():
+            key = f"select.decontaminate.against.{name}"
+            rows = read_source(source, key, checking)
+            checking.report.say(key, f"{len(rows)} prompts", rows=len(rows))
+
+
+async def _check_sets(file: EvaluationFile, checking: Checking) -> None:
+    """Every set of an evaluation, judged as it will be."""
+    recipe = file.recipe(next(iter(file.all_models.values())))
+    for name, one in file.judged_sets.items():
+        judged = recipe_of_set(recipe, one, file.eval)
+        await check_tasks(judged, checking, at=f"sets.{name}", train="source")
