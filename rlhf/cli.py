@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _pipeline_arguments(commands)
 
     check = commands.add_parser(
-        "check", help="load every named object, grade every gold and what must not pay"
+        "check", help="load every named object, grade every gold and what must not pay; any kind of file"
     )
     _recipe_arguments(check)
     check.add_argument("--rows", type=_count, metavar="N", help="grade only N rows, the same ones every time")

@@ -22,7 +22,7 @@ async def check(
     gets all of it for programs.
     """
     refuse_lost_json(json_file)
-    checking = Checking(report=Report(recipe=recipe.name), code_dir=code_dir, num_rows=num_rows)
+    checking = Checking(report=Report(), code_dir=code_dir, num_rows=num_rows)
     await check_recipe(recipe, checking)
     return concluded(checking.report, json_file)
 
@@ -43,6 +43,7 @@ def concluded(report: Report, json_file: Path | None) -> int:
 
 async def check_recipe(recipe: Recipe, checking: Checking) -> None:
     """All that a recipe trains on: its task, every scenario of it, and its demonstrations."""
+    checking.report.recipe = checking.report.recipe or recipe.name
     derive_plan(recipe)
     checking.report.say("recipe", "valid; the plan can be derived")
     await check_tasks(recipe, checking)

@@ -31,7 +31,7 @@ class Finding:
 class Report:
     """Facts, said as soon as they are known, and findings, listed at the end."""
 
-    recipe: str
+    recipe: str = ""
     """The name in the file that is checked."""
     facts: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -99,13 +99,14 @@ class Checking:
     code_dir: Path
     num_rows: int | None = None
     """Rows of a task that are graded; default: all."""
-    _seen: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    """What was looked at, by what decides the outcome -> where."""
 
     def seen_at(self, what: Mapping[str, Any], key: str) -> str:
         """Where the same was looked at before; '' the first time, and then it is remembered as `key`."""
         digest = json.dumps(what, sort_keys=True, default=str)
         place = ", ".join(filter(None, (self.report.place, key)))
-        found = self._seen.setdefault(digest, place)
+        found = self.seen.setdefault(digest, place)
         return "" if found == place else found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlhf.check.command import check, check_recipe, check_tasks, concluded, refuse_lost_json
+from rlhf.check.command import check_recipe, check_tasks, concluded, refuse_lost_json
 from rlhf.check.report import Checking, Finding, Report
 from rlhf.check.task import read_source
 from rlhf.check.trained import Shown, check_demonstrations, check_pairs
@@ -33,21 +33,25 @@ async def check_file(
 
     `num_rows` and `json_file` as for `check`.
     """
-    values = read_with_overrides(path, overrides)
-    if "stages" not in values and "sets" not in values:
-        recipe = load_recipe(path, overrides)
-        return await check(recipe, code_dir=code_dir, num_rows=num_rows, json_file=json_file)
     refuse_lost_json(json_file)
-    checking = Checking(report=Report(recipe=""), code_dir=code_dir, num_rows=num_rows)
-    if "sets" in values:
+    checking = Checking(report=Report(), code_dir=code_dir, num_rows=num_rows)
+    await look_into(path, overrides, checking)
+    return concluded(checking.report, json_file)
+
+
+async def look_into(path: Path, overrides: Sequence[str], checking: Checking) -> None:
+    """Check the file, whatever it holds, into the report of `checking`."""
+    values = read_with_overrides(path, overrides)
+    if "stages" in values:
+        opened = Pipeline.of(load_pipeline(path, overrides), code_dir=checking.code_dir)
+        checking.report.recipe = opened.config.name
+        await _check_stages(opened, checking)
+    elif "sets" in values:
         file = checked_section(EvaluationFile, values, where=path)
         checking.report.recipe = file.name
         await _check_sets(file, checking)
     else:
-        opened = Pipeline.of(load_pipeline(path, overrides), code_dir=code_dir)
-        checking.report.recipe = opened.config.name
-        await _check_stages(opened, checking)
-    return concluded(checking.report, json_file)
+        await check_recipe(load_recipe(path, overrides), checking)
 
 
 async def _check_stages(opened: Pipeline, checking: Checking) -> None:

@@ -1,25 +1,18 @@
 """Every file under recipes/: it loads, is short, says only what differs, and a plan can be derived from it."""
 
-import asyncio
-import json
 from pathlib import Path
 
 import pytest
 
-from rlhf.check.command import check
 from rlhf.cli import main
 from rlhf.config.evaluation import EvaluationFile
 from rlhf.config.loading import EXTENDS, differences, load_recipe, read_mapping, read_with_overrides
 from rlhf.config.pipeline import load_pipeline, section_of
 from rlhf.config.presets import lay_over
-from rlhf.config.schema import Recipe
 from rlhf.config.section import Section
 from rlhf.config.stage_kinds import KINDS
-from rlhf.plan import derive_plan
-from tests.recipes.documented_rows import ROWS
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared/data"
 EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
 PIPELINES = [path for path in EVERY if "stages" in read_with_overrides(path)]
 EVALUATIONS = [path for path in EVERY if "sets" in read_with_overrides(path)]
@@ -32,10 +25,9 @@ def each(paths):
 
 
 @each(RECIPES)
-def test_recipe_loads_and_has_a_plan(path):
-    recipe = load_recipe(path)
-    assert recipe.name
-    assert derive_plan(recipe)
+def test_recipe_loads_and_its_plan_is_printed(path, capsys):
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert f"name: {load_recipe(path).name}\n" in capsys.readouterr().out
 
 
 @each(RECIPES + EVALUATIONS)
@@ -83,32 +75,6 @@ def test_pipeline_loads_and_its_order_is_drawn(path, monkeypatch, capsys):
     assert main(["pipeline", str(path), "--dry-run"]) == 0
     drawn = capsys.readouterr().out
     assert all(name in drawn for name in load_pipeline(path).stages)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "path",
-    ["r1_zero/qwen2.5_0.5b_1gpu.yaml", "dapo/qwen2.5_7b_8gpu.yaml", "coder_v2/qwen2.5_coder_1.5b_8gpu.yaml"],
-)
-def test_check_accepts_a_gpu_recipe_on_rows_of_the_documented_columns(path, tmp_path):
-    values = with_files(read_with_overrides(ROOT / "recipes" / path), tmp_path)
-    recipe = Recipe.model_validate(values)
-    found = tmp_path / "found.json"
-    assert asyncio.run(check(recipe, code_dir=ROOT, json_file=found)) == 0, found.read_text()
-
-
-def with_files(value, folder):
-    """A copy in which every hub set is a file: GSM8K's own, where it is on this machine, else one documented row."""
-    if isinstance(value, dict) and isinstance(value.get("dataset"), str):
-        file = SHARED / f"gsm8k/{value.get('split', 'train')}.jsonl"
-        if "gsm8k" not in value["dataset"] or not file.is_file():
-            file = folder / f"{len(list(folder.iterdir()))}.jsonl"
-            file.write_text(json.dumps(ROWS[value["dataset"], value.get("mapper")]) + "\n")
-        kept = {key: inner for key, inner in value.items() if key not in ("dataset", "split")}
-        return kept | {"file": str(file), "limit": 30}
-    if isinstance(value, dict):
-        return {key: with_files(inner, folder) for key, inner in value.items()}
-    return [with_files(inner, folder) for inner in value] if isinstance(value, list) else value
 
 
 def repeated(values, below, section=None):
