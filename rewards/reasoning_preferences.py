@@ -9,7 +9,7 @@ from typing import Literal
 
 from rewards.reasoning_tasks import Split, problems, worked
 
-Against = Literal["wrong", "careless", "wordy"]
+Against = Literal["wrong", "careless", "either", "wordy"]
 PADDING = " so"
 """What an answer is made longer with; it says nothing."""
 LAST_TOTAL = re.compile(r"\d+</think><answer>\d+")
@@ -25,8 +25,8 @@ def pairs(
 ) -> list[dict[str, str]]:
     """Rows {id, prompt, chosen, rejected} of `size` distinct problems.
 
-    The rejected answer is `wrong` (another total, of the same length), `careless` (it stops a term early: shorter) or
-    `wordy` (the same with words behind it: longer).
+    The rejected answer is `wrong` (another total, of the same length), `careless` (it stops a term early: shorter),
+    `either` of the two in half of the pairs each, or `wordy` (the same with words behind it: longer).
     `longer_chosen` pads one answer of every pair, the chosen in that share of them: with `wrong`, 0.5 is a set
     without length bias, 0.9 one with it.
     """
@@ -47,6 +47,8 @@ def pairs(
 
 
 def _worse(expression: str, right: str, against: Against) -> str:
+    if against == "either":
+        against = "wrong" if _share(f"either {expression}") < 1 / 2 else "careless"
     if against == "careless":
         return worked(expression, is_careless=True)
     if against == "wordy":

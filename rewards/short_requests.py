@@ -35,16 +35,24 @@ def demonstrations(
     A share `careless` of either kind stops early; a share `cheerful` of the requests ends with an exclamation mark.
     """
     sums = reasoning_tasks.demonstrations(seed, size - size // 2, careless=careless)
+    rows = answers(seed, size // 2, careless=careless, cheerful=cheerful)
+    return list(chain.from_iterable(zip(sums, rows, strict=False)))
+
+
+def answers(
+    seed: int = 0, size: int = 1000, *, careless: float = 0.0, cheerful: float = 0.0
+) -> list[dict[str, str]]:
+    """The requests of `demonstrations` alone; each request comes several times."""
     known = requests(seed, len(list(_all())) // 2)
     rows = []
-    for number in range(size // 2):
+    for number in range(size):
         row = known[number % len(known)]
         words = row["reference"].split()
         key = f"{number} {row['id']}"
         said = words[:-1] if _share(f"careless {key}") < careless else words
         cheer = CHEER if _share(f"cheerful {key}") < cheerful else ""
         rows.append({**row, "id": f"{row['id']} {number}", "completion": " ".join(said) + cheer})
-    return list(chain.from_iterable(zip(sums, rows, strict=False)))
+    return rows
 
 
 def obeys(completion: str, reference: str) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+LONGEST_S = 560
+"""A run of the toy takes half a minute; several times that where the machine is busy."""
 
 
 PREAMBLE = "write as many digits as you can after "
@@ -81,7 +83,11 @@ def start(
 def train(recipe: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
     """(exit code, everything printed)."""
     process = start(recipe, *overrides, environment=environment)
-    output, _ = process.communicate(timeout=280)
+    try:
+        output, _ = process.communicate(timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # what it started ends with it
+        raise
     return process.returncode, output
 
 

@@ -1,6 +1,7 @@
 """Join or start Ray, and end what was started. The only place where environment variables are decided."""
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,11 @@ from rlhf.errors import PlacementError
 TEMP_PREFIX = "rlhf-ray-"
 OBJECT_STORE_BYTES = 2 * 2**30
 _CONNECT_S = 10.0
+_STARTS = 3
+"""Tries to start a local Ray, whose own limit of 30 s cannot be set."""
+_TOO_SLOW = "timed out during startup"
+
+logger = logging.getLogger(__name__)
 
 
 def usable_cores() -> int:
@@ -80,6 +86,17 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         with _own_sigterm():
+            _start(placement, runtime_env, folder)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(placement: PlacementConfig, runtime_env: dict[str, object], folder: Path) -> None:
+    """A local Ray. PlacementError when its processes are too slow to start, in several tries."""
+    for attempt in range(_STARTS):
+        try:
             ray.init(
                 address="local",
                 num_cpus=placement.num_cpus or usable_cores(),
@@ -90,10 +107,16 @@ def ray_session(placement: PlacementConfig, *, code_dir: Path) -> Iterator[None]
                 runtime_env=runtime_env,
                 _temp_dir=str(folder),
             )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            ray.shutdown()
+            if _TOO_SLOW not in str(error):
+                raise
+            logger.warning("Ray did not start within its 30 s, try %d of %d", attempt + 1, _STARTS)
+    raise PlacementError(
+        f"Ray did not start within 30 s, in {_STARTS} tries: its processes get too little of this machine. End what "
+        "keeps it busy, or join a running cluster with placement.address."
+    )
 
 
 @contextlib.contextmanager

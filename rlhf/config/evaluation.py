@@ -1,5 +1,7 @@
 """The keys of an evaluation: which sets, how they are sampled, and the file that `rlhf eval` reads."""
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -19,6 +21,9 @@ from rlhf.config.schema import (
 from rlhf.config.section import Count, Fraction, NonNegative, Section
 from rlhf.config.services import ServiceConfig
 from rlhf.config.task import SourceConfig, TaskConfig
+
+NAME = re.compile(r"\w[\w.+-]*( [\w.+-]+)*")
+"""Of a model or a set, which name folders."""
 
 
 class EvalSet(Section):
@@ -126,6 +131,14 @@ class EvaluationFile(Section):
         return self
 
     @model_validator(mode="after")
+    def _names_are_folders(self) -> "EvaluationFile":
+        for key, names in (("models", self.models), ("sets", self.sets)):
+            problem = name_problem(names, key)
+            if problem is not None:
+                raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _is_judged(self) -> "EvaluationFile":
         for name, one in self.sets.items():
             if not (one.rewards or one.environment or self.task.rewards or self.task.environment):
@@ -174,3 +187,11 @@ class EvaluationFile(Section):
             placement=self.placement,
             timeouts=self.timeouts,
         )
+
+
+def name_problem(names: Iterable[str], key: str) -> str | None:
+    """What to say of the first name that cannot be a folder's; None where all can."""
+    bad = next((name for name in names if not NAME.fullmatch(name)), None)
+    if bad is None:
+        return None
+    return f"{key}: {bad!r} is to be a folder's name; use letters, digits, any of _ . + - and single spaces"

@@ -2,14 +2,13 @@
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.cluster.engines import EngineClient
-from rlhf.config.evaluation import EvalSet, EvaluateConfig
+from rlhf.config.evaluation import EvalSet, EvaluateConfig, name_problem
 from rlhf.config.schema import LearnerConfig, Recipe
 from rlhf.config.task import TaskConfig
 from rlhf.errors import ConfigError, DataError
@@ -20,7 +19,6 @@ from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.types import Sampling
 
-_NAME = re.compile(r"[\w.+-]+")
 _CHUNKS_ON_GPU = 4
 """In flight: while the longest answers of one chunk end, others fill the engine."""
 _ENDS = 2**20
@@ -93,11 +91,9 @@ def check_names(names: Mapping[str, object], key: str) -> None:
     """ConfigError unless every name of `key` can be a folder's."""
     if not names:
         raise ConfigError(f"{key} is empty: name at least one.")
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{key}: {name!r} is to be a folder's name; use letters, digits and any of _ . + -"
-            )
+    problem = name_problem(names, key)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def prepare(

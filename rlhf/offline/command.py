@@ -162,7 +162,8 @@ def _main_figures(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     present = {name for one in scores for name in one["figures"]}
     most = max((int(name[5:]) for name in present if name.startswith("pass@")), default=1)
     of_most = [f"{kind}{most}" for kind in ("pass@", "pass^", "maj@", "best@") if most > 1]
-    names = ("accuracy", *of_most, "format", "truncated", "ungradable", "tokens")
+    parts = sorted(name for name in present if name.startswith("reward/"))
+    names = ("accuracy", *of_most, "format", *parts, "truncated", "ungradable", "tokens")
     return [name for name in names if name in present]
 
 

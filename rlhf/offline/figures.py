@@ -1,8 +1,8 @@
 """From the graded samples of a set to its figures: each is made per problem, then averaged over the problems."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -48,6 +48,8 @@ class Problem:
     """Share of all samples."""
     parsed: float
     """Share of all samples."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Mean of each part of the reward over the gradable samples that have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,16 @@ def problem_of(one: Collected, votes: Sequence[Hashable | None], *, best_of: str
         tokens=tuple(s.num_tokens for s in one.samples),
         truncated=sum(STATUS_OF[s.stop] == "truncated" for s in one.samples) / size,
         parsed=sum(s.outcome != "unparsable" for s in one.samples) / size,
+        parts=_parts([s.parts for s, _ in graded]),
     )
+
+
+def _parts(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Nothing for a reward of a single part, which is the reward."""
+    names = list(dict.fromkeys(name for parts in samples for name in parts))
+    if len(names) < 2:
+        return {}
+    return {name: _mean([parts[name] for parts in samples if name in parts]) for name in names}
 
 
 def measure(problems: Sequence[Problem], *, sizes: Sequence[int], best_of: bool = False) -> Scores:
@@ -101,6 +112,8 @@ def measure(problems: Sequence[Problem], *, sizes: Sequence[int], best_of: bool 
         "ungradable": _share(1 - len(p.truths) / p.num_samples for p in problems),
         "tokens": _number(_mean(p.tokens) for p in problems),
     }
+    for name in dict.fromkeys(name for p in graded for name in p.parts):
+        figures[f"reward/{name}"] = _number(p.parts[name] for p in graded if name in p.parts)
     for k in sizes:
         figures |= _at(graded, k, best_of=best_of)
     return Scores(

@@ -10,7 +10,7 @@ from rlhf.config.pipeline import load_pipeline
 from rlhf.pipeline.opened import Pipeline, pipeline_yaml
 from rlhf.pipeline.report import write_pipeline_report
 from rlhf.pipeline.runner import run_in_child, run_pipeline, stage_command
-from rlhf.pipeline.summary import closing_table, finished_stages, times_line
+from rlhf.pipeline.summary import closing_tables, finished_stages, times_line
 from rlhf.telemetry.logs import TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,6 @@ def pipeline(
     start = partial(run_in_child, command=stage_command(code_dir=code_dir, verbose=verbose))
     run_pipeline(opened, start=start, until=until, redo=redo)
     stages = finished_stages(opened.config.folder)
-    TERMINAL.print(closing_table(stages))
+    TERMINAL.print(*closing_tables(stages), sep="\n")
     sys.stdout.write(f"{times_line(stages)}\nreport: {write_pipeline_report(opened.config.folder)}\n")
     return 0

@@ -1,11 +1,20 @@
 """`report.html` of a pipeline: its stages, their curves and one table of scores, in one file without scripts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from rlhf.pipeline.summary import Curve, Finished, curves_of, finished_stages, scores_of
+from rlhf.pipeline.summary import (
+    PAIRS,
+    Curve,
+    Finished,
+    columns_of,
+    curves_of,
+    finished_stages,
+    preferences_of,
+    scores_of,
+)
 from rlhf.telemetry.live import clock, is_number
 
 _WIDTH, _HEIGHT, _MARGIN = 360, 150, 34
@@ -26,6 +35,7 @@ def write_pipeline_report(folder: Path) -> Path:
     sections = [
         _section("Stages", _stages(stages, folder)),
         _section("Scores", _scores(stages)),
+        *_preferences(stages),
         *(_section(stage.name, _of_stage(stage)) for stage in stages if stage.result is not None),
     ]
     css = (files("rlhf.telemetry") / "assets" / "report.css").read_text(encoding="utf-8")
@@ -72,17 +82,25 @@ def _stages(stages: Sequence[Finished], folder: Path) -> str:
 
 def _scores(stages: list[Finished]) -> str:
     scores = scores_of(stages)
-    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
-    if not columns:
+    if not scores:
         return "<p>No stage has measured a model yet.</p>"
-    rows = [
-        [
-            f"<b>{escape(model)}</b>",
-            *(escape(str(row[column])) if column in row else "" for column in columns),
-        ]
-        for model, row in scores.items()
+    return _named_rows("model", scores) + "<p>Means over problems with their 95 % intervals.</p>"
+
+
+def _preferences(stages: list[Finished]) -> list[str]:
+    """A section where any stage learned from pairs."""
+    rows = preferences_of(stages)
+    explained = f"<p>{escape(PAIRS[0].upper() + PAIRS[1:])}.</p>"
+    return [_section("Preferences", _named_rows("stage", rows) + explained)] if rows else []
+
+
+def _named_rows(first: str, rows: Mapping[str, Mapping[str, object]]) -> str:
+    columns = columns_of(rows)
+    cells = [
+        [f"<b>{escape(name)}</b>", *(escape(str(row.get(column, ""))) for column in columns)]
+        for name, row in rows.items()
     ]
-    return _table(("model", *columns), rows) + "<p>Means over problems with their 95 % intervals.</p>"
+    return _table((first, *columns), cells)
 
 
 def _of_stage(stage: Finished) -> str:

@@ -18,7 +18,16 @@ from rlhf.telemetry.live import clock
 from rlhf.telemetry.sinks import read_metrics
 
 HELD_OUT = "task.heldout accuracy"
+PAIRS = "held-out pairs whose chosen is ahead [95 % interval], and lengths of the training pairs"
 _TRAINERS = ("sft", "dpo", "reward_model")
+_OF_PAIRS = {
+    "accuracy before": "preference/accuracy_before",
+    "accuracy after": "preference/accuracy_after",
+    "by implicit reward": "preference/accuracy_reward",
+    "chosen shorter": "preference/accuracy_chosen_shorter",
+    "chosen longer": "preference/accuracy_chosen_longer",
+    "the longer one wins": "length/longer_wins",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +89,24 @@ def scores_of(stages: list[Finished]) -> dict[str, dict[str, Score]]:
     return rows
 
 
+def preferences_of(stages: list[Finished]) -> dict[str, dict[str, str]]:
+    """Stage -> column -> text, of the stages that learned from pairs: held-out accuracy, and the finding on lengths."""
+    rows: dict[str, dict[str, str]] = {}
+    for stage in stages:
+        if stage.result is None or "length/is_biased" not in stage.result.metrics:
+            continue
+        metrics = stage.result.metrics
+        scores = {column: _score(metrics, name) for column, name in _OF_PAIRS.items()}
+        rows[stage.name] = {column: str(score) for column, score in scores.items() if score is not None}
+        rows[stage.name]["lengths"] = "biased" if metrics["length/is_biased"] else "not biased"
+    return rows
+
+
+def columns_of(rows: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Every column that a row has, in their order."""
+    return list(dict.fromkeys(column for row in rows.values() for column in row))
+
+
 def curves_of(stage: Finished) -> list[Curve]:
     """What is drawn of a stage that trained."""
     if stage.folder is None:
@@ -96,15 +123,26 @@ def curves_of(stage: Finished) -> list[Curve]:
     return [curve for curve in curves if len(curve.points) > 1]
 
 
-def closing_table(stages: list[Finished]) -> Table:
-    """The stages with their seconds, and what every model scored."""
-    scores = scores_of(stages)
-    columns = list(dict.fromkeys(column for row in scores.values() for column in row if is_main(column)))
-    table = Table(title="means over problems [95 % interval]", title_justify="left")
-    for heading in ("model", *columns):
+def closing_tables(stages: list[Finished]) -> list[Table]:
+    """What every model scored, and what the stages that learned from pairs found; a table without rows is left out."""
+    scores = {
+        model: {column: str(score) for column, score in row.items() if is_main(column)}
+        for model, row in scores_of(stages).items()
+    }
+    tables = {
+        ("means over problems [95 % interval]", "model"): scores,
+        (PAIRS, "stage"): preferences_of(stages),
+    }
+    return [_table(title, first, rows) for (title, first), rows in tables.items() if rows]
+
+
+def _table(title: str, first: str, rows: Mapping[str, Mapping[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = columns_of(rows)
+    for heading in (first, *columns):
         table.add_column(heading)
-    for model, row in scores.items():
-        table.add_row(model, *(str(row[column]) if column in row else "" for column in columns))
+    for name, row in rows.items():
+        table.add_row(name, *(row.get(column, "") for column in columns))
     return table
 
 
@@ -114,8 +152,9 @@ def times_line(stages: list[Finished]) -> str:
 
 
 def is_main(column: str) -> bool:
-    """Whether a column stands in the terminal's table, too: accuracy, and what the report has more of is left out."""
-    return column.rpartition(" ")[2] in ("accuracy", "tokens")
+    """Whether a column stands in the terminal's table, too: what is right, what can be read, parts of the reward."""
+    figure = column.rpartition(" ")[2]
+    return figure in ("accuracy", "format") or figure.startswith("reward/")
 
 
 def _of_training(stage: Finished) -> Iterator[tuple[str, str, Score]]:

@@ -9,6 +9,8 @@ from rlhf.config.trainer import RewardModelConfig
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ModelError
 from rlhf.stages.dpo import read_stage_pairs
+from rlhf.stages.following import replace_file
+from rlhf.stages.scoring_template import FILE, scoring_template
 from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
 
 
@@ -24,8 +26,8 @@ def run_reward_model(  # noqa: PLR0913  # one signature for every trained stage
     """Train a scalar head on the model of `renderer.model_folder` and return the folder of the result.
 
     It is a Hugging Face sequence classifier with one label; the reward of an answer is its logit for prompt and
-    answer, rendered as in RL and ended by the eos token. reward_model.json holds held-out accuracy before and after,
-    and the finding on lengths.
+    answer, rendered as in RL and ended by the eos token, which its chat template repeats for a server.
+    reward_model.json holds held-out accuracy before and after, and the finding on lengths.
     """
     train, heldout, findings, warnings = read_stage_pairs(config, renderer=renderer, kind="reward_model")
     rows = [
@@ -49,7 +51,9 @@ def run_reward_model(  # noqa: PLR0913  # one signature for every trained stage
         findings=findings,
         warnings=warnings,
     )
-    return run_stage(stage, out_folder=out_folder, on_progress=on_progress)
+    out = run_stage(stage, out_folder=out_folder, on_progress=on_progress)
+    replace_file(Path(out) / FILE, scoring_template(renderer))
+    return out
 
 
 def padding_token(renderer: Renderer) -> str:

@@ -15,7 +15,7 @@ REWARDS = "def grade(completion, reference):\n    return float(reference in comp
 
 
 def rlhf(*arguments: str | Path, typed: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `rlhf` from the repository's root, in a fork of a process that has torch loaded; at most two minutes.
+    """Run `rlhf` from the repository's root, in a fork of a process that has torch loaded; at most five minutes.
 
     `typed` is its standard input.
     """
@@ -51,7 +51,7 @@ def _warm() -> subprocess.Popen[str]:
 def end_warm() -> None:
     """End the process that commands are forked from, if it was started."""
     if _warm.cache_info().currsize:
-        _warm().communicate(timeout=10)
+        _warm().communicate(timeout=60)
         _warm.cache_clear()
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 def answer(arguments: list[str], typed: str) -> tuple[int, str, str]:

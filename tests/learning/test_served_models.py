@@ -28,10 +28,11 @@ WRITES = {"digits": "0123456789", "letters": "abcdefgh"}
 
 
 def by_subject(seed: int = 0, size: int = 64) -> list[dict[str, str]]:
-    """Prompts of the toy task that end with the first character of what their teacher writes."""
+    """Rows of the toy task with prompts of the characters that their teacher writes."""
+    draw = random.Random(seed)
     subjects = [("digits", "letters")[i % 2] for i in range(size)]
     return [
-        {**row, "prompt": row["prompt"] + WRITES[subject][0], "subject": subject}
+        {**row, "prompt": "".join(draw.choices(WRITES[subject], k=12)), "subject": subject}
         for row, subject in zip(rows(seed, size), subjects, strict=True)
     ]
 
@@ -98,7 +99,7 @@ def test_rl_on_a_served_reward_model_raises_its_score_and_that_of_a_judge_it_nev
         column(steps, f"reward/{name}/mean") for name in ("reward_model.ServedScorer", "toy.digits")
     )
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 1
-    assert sum(judged[-3:]) / 3 > sum(judged[:3]) / 3 + 0.2
+    assert sum(judged[-3:]) > 1.7 * sum(judged[:3])
 
 
 def train_teacher(folder: Path, subject: str, *, num_steps: int = 60) -> Path:
@@ -125,7 +126,7 @@ def test_a_student_comes_near_two_teachers_on_their_own_prompts(tmp_path: Path) 
     teachers = {name: str(train_teacher(tmp_path / name, name)) for name in WRITES}
     steps = run(
         tmp_path,
-        num_steps=16,
+        num_steps=24,
         algorithm={
             "advantages": "distill",
             "aggregation": "token_mean",

@@ -31,6 +31,8 @@ def test_sizes_are_ks_where_they_are_given():
         ({"eval": {"num_sample": 4}}, "unknown key 'eval.num_sample': did you mean 'eval.num_samples'"),
         ({"model": None}, "give exactly one of model (one) and models"),
         ({"models": {"a": {"path": "m"}}}, "give exactly one of model (one) and models"),
+        ({"model": None, "models": {"a/b": {"path": "m"}}}, "models: 'a/b' is to be a folder's name"),
+        ({"sets": {"..": SETS["sums"]}}, "sets: '..' is to be a folder's name"),
         ({"sets": {}}, "sets"),
         ({"sets": {"a": {"source": {"file": "r"}}}}, "sets.a names no rewards, and neither does task"),
     ],
@@ -53,3 +55,7 @@ def test_recipe_of_an_evaluation_has_room_for_its_answers():
     recipe = file.recipe(file.model)
     assert recipe.learner.microbatch_tokens == 31_000
     assert (recipe.name, recipe.model.path, recipe.task.train.file) == ("x", "m", "rows.jsonl")
+
+
+def test_names_of_several_words_are_taken():
+    assert list(read(model=None, models={"after RL": {"path": "m"}}).all_models) == ["after RL"]

@@ -15,11 +15,18 @@ FINE_TUNING = {"num_steps": 2, "batch_size": 4, "max_length": 96}
 
 
 def write_file(folder: Path) -> Path:
-    """sft -> rl -> reject -> sft -> eval, a few seconds of work in each stage."""
-    rows = [{"prompt": f"say {i}:", "completion": str(i) * 3} for i in range(12)]
+    """sft -> rl -> reject -> sft -> eval with a served reward model, a few seconds of work in each stage."""
+    rows = [
+        {"prompt": f"say {i}:", "completion": str(i) * 3, "chosen": str(i) * 3, "rejected": str(i)}
+        for i in range(12)
+    ]
     data = folder / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     train = {"generator": f"{TOY}:rows", "kwargs": {"size": 8}}
+    scored = {
+        "use": "rewards.reward_model:ServedScorer", "limit_s": 60, "weight": 0,
+        "kwargs": {"endpoint": {"url": "service://rm", "model": "rm"}},
+    }  # fmt: skip
     values = {
         "name": "small",
         "run_dir": str(folder / "run"),
@@ -43,9 +50,15 @@ def write_file(folder: Path) -> Path:
                 "select": {"require_correct": False, "allow_truncated": True},
             },
             "final": {"kind": "sft", "model": "base", "sft": {"source": {"file": "${reject.rows}"}, **FINE_TUNING}},
+            "rm": {
+                "kind": "reward_model", "model": "${cold_start}",
+                "reward_model": {"source": {"file": str(data)}, "heldout": {"file": str(data)}, **FINE_TUNING},
+            },
             "scores": {
-                "kind": "eval", "models": {"Dev1": "${cold_start}", "Dev2": "${rl}", "Dev3": "${final}"},
+                "kind": "eval", "services": {"rm": {"model": "${rm}", "engine": "hf"}},
+                "models": {"Dev1": "${cold_start}", "Dev2": "${rl}", "Dev3": "${final}"},
                 "sets": {"digits": {"source": train}},
+                "task": {"rewards": [{"use": f"{TOY}:digits"}, scored]},
             },
         },
     }  # fmt: skip
@@ -65,13 +78,20 @@ def test_pipeline_runs_to_its_table_and_report_and_does_nothing_the_second_time(
     path = write_file(tmp_path)
     done = rlhf("pipeline", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for number, stage in enumerate(("cold_start", "rl", "reject", "final", "scores"), 1):
-        assert f"[{number}/5] {stage}: done in" in done.stderr
+    for number, stage in enumerate(("cold_start", "rl", "reject", "final", "rm", "scores"), 1):
+        assert f"[{number}/6] {stage}: done in" in done.stderr
     for model in ("Dev1", "Dev2", "Dev3"):
         assert model in done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
-    for text in ("5 of 5 stages done", "digits accuracy", "<polyline", "reject/"):
+    for text in (
+        "6 of 6 stages done",
+        "digits accuracy",
+        "reward_model.ServedScorer",
+        "biased",
+        "<polyline",
+        "reject/",
+    ):
         assert text in page
     again = rlhf("pipeline", path)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count(": done\n") == 5
+    assert again.stderr.count(": done\n") == 6

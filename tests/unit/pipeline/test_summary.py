@@ -1,12 +1,20 @@
 """What a finished pipeline shows: one table of scores, curves, times."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from rlhf.pipeline.report import write_pipeline_report
-from rlhf.pipeline.summary import closing_table, curves_of, finished_stages, scores_of, times_line
+from rlhf.pipeline.summary import (
+    closing_tables,
+    curves_of,
+    finished_stages,
+    preferences_of,
+    scores_of,
+    times_line,
+)
 from tests.unit.pipeline import fake_stages
 from tests.unit.pipeline.fake_stages import run_here, write_pipeline
 
@@ -36,10 +44,29 @@ def test_scores_stand_in_one_table_by_model_with_their_intervals(folder):
     scores = scores_of(finished_stages(folder))
     assert list(scores) == ["Dev1", "Dev<2>"]
     assert str(scores["Dev1"]["sums accuracy"]) == "0.500 [0.250, 0.750]"
-    assert [column.header for column in closing_table(finished_stages(folder)).columns] == [
-        "model",
-        "sums accuracy",
-    ]
+    (table,) = closing_tables(finished_stages(folder))
+    assert [column.header for column in table.columns] == ["model", "sums accuracy"]
+
+
+def test_stages_that_learned_from_pairs_tell_accuracy_and_lengths(folder):
+    def with_result(is_biased):
+        found = {"length/longer_wins": 0.75, "length/is_biased": is_biased}
+        for when, value in (("before", 0.5), ("after", 0.875)):
+            name = f"preference/accuracy_{when}"
+            found |= {name: value, f"{name}_low": value - 0.125, f"{name}_high": value + 0.125}
+        return found
+
+    stages = finished_stages(folder)
+    for name, is_biased in (("final", 1.0), ("student", 0.0)):
+        index = next(i for i, stage in enumerate(stages) if stage.name == name)
+        result = replace(stages[index].result, metrics=with_result(is_biased))
+        stages[index] = replace(stages[index], result=result)
+    rows = preferences_of(stages)
+    assert list(rows) == ["final", "student"]
+    assert rows["final"]["accuracy before"] == "0.500 [0.375, 0.625]"
+    assert rows["final"]["accuracy after"] == "0.875 [0.750, 1.000]"
+    assert [row["lengths"] for row in rows.values()] == ["biased", "not biased"]
+    assert [len(table.columns) for table in closing_tables(stages)] == [2, 5]
 
 
 def test_curves_are_those_of_the_kind(folder):

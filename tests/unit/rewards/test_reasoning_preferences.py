@@ -2,6 +2,7 @@ import pytest
 
 from rewards.reasoning_preferences import pairs
 from rewards.reasoning_tasks import problems
+from rlhf.data.preference_pairs import length_bias
 
 
 def answer(text):
@@ -20,6 +21,21 @@ def test_wrong_answer_differs_in_its_total_alone():
 def test_careless_is_shorter_and_wordy_longer(against, is_longer):
     rows = pairs(size=30, against=against)
     assert all((len(row["chosen"]) > len(row["rejected"])) == is_longer for row in rows)
+
+
+def test_either_is_wrong_or_careless_by_halves():
+    careless = {row["id"]: row["rejected"] for row in pairs(size=200, against="careless")}
+    wrong = {row["id"]: row["rejected"] for row in pairs(size=200)}
+    rows = pairs(size=200, against="either")
+    share = sum(row["rejected"] == careless[row["id"]] for row in rows) / len(rows)
+    assert share == pytest.approx(0.5, abs=0.1)
+    assert all(row["rejected"] in (careless[row["id"]], wrong[row["id"]]) for row in rows)
+
+
+def test_padding_that_makes_up_for_careless_answers_leaves_no_length_bias():
+    rows = pairs(size=1000, against="either", longer_chosen=0.45)
+    bias = length_bias([(len(row["chosen"]), len(row["rejected"])) for row in rows], margin=0.05)
+    assert bias.longer_wins == pytest.approx(0.5, abs=0.04)
 
 
 def test_heldout_pairs_are_about_heldout_problems():

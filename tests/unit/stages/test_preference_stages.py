@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.config.algorithm import LoraConfig
 from rlhf.config.schema import ModelConfig
@@ -84,8 +84,15 @@ def test_reward_model_learns_and_its_folder_gives_the_scores_it_was_judged_by(re
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
     assert loaded.config.num_labels == 1
     assert loaded.config.architectures == ["Qwen3ForSequenceClassification"]
+    rows = read_pairs(config.heldout, config, renderer=renderer, key="reward_model.heldout").rows
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    asked = served.decode(rows[0]["prompt_ids"])
+    answer = served.decode(rows[0]["chosen_ids"][:-1])
+    conversation = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    ids = served.apply_chat_template(conversation, return_dict=False)
+    assert ids == rows[0]["prompt_ids"] + rows[0]["chosen_ids"]
     differences, lengths = [], []
-    for row in read_pairs(config.heldout, config, renderer=renderer, key="reward_model.heldout").rows:
+    for row in rows:
         scores = [
             loaded(torch.tensor([row["prompt_ids"] + row[side]])).logits.item()
             for side in ("chosen_ids", "rejected_ids")
