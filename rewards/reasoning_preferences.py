@@ -9,7 +9,7 @@ from typing import Literal
 
 from rewards.reasoning_tasks import Split, problems, worked
 
-Against = Literal["wrong", "careless", "either", "wordy"]
+Against = Literal["wrong", "slip", "careless", "either", "wordy"]
 PADDING = " so"
 """What an answer is made longer with; it says nothing."""
 LAST_TOTAL = re.compile(r"\d+</think><answer>\d+")
@@ -25,8 +25,9 @@ def pairs(
 ) -> list[dict[str, str]]:
     """Rows {id, prompt, chosen, rejected} of `size` distinct problems.
 
-    The rejected answer is `wrong` (another total, of the same length), `careless` (it stops a term early: shorter),
-    `either` of the two in half of the pairs each, or `wordy` (the same with words behind it: longer).
+    The rejected answer is `wrong` (another total, of the same length), a `slip` (one running total is a little off, and
+    what follows goes on from it), `careless` (it stops a term early: shorter), `either` of these two in half of the
+    pairs each, or `wordy` (the same with words behind it: longer).
     `longer_chosen` pads one answer of every pair, the chosen in that share of them: with `wrong`, 0.5 is a set
     without length bias, 0.9 one with it.
     """
@@ -48,7 +49,9 @@ def pairs(
 
 def _worse(expression: str, right: str, against: Against) -> str:
     if against == "either":
-        against = "wrong" if _share(f"either {expression}") < 1 / 2 else "careless"
+        against = "slip" if _share(f"either {expression}") < 1 / 2 else "careless"
+    if against == "slip":
+        return _slip(expression, right)
     if against == "careless":
         return worked(expression, is_careless=True)
     if against == "wordy":
@@ -57,6 +60,15 @@ def _worse(expression: str, right: str, against: Against) -> str:
     tens, ones = divmod(total, 10)
     other = 10 * tens + (ones + 1 + int(9 * _share(f"total {expression}"))) % 10
     return LAST_TOTAL.sub(f"{other:02d}</think><answer>{other}", right)
+
+
+def _slip(expression: str, right: str) -> str:
+    totals = [int(word) for word in right.removeprefix("<think>").partition("</think>")[0].split()]
+    place = int(len(totals) * _share(f"place {expression}"))
+    off = 1 + int(3 * _share(f"off {expression}"))
+    is_lower = _share(f"lower {expression}") < 1 / 2 and min(totals[place:]) >= off
+    totals = totals[:place] + [total - off if is_lower else total + off for total in totals[place:]]
+    return f"<think>{' '.join(f'{total:02d}' for total in totals)}</think><answer>{totals[-1]}</answer>"
 
 
 def _share(what: str) -> float:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,32 +91,29 @@ def metrics_of(models: Mapping[str, Any]) -> dict[str, float]:
 async def _collect_all(asked: Sequence[Asked], model: str, *, code_dir: Path, view: LiveView) -> None:
     """Sample and grade what is not there yet, with one engine for all sets."""
     pending = [one for one in asked if not one.is_collected]
-    if pending:
-        view.phase("trying the rewards")
+    async with contextlib.AsyncExitStack() as stack:
+        engine = None
+        if pending:
+            # Around the graders, too: their services are actors.
+            stack.enter_context(ray_session(pending[0].recipe.placement, code_dir=code_dir))
+            view.phase("trying the rewards")
+            await _try_rewards(pending, code_dir=code_dir)
+            # With room for the longest context of all sets.
+            longest = max(pending, key=lambda one: one.recipe.longest_context)
+            view.phase("starting engines")
+            engine = await stack.enter_async_context(open_engines(longest.materials))
+        for one in asked:
+            await _collect(one, engine, model, code_dir=code_dir, view=view)
+
+
+async def _try_rewards(pending: Sequence[Asked], *, code_dir: Path) -> None:
+    """Load the rewards of every set before anything is sampled."""
     for one in pending:
         async with open_graders(one.recipe, code_dir=code_dir) as graders:
             key = f"sets.{one.name}.source"
             check_columns(
                 one.recipe.task.rewards, graders.reward.required_columns, one.materials.train, key=key
             )
-    async with _engine(pending, code_dir=code_dir, view=view) as engine:
-        for one in asked:
-            await _collect(one, engine, model, code_dir=code_dir, view=view)
-
-
-@contextlib.asynccontextmanager
-async def _engine(
-    pending: Sequence[Asked], *, code_dir: Path, view: LiveView
-) -> AsyncIterator[EngineClient | None]:
-    """An engine with room for the longest context of all sets; none where nothing is to be sampled."""
-    if not pending:
-        yield None
-        return
-    longest = max(pending, key=lambda one: one.recipe.longest_context)
-    view.phase("starting engines")
-    with ray_session(longest.recipe.placement, code_dir=code_dir):
-        async with open_engines(longest.materials) as engine:
-            yield engine
 
 
 async def _collect(
@@ -142,6 +139,8 @@ async def _measure(one: Asked, *, code_dir: Path) -> dict[str, Any]:
     async with contextlib.AsyncExitStack() as stack:
         reward = None
         if one.one.votes == "reward":
+            if one.recipe.services:
+                stack.enter_context(ray_session(one.recipe.placement, code_dir=code_dir))
             reward = (await stack.enter_async_context(open_graders(one.recipe, code_dir=code_dir))).reward
         for found in read_collected(one.folder):
             votes: list[Hashable | None] = votes_by_text(found)

@@ -23,13 +23,27 @@ def test_careless_is_shorter_and_wordy_longer(against, is_longer):
     assert all((len(row["chosen"]) > len(row["rejected"])) == is_longer for row in rows)
 
 
-def test_either_is_wrong_or_careless_by_halves():
+def test_slip_is_off_from_one_total_on():
+    for row in pairs(size=100, against="slip"):
+        right, wrong = (
+            [int(word) for word in row[side].removeprefix("<think>").partition("</think>")[0].split()]
+            for side in ("chosen", "rejected")
+        )
+        off = [b - a for a, b in zip(right, wrong, strict=True)]
+        assert 1 <= abs(off[-1]) <= 3
+        assert set(off) <= {0, off[-1]}
+        assert off == sorted(off, key=bool)
+        assert min(wrong) >= 0
+        assert answer(row["rejected"]) == wrong[-1]
+
+
+def test_either_is_a_slip_or_careless_by_halves():
     careless = {row["id"]: row["rejected"] for row in pairs(size=200, against="careless")}
-    wrong = {row["id"]: row["rejected"] for row in pairs(size=200)}
+    slips = {row["id"]: row["rejected"] for row in pairs(size=200, against="slip")}
     rows = pairs(size=200, against="either")
     share = sum(row["rejected"] == careless[row["id"]] for row in rows) / len(rows)
     assert share == pytest.approx(0.5, abs=0.1)
-    assert all(row["rejected"] in (careless[row["id"]], wrong[row["id"]]) for row in rows)
+    assert all(row["rejected"] in (careless[row["id"]], slips[row["id"]]) for row in rows)
 
 
 def test_padding_that_makes_up_for_careless_answers_leaves_no_length_bias():
