@@ -66,7 +66,11 @@ def test_pipeline_says_only_what_differs(path):
     for stage in values["stages"].values():
         recipe = stage.get("recipe")
         below = lay_over(shared, read_with_overrides(path.parent / recipe) if recipe else {})
-        assert not repeated(stage, below, KINDS[stage["kind"]].section)
+        found = repeated(stage, below, KINDS[stage["kind"]].section)
+        if "name" in below.get("algorithm", {}):
+            # A preset lies below the stage, too: its default may be what the stage goes back to.
+            found = {key for key in found if not key.startswith("algorithm.")}
+        assert not found
 
 
 @each(PIPELINES)
