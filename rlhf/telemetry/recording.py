@@ -181,6 +181,8 @@ def _trajectory(raw: Mapping[str, Any]) -> Trajectory:
     fields["segments"] = tuple(_segment(segment) for segment in raw["segments"])
     fields["turns"] = tuple(Turn(**{**turn, "message": message_of(turn["message"])}) for turn in raw["turns"])
     fields["dropped"] = tuple(Dropped(**part) for part in raw["dropped"])
+    fields["opening"] = tuple(map(message_of, raw.get("opening", ())))
+    fields["tools"] = tuple(raw.get("tools", ()))
     if reward := raw["reward"]:
         fields["reward"] = RewardResult(**{**reward, "steps": tuple(map(tuple, reward["steps"]))})
     return Trajectory(**fields)

@@ -24,6 +24,7 @@ PREFIXES = {
     "memory",
     "trainer",
     "preference",
+    "reject",
     "length",
 }
 

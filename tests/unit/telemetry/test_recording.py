@@ -14,7 +14,7 @@ from rlhf.telemetry.recording import (
     sample_line,
     save_groups,
 )
-from rlhf.types import RewardResult
+from rlhf.types import Message, RewardResult
 from tests.unit.telemetry.synthetic import advantages_of, decode, make_group, make_trajectory
 
 
@@ -116,6 +116,10 @@ def test_groups_round_trip_exactly(tmp_path):
     groups[1] = replace(
         groups[1], trajectories=tuple(replace(t, reward=None) for t in groups[1].trajectories)
     )
+    began = (Message(role="system", content="Play."), Message(role="user", content="Begin."))
+    tools = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
+    episodes = tuple(replace(t, opening=began, tools=tools, is_episode=True) for t in groups[2].trajectories)
+    groups[2] = replace(groups[2], trajectories=episodes)
 
     save_groups(tmp_path / "groups" / "step-000001.jsonl.gz", groups)
 
