@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.cluster.engines import EngineClient
-from rlhf.cluster.launch import ray_session
 from rlhf.config.evaluation import EvalSet, EvaluateConfig
 from rlhf.config.schema import Recipe
 from rlhf.offline.answers import votes_by_reward, votes_by_text
@@ -15,7 +14,8 @@ from rlhf.offline.asked import Asked, check_names, prepare
 from rlhf.offline.collect import Progress, collect, read_collected
 from rlhf.offline.figures import Problem, measure, problem_of
 from rlhf.offline.kept import kept_samples
-from rlhf.processes import open_drawing, open_engines, open_graders
+from rlhf.offline.shared_engines import SharedEngines
+from rlhf.processes import open_drawing, open_graders
 from rlhf.rollout.reward_totals import check_columns
 from rlhf.run_folder import environment, replace_file
 from rlhf.telemetry.eval_report import write_eval_report
@@ -58,18 +58,20 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     replace_file(folder / "environment.json", json.dumps(environment(), indent=1))
     found: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
-    for model, recipe in models.items():
-        asked = prepare(recipe, sets, config, folder, model=model)
-        await _collect_all(asked, model, code_dir=code_dir, view=view)
-        measured = {}
-        for one in asked:
-            view.phase(f"{model}: figures of {one.name}")
-            measured[one.name] = await _measure(one, code_dir=code_dir)
-            chosen = kept_samples(
-                read_collected(one.folder), config.samples_kept, num_prompts=len(one.materials.train)
-            )
-            samples += [{"model": model, "set": one.name, **sample} for sample in chosen]
-        found[model] = {"model": _called(recipe), "seed": recipe.seed, "sets": measured}
+    async with SharedEngines(code_dir) as shared:
+        for model, recipe in models.items():
+            asked = prepare(recipe, sets, config, folder, model=model)
+            await _collect_all(asked, model, shared, code_dir=code_dir, view=view)
+            measured = {}
+            for one in asked:
+                view.phase(f"{model}: figures of {one.name}")
+                measured[one.name] = await _measure(one, shared, code_dir=code_dir)
+                num_prompts = len(one.materials.train)
+                chosen = kept_samples(
+                    read_collected(one.folder), config.samples_kept, num_prompts=num_prompts
+                )
+                samples += [{"model": model, "set": one.name, **sample} for sample in chosen]
+            found[model] = {"model": _called(recipe), "seed": recipe.seed, "sets": measured}
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     replace_file(folder / "samples.jsonl", lines)
     name = next(iter(models.values())).name
@@ -88,22 +90,23 @@ def metrics_of(models: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-async def _collect_all(asked: Sequence[Asked], model: str, *, code_dir: Path, view: LiveView) -> None:
-    """Sample and grade what is not there yet, with one engine for all sets."""
+async def _collect_all(
+    asked: Sequence[Asked], model: str, shared: SharedEngines, *, code_dir: Path, view: LiveView
+) -> None:
+    """Sample and grade what is not there yet, with the same engines for all sets."""
     pending = [one for one in asked if not one.is_collected]
-    async with contextlib.AsyncExitStack() as stack:
-        engine = None
-        if pending:
-            # Around the graders, too: their services are actors.
-            stack.enter_context(ray_session(pending[0].recipe.placement, code_dir=code_dir))
-            view.phase("trying the rewards")
-            await _try_rewards(pending, code_dir=code_dir)
-            # With room for the longest context of all sets.
-            longest = max(pending, key=lambda one: one.recipe.longest_context)
-            view.phase("starting engines")
-            engine = await stack.enter_async_context(open_engines(longest.materials))
-        for one in asked:
-            await _collect(one, engine, model, code_dir=code_dir, view=view)
+    engine = None
+    if pending:
+        # Around the graders, too: their services are actors.
+        await shared.open_ray(pending[0].recipe.placement)
+        view.phase("trying the rewards")
+        await _try_rewards(pending, code_dir=code_dir)
+        # With room for the longest context of all sets.
+        longest = max(asked, key=lambda one: one.recipe.longest_context)
+        view.phase("starting engines")
+        engine = await shared.of(longest.materials)
+    for one in asked:
+        await _collect(one, engine, model, code_dir=code_dir, view=view)
 
 
 async def _try_rewards(pending: Sequence[Asked], *, code_dir: Path) -> None:
@@ -132,7 +135,7 @@ async def _collect(
         await collect(drawing.rollout, drawing.reward, plan, one.folder, progress=progress)
 
 
-async def _measure(one: Asked, *, code_dir: Path) -> dict[str, Any]:
+async def _measure(one: Asked, shared: SharedEngines, *, code_dir: Path) -> dict[str, Any]:
     """The figures of what was collected, and what was asked."""
     best_of = one.config.best_of
     problems: list[Problem] = []
@@ -140,7 +143,7 @@ async def _measure(one: Asked, *, code_dir: Path) -> dict[str, Any]:
         reward = None
         if one.one.votes == "reward":
             if one.recipe.services:
-                stack.enter_context(ray_session(one.recipe.placement, code_dir=code_dir))
+                await shared.open_ray(one.recipe.placement)
             reward = (await stack.enter_async_context(open_graders(one.recipe, code_dir=code_dir))).reward
         for found in read_collected(one.folder):
             votes: list[Hashable | None] = votes_by_text(found)

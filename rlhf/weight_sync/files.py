@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlhf.errors import SyncError
@@ -87,13 +88,30 @@ class FileSender:
 def read_weights(info: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of every manifest entry, checked; the tensors are views of the mapped file.
 
+    A `path` that is a folder is a Hugging Face checkpoint: every tensor of its safetensors files.
     Raises SyncError naming the tensor that is missing or damaged, or both versions where they differ.
     """
+    if Path(info["path"]).is_dir():
+        yield from _read_checkpoint(Path(info["path"]))
+        return
     # Not closed here: views outlive the iteration, and the last of them frees the map.
     mapped = _open(info["path"])
     _check_header(mapped, info)
     for entry in info["tensors"]:
         yield entry["name"], _read_tensor(mapped, entry, info)
+
+
+def _read_checkpoint(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise SyncError(f"{folder} holds no *.safetensors file to load weights from")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 -- it is no mapping
+                    yield name, opened.get_tensor(name)
+        except SafetensorError as error:
+            raise SyncError(f"{path} cannot be read: {error}") from error
 
 
 def sweep(folder: Path) -> list[Path]:

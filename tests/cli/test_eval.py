@@ -89,7 +89,7 @@ def test_eval_refuses_in_one_message(tmp_path, overrides, says):
 def test_eval_of_a_recipe_without_heldout_prompts_is_refused(tmp_path):
     done = rlhf("eval", write_recipe(tmp_path))
     assert done.returncode == 2
-    assert "has no sets and no task.heldout" in done.stderr
+    assert "has no sets, and no heldout in its task: nothing to measure on" in done.stderr
 
 
 @pytest.mark.slow
@@ -136,3 +136,27 @@ def test_killed_eval_goes_on_to_the_same_figures(tmp_path):
     evaluate(path)
     for name in ("eval.json", "samples.jsonl"):
         assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+def test_models_of_one_shape_take_turns_in_the_same_engines(tmp_path, kind):
+    """What the second says is what it says in engines of its own; another shape gets its own."""
+    pytest.importorskip("vllm")
+    for name, changed in {"one": {}, "other": {"seed": 1}, "wide": {"intermediate_size": 96}}.items():
+        save_tiny(tmp_path / name, **changed)
+    models = {name: {"path": str(tmp_path / name), "dtype": "float32"} for name in ("one", "other", "wide")}
+    path = write_evaluation(tmp_path, model=None, models=models)
+    fast = ("eval.num_samples=2", f"engine.kind={kind}")
+    together = evaluate(path, *fast, f"run_dir={tmp_path / 'together'}")
+    assert together.count(f"engine: {kind}") == 2
+    evaluate(path, *fast, f"run_dir={tmp_path / 'alone'}", f"models.one.path={tmp_path / 'wide'}")
+
+    def said(run, name):
+        folder = tmp_path / run / "collected" / name / "letters"
+        return [[sample.completion for sample in one.samples] for one in read_collected(folder)]
+
+    assert said("together", "other") == said("alone", "other")
+    assert said("together", "wide") == said("alone", "wide") == said("alone", "one")
+    assert said("together", "one") != said("together", "other")
