@@ -1,6 +1,7 @@
 """`rlhf check` of any file: a recipe, an evaluation, or every stage of a pipeline with what it has by now."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhf.check.command import check_recipe, check_tasks, concluded, refuse_lost_json
@@ -72,24 +73,26 @@ def _sections(opened: Pipeline) -> Iterator[tuple[Stage, Section]]:
     for standing in opened.survey():
         stage = standing.stage
         kind = KINDS[stage.kind]
-        settings = replaced(stage.settings, lambda reference: made.get(reference, str(reference)))
+        settings = replaced(stage.settings, partial(_path_or_itself, stage, made))
         settings |= {key: stage.name for key in kind.own if key == "name"}
         where = f"pipeline {opened.config.name}"
         yield stage, checked_section(kind.section, settings, where=where, under=f"stages.{stage.name}")
         made.update(_artefacts(standing, opened.config.folder))
 
 
+def _path_or_itself(stage: Stage, made: Mapping[Reference, str], reference: Reference) -> str:
+    return made.get(stage.written[reference], str(reference))
+
+
 def _artefacts(standing: Standing, folder: Path) -> dict[Reference, str]:
     """Where the artefacts of a stage that is done lie."""
     if standing.verdict.state != "done" or standing.identity is None:
         return {}
-    name, kind = standing.stage.name, KINDS[standing.stage.kind]
+    name = standing.stage.name
     place = folder / standing.identity.folder(name)
     result = read_result(place)
     assert result is not None
-    made = {Reference(name, artefact): str(place / path) for artefact, path in result.artefacts.items()}
-    main = Reference(name, next(iter(kind.artefacts)))
-    return made | ({Reference(name): made[main]} if main in made else {})
+    return {Reference(name, artefact): str(place / path) for artefact, path in result.artefacts.items()}
 
 
 async def _check_stage(section: Section, checking: Checking) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhf.config.stage_kinds import KINDS
 from rlhf.errors import ConfigError, StageError
 from rlhf.pipeline.job import Job, read_job
+from rlhf.pipeline.result import FILE as RESULT
 from rlhf.pipeline.result import Result, read_result, write_result
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def run_stage(file: Path, *, code_dir: Path, execute: Executor) -> Result:
         if found is not None and found.key == job.key and _is_whole(job.folder, found):
             logger.info("%s is finished: nothing to do", job.folder)
             return found
+        # Of what is made anew in its place, it would say that it is whole as soon as it is begun.
+        (job.folder / RESULT).unlink(missing_ok=True)
         started = time.monotonic()
         outcome = execute(job, code_dir)
         artefacts = KINDS[job.kind].artefacts if outcome.artefacts is None else outcome.artefacts

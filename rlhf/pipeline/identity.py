@@ -53,11 +53,12 @@ def identity_of(
             code[text] = hashes.of(source)
         elif _is_data(key, text):
             files[text] = hashes.of(Path(text))
-    main = {need.stage: artefacts[need] for need in stage.needs}
-    content = replaced(said, lambda ref: artefacts.get(ref) or main[ref.stage])
+    seeds = {} if stage.model_seed is None else {"model_seed": stage.model_seed}
+    content = replaced(said, lambda reference: artefacts[stage.written[reference]]) | seeds
     whole = {"kind": stage.kind, "settings": content, "files": files}
     key = sha256(json.dumps(whole, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    return Identity(key=key, settings=learned(stage.settings), inputs=inputs, files=files, code=code)
+    settings = learned(stage.settings) | seeds
+    return Identity(key=key, settings=settings, inputs=inputs, files=files, code=code)
 
 
 def learned(settings: Values) -> Values:

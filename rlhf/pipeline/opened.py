@@ -12,7 +12,6 @@ import yaml
 
 from rlhf.config.pipeline import PipelineConfig, Values, near
 from rlhf.config.references import Reference, replaced
-from rlhf.config.stage_kinds import KINDS
 from rlhf.errors import ConfigError
 from rlhf.pipeline.content import ContentHashes
 from rlhf.pipeline.graph import Stage, resolve
@@ -117,8 +116,7 @@ class Pipeline:
         folder = self.config.folder / standing.identity.folder(stage.name)
         (folder / "inputs").mkdir(parents=True, exist_ok=True)
         links = {need: self._link(folder, need) for need in stage.needs}
-        main = {need.stage: link for need, link in links.items() if need.artefact == self._main(need.stage)}
-        settings = replaced(stage.settings, lambda ref: str(links.get(ref) or main[ref.stage]))
+        settings = replaced(stage.settings, lambda reference: str(links[stage.written[reference]]))
         return write_job(
             folder,
             {
@@ -135,10 +133,6 @@ class Pipeline:
         """Write the pipeline as resolved, which loads back to the same one."""
         self.config.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.config.folder / PIPELINE_FILE, pipeline_yaml(self.config, self.stages))
-
-    def _main(self, stage: str) -> str:
-        kind = next(one.kind for one in self.stages if one.name == stage)
-        return next(iter(KINDS[kind].artefacts))
 
     def _link(self, folder: Path, need: Reference) -> Path:
         """A link in the stage's folder: its path stays the same when an equal input lies elsewhere."""

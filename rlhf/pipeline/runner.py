@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf.config.references import Reference
-from rlhf.errors import StageError
+from rlhf.errors import ConfigError, StageError
 from rlhf.pipeline.graph import needed_by
 from rlhf.pipeline.manifest import Verdict
 from rlhf.pipeline.opened import Pipeline, Standing, held
@@ -36,6 +36,10 @@ def run_pipeline(
     if until is not None:
         chosen = needed_by(pipeline.stage(until, option="--until").name, pipeline.stages)
     again = {pipeline.stage(name, option="--redo").name for name in redo}
+    for name in sorted(again - {stage.name for stage in chosen}):
+        raise ConfigError(
+            f"--redo {name}: --until {until} leaves that stage out, as {until} does not need it. Drop one of the two."
+        )
     with held(pipeline.config.folder), _logged(pipeline.config.folder):
         pipeline.write_config()
         hashes: dict[Reference, str] = {}
@@ -62,6 +66,7 @@ def _run_one(
         logger.info("%s: %s", place, said)
         return pipeline.adopt(standing)
     logger.info("%s: %s (%s)", place, stage.kind, "goes on" if verdict.state == "resumes" else verdict.why)
+    pipeline.manifest.forget(folder)
     file = pipeline.write_stage(standing)
     start(stage.name, file)
     found = pipeline.judge(stage, hashes)
@@ -101,7 +106,8 @@ def run_in_child(stage: str, file: Path, *, command: Sequence[str]) -> None:
     if code != 0:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise StageError(
-            f"{stage} {how}; what it said stands above and in {file.parent}. The same command goes on at this stage."
+            f"{stage} {how}; what it said stands above and in {file.parent}. The same command, without --redo, "
+            "goes on at this stage."
         )
 
 
