@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.cluster.engines import EngineClient
-from rlhf.config.evaluation import EvalSet, EvaluateConfig, name_problem
-from rlhf.config.schema import LearnerConfig, Recipe
-from rlhf.config.task import TaskConfig
+from rlhf.config.evaluation import EvalSet, EvaluateConfig, name_problem, recipe_of_set
+from rlhf.config.schema import Recipe
 from rlhf.errors import ConfigError, DataError
 from rlhf.materials import Materials, gather_materials
 from rlhf.offline.collect import DONE, CollectPlan
@@ -118,46 +117,6 @@ def prepare(
             Asked(name=name, one=one, config=config, sampling=sampling, materials=materials, folder=place)
         )
     return asked
-
-
-def recipe_of_set(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
-    """The recipe with a set in place of its task, sampled as `config` has it, and nothing of training."""
-    task = recipe.task
-    environment = one.environment or task.environment
-    judged = TaskConfig(
-        train=one.source,
-        template=task.template if one.template is None else one.template,
-        system_prompt=task.system_prompt if one.system_prompt is None else one.system_prompt,
-        environment=environment,
-        rewards=task.rewards if one.rewards is None else one.rewards,
-        needs_reference=task.needs_reference if one.needs_reference is None else one.needs_reference,
-        gold_template=task.gold_template if one.gold_template is None else one.gold_template,
-        reward_workers=task.reward_workers,
-        reward_memory_mb=task.reward_memory_mb,
-        max_ungradable=task.max_ungradable,
-    )
-    drawn = {
-        "max_tokens": config.max_tokens or recipe.sampling.max_tokens,
-        "keep_routing": False,
-        "keep_sampling_mask": False,
-    }
-    sampling = recipe.sampling.model_copy(update=drawn)
-    row = sampling.max_prompt_tokens + sampling.max_tokens
-    return Recipe(
-        name=recipe.name,
-        seed=recipe.seed,
-        model=recipe.model,
-        task=judged,
-        services=recipe.services,
-        sandbox=recipe.sandbox,
-        sampling=sampling.model_copy(update={"top_p": 1.0, "top_k": 0}),
-        learner=LearnerConfig(
-            microbatch_tokens=row if environment is None else environment.limits.max_tokens
-        ),
-        engine=recipe.engine,
-        placement=recipe.placement,
-        timeouts=recipe.timeouts,
-    )
 
 
 @contextlib.contextmanager

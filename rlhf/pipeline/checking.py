@@ -8,7 +8,7 @@ from rlhf.check.command import check_recipe, check_tasks, concluded, refuse_lost
 from rlhf.check.report import Checking, Finding, Report
 from rlhf.check.task import read_source
 from rlhf.check.trained import Shown, check_demonstrations, check_pairs
-from rlhf.config.evaluation import EvaluationFile
+from rlhf.config.evaluation import EvaluationFile, recipe_of_set
 from rlhf.config.loading import checked_section, load_recipe, read_with_overrides
 from rlhf.config.pipeline import load_pipeline
 from rlhf.config.references import Reference, replaced
@@ -16,7 +16,6 @@ from rlhf.config.schema import Recipe
 from rlhf.config.section import Section
 from rlhf.config.stage_kinds import KINDS, DpoStage, RejectStage, RewardModelStage, SftStage
 from rlhf.errors import RlhfError
-from rlhf.offline.asked import recipe_of_set
 from rlhf.pipeline.graph import Stage
 from rlhf.pipeline.opened import Pipeline, Standing
 from rlhf.pipeline.result import read_result
