@@ -183,7 +183,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
 
     if arguments.dry_run and (arguments.until or arguments.redo):
         raise ConfigError(
-            "--dry-run draws all stages as they stand, whatever --until and --redo are. Leave out the one or the others."
+            "--dry-run draws all stages as they stand: --until and --redo are for runs. Leave out one or the others."
         )
     _prepend(arguments.code_dir)
     return pipeline(

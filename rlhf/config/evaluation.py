@@ -173,7 +173,7 @@ class EvaluationFile(Section):
         }
 
     def recipe(self, model: ModelConfig) -> Recipe:
-        """The recipe that `evaluate_model` takes. Its task.train is the first set's, and nothing trains on it."""
+        """The recipe that `evaluate_models` takes. Its task.train is the first set's, and nothing trains on it."""
         first = next(iter(self.sets.values()))
         common: dict[str, Any] = self.task.model_dump()
         if not self.task.rewards and self.task.environment is None:

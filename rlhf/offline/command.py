@@ -94,8 +94,8 @@ def _of_recipe(values: Mapping[str, Any], path: Path) -> Evaluation:
     sets = _heldout_sets(recipe)
     if not sets:
         raise ConfigError(
-            f"{path} has no sets, and no heldout in its task: nothing to measure on. Give either, for example "
-            "sets: {gsm8k: {source: {dataset: ...}}}."
+            f"{path} has no sets and no task.heldout, nor one in a scenario: nothing to measure on. Give either, for "
+            "example sets: {gsm8k: {source: {dataset: ...}}}."
         )
     wanted = {name: recipe.eval.model_dump()[name] for name in ("num_samples", "temperature", "max_tokens")}
     run_dir = Path(recipe.run_dir or f"runs/{recipe.name}").resolve()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,6 @@ from rlhf.rollout.reward_totals import check_columns
 from rlhf.run_folder import environment, replace_file
 from rlhf.telemetry.eval_report import write_eval_report
 from rlhf.telemetry.live import LiveView
-from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
-
-
-async def evaluate_model(  # noqa: PLR0913  # as evaluate_models
-    recipe: Recipe,
-    sets: Mapping[str, EvalSet],
-    config: EvaluateConfig,
-    folder: Path,
-    *,
-    code_dir: Path,
-    view: LiveView,
-) -> dict[str, float]:
-    """Measure the recipe's model on every set; returns `<set>/<figure>`. See `evaluate_models`."""
-    models = {"model": recipe}
-    return await evaluate_models(models, sets, config, folder, code_dir=code_dir, view=view)
 
 
 async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
@@ -58,8 +44,9 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     replace_file(folder / "environment.json", json.dumps(environment(), indent=1))
     found: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
-    for model, recipe in models.items():
-        asked = prepare(recipe, sets, config, folder, model=model)
+    # All of them, before hours are spent on the first.
+    prepared = {model: prepare(recipe, sets, config, folder, model=model) for model, recipe in models.items()}
+    for model, asked in prepared.items():
         await _collect_all(asked, model, code_dir=code_dir, view=view)
         measured = {}
         for one in asked:
@@ -69,7 +56,7 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
                 read_collected(one.folder), config.samples_kept, num_prompts=len(one.materials.train)
             )
             samples += [{"model": model, "set": one.name, **sample} for sample in chosen]
-        found[model] = {"model": _called(recipe), "seed": recipe.seed, "sets": measured}
+        found[model] = {"model": _called(models[model]), "seed": models[model].seed, "sets": measured}
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     replace_file(folder / "samples.jsonl", lines)
     name = next(iter(models.values())).name
@@ -91,19 +78,18 @@ def metrics_of(models: Mapping[str, Any]) -> dict[str, float]:
 async def _collect_all(asked: Sequence[Asked], model: str, *, code_dir: Path, view: LiveView) -> None:
     """Sample and grade what is not there yet, with one engine for all sets."""
     pending = [one for one in asked if not one.is_collected]
-    async with contextlib.AsyncExitStack() as stack:
-        engine = None
-        if pending:
-            # Around the graders, too: their services are actors.
-            stack.enter_context(ray_session(pending[0].recipe.placement, code_dir=code_dir))
-            view.phase("trying the rewards")
-            await _try_rewards(pending, code_dir=code_dir)
-            # With room for the longest context of all sets.
-            longest = max(pending, key=lambda one: one.recipe.longest_context)
-            view.phase("starting engines")
-            engine = await stack.enter_async_context(open_engines(longest.materials))
-        for one in asked:
-            await _collect(one, engine, model, code_dir=code_dir, view=view)
+    if not pending:
+        return
+    # Around the graders, too: their services are actors.
+    with ray_session(pending[0].recipe.placement, code_dir=code_dir):
+        view.phase("trying the rewards")
+        await _try_rewards(pending, code_dir=code_dir)
+        # With room for the longest context of all sets.
+        longest = max(pending, key=lambda one: one.recipe.longest_context)
+        view.phase("starting engines")
+        async with open_engines(longest.materials) as engine:
+            for one in pending:
+                await _collect(one, engine, model, code_dir=code_dir, view=view)
 
 
 async def _try_rewards(pending: Sequence[Asked], *, code_dir: Path) -> None:
@@ -116,19 +102,13 @@ async def _try_rewards(pending: Sequence[Asked], *, code_dir: Path) -> None:
             )
 
 
-async def _collect(
-    one: Asked, engine: EngineClient | None, model: str, *, code_dir: Path, view: LiveView
-) -> None:
+async def _collect(one: Asked, engine: EngineClient, model: str, *, code_dir: Path, view: LiveView) -> None:
     def progress(at: Progress) -> None:
         text = f"{model} on {one.name} · right {at.correct_share:.3f} · {at.samples_per_s:.1f} samples/s"
         view.phase(text, at.prompts_done, at.num_prompts)
 
-    plan = one.plan(engine)
-    if engine is None or one.is_collected:
-        # Nothing is rolled out: this compares what is asked with what was.
-        await collect(_roll_nothing_out, _GradeNothing(), plan, one.folder, progress=progress)
-        return
     async with open_drawing(one.materials, code_dir=code_dir, engine=engine) as drawing:
+        plan = replace(one.plan, forget=engine.forget_prefixes)
         await collect(drawing.rollout, drawing.reward, plan, one.folder, progress=progress)
 
 
@@ -157,19 +137,3 @@ def _called(recipe: Recipe) -> str:
     if recipe.model.path is not None:
         return recipe.model.path
     return f"{(recipe.model.config or {}).get('model_type')}, random initialisation"
-
-
-async def _roll_nothing_out(prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
-    raise AssertionError(f"{prompt.id} was collected; {len(seeds)} more are asked of it with {sampling}")
-
-
-class _GradeNothing:
-    """The reward of a set whose samples are all graded."""
-
-    async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
-        raise AssertionError(f"{group.prompt.id} was collected and is graded again")
-
-    def metrics(self) -> Mapping[str, float]:
-        return {}
-
-    async def close(self) -> None: ...

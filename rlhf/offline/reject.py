@@ -9,11 +9,11 @@ from typing import Any
 from rlhf.cluster.launch import ray_session
 from rlhf.config.reject import CollectConfig, SelectConfig
 from rlhf.config.schema import Recipe
+from rlhf.content_hashes import ContentHashes
 from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.data.selection import Rules
 from rlhf.errors import ConfigError
 from rlhf.materials import Materials, gather_materials, worker_settings
-from rlhf.offline.asked import fingerprint
 from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected
 from rlhf.offline.selected import write_selected
 from rlhf.processes import open_drawing
@@ -113,7 +113,7 @@ def _identity(materials: Materials) -> dict[str, Any]:
     place = {"path", "config", "tokenizer", "chat_template"}
     aside = {"train", "heldout", "curriculum", "reward_workers", "reward_memory_mb", "max_ungradable"}
     return {
-        "weights": fingerprint(Path(materials.model_folder)),
+        "weights": ContentHashes(materials.folder.path).of_model(materials.model_folder),
         "model": recipe.model.model_dump(mode="json", exclude=place),
         "task": recipe.task.model_dump(mode="json", exclude=aside),
     }

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.config.pipeline import Values
 from rlhf.config.references import Reference, replaced
 from rlhf.config.stage_kinds import NOT_LEARNED
-from rlhf.pipeline.content import ContentHashes
+from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.graph import Stage
 
 _CODE = re.compile(r"(?P<file>.+\.py):[A-Za-z_]\w*|(?P<module>[A-Za-z_][\w.]*):[A-Za-z_]\w*")

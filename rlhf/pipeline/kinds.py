@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,23 +65,17 @@ def _train(job: Job, section: Trained, view: LiveView) -> Outcome:
     from rlhf.stages.reward_model import run_reward_model
     from rlhf.stages.sft import run_sft
 
-    model, renderer = _start(job, section)
-    out, seed = job.folder / "model", section.seed
     match section:
-        case SftStage(sft=config):
-            shown = _progress(view, "supervised fine-tuning")
-            run_sft(config, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model)
-            return Outcome(metrics=_trained(out, "sft"))
-        case DpoStage(dpo=preferences):
-            shown = _progress(view, "preference optimization")
-            run_dpo(preferences, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model)
-            return Outcome(metrics=_trained(out, "dpo"))
-        case RewardModelStage(reward_model=scoring):
-            shown = _progress(view, "reward model")
-            run_reward_model(
-                scoring, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model
-            )
-            return Outcome(metrics=_trained(out, "reward_model"))
+        case SftStage():
+            kind, what, run = "sft", "supervised fine-tuning", partial(run_sft, section.sft)
+        case DpoStage():
+            kind, what, run = "dpo", "preference optimization", partial(run_dpo, section.dpo)
+        case RewardModelStage():
+            kind, what, run = "reward_model", "reward model", partial(run_reward_model, section.reward_model)
+    model, renderer = _start(job, section)
+    out, shown = job.folder / "model", _progress(view, what)
+    run(renderer=renderer, out_folder=out, seed=section.seed, on_progress=shown, model=model)
+    return Outcome(metrics=_trained(out, kind))
 
 
 def _merge(job: Job, section: MergeStage, view: LiveView) -> Outcome:
@@ -101,21 +96,20 @@ def _reject(job: Job, section: RejectStage, code_dir: Path, view: LiveView) -> O
         reject(recipe, section.collect, section.select, job.folder, code_dir=code_dir, view=view)
     )
     ending = section.select.format
-    artefacts = {"rows": f"rows.{ending}", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl"}
-    there = {name: path for name, path in artefacts.items() if (job.folder / path).exists()}
-    return Outcome(metrics=metrics, artefacts=there)
+    artefacts = {"rows": f"rows.{ending}", "prompts": "prompts.jsonl"}
+    if section.select.pairs is not None:
+        artefacts["pairs"] = "pairs.jsonl"
+    return Outcome(metrics=metrics, artefacts=artefacts)
 
 
 def _evaluate(job: Job, section: EvaluationFile, code_dir: Path, view: LiveView) -> Outcome:
     from rlhf.offline.evaluate import evaluate_models
-    from rlhf.telemetry.eval_report import write_eval_report
 
     named = section.model_copy(update={"name": job.name})
     models = {name: named.recipe(_at_hand(job, model, name)) for name, model in section.all_models.items()}
     metrics = asyncio.run(
         evaluate_models(models, section.judged_sets, section.eval, job.folder, code_dir=code_dir, view=view)
     )
-    write_eval_report(job.folder)
     return Outcome(metrics=metrics)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config.pipeline import Values
-from rlhf.pipeline.content import ContentHashes
+from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.identity import Identity
 from rlhf.pipeline.result import Result, read_result
 from rlhf.run_folder import replace_file

@@ -12,8 +12,8 @@ import yaml
 
 from rlhf.config.pipeline import PipelineConfig, Values, near
 from rlhf.config.references import Reference, replaced
+from rlhf.content_hashes import ContentHashes
 from rlhf.errors import ConfigError
-from rlhf.pipeline.content import ContentHashes
 from rlhf.pipeline.graph import Stage, resolve
 from rlhf.pipeline.identity import Identity, identity_of, missing_files
 from rlhf.pipeline.job import write_job

@@ -15,8 +15,8 @@ import yaml
 
 from rlhf.config.pipeline import load_pipeline
 from rlhf.config.stage_kinds import KINDS
+from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.child import Outcome, end_with_stdin, run_stage
-from rlhf.pipeline.content import ContentHashes
 from rlhf.pipeline.identity import learned
 from rlhf.pipeline.job import Job
 from rlhf.pipeline.opened import Pipeline

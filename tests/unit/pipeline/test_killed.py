@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlhf.pipeline.content import ContentHashes
+from rlhf.content_hashes import ContentHashes
 from tests.unit.pipeline import fake_stages
 from tests.unit.pipeline.fake_stages import CHUNKS, run_here, write_pipeline
 
