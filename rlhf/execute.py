@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rlhf.config.algorithm import frozen_models
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.config.services import with_addresses
+from rlhf.config.services import with_no_addresses
 from rlhf.errors import PlacementError
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
@@ -110,7 +110,7 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[
     _check_room(recipe, device)
     settings = worker_settings(recipe)
     # Nobody is asked yet: any address will do to see whether rewards can be loaded.
-    task = with_addresses(recipe.task, dict.fromkeys(recipe.services, "http://127.0.0.1:1"))
+    task = with_no_addresses(recipe.task, recipe.services)
     pool = RewardPool(task.all_rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
     try:
         await pool.start()

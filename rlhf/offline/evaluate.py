@@ -11,6 +11,7 @@ from rlhf.cluster.engines import EngineClient
 from rlhf.cluster.launch import ray_session
 from rlhf.config.evaluation import EvalSet, EvaluateConfig
 from rlhf.config.schema import Recipe
+from rlhf.config.services import with_no_addresses
 from rlhf.offline.answers import votes_by_reward, votes_by_text
 from rlhf.offline.asked import Asked, check_names, prepare
 from rlhf.offline.collect import Progress, collect, read_collected
@@ -80,10 +81,10 @@ async def _collect_all(asked: Sequence[Asked], model: str, *, code_dir: Path, vi
     pending = [one for one in asked if not one.is_collected]
     if not pending:
         return
+    view.phase("trying the rewards")
+    await _try_rewards(pending, code_dir=code_dir)
     # Around the graders, too: their services are actors.
     with ray_session(pending[0].recipe.placement, code_dir=code_dir):
-        view.phase("trying the rewards")
-        await _try_rewards(pending, code_dir=code_dir)
         # With room for the longest context of all sets.
         longest = max(pending, key=lambda one: one.recipe.longest_context)
         view.phase("starting engines")
@@ -93,9 +94,10 @@ async def _collect_all(asked: Sequence[Asked], model: str, *, code_dir: Path, vi
 
 
 async def _try_rewards(pending: Sequence[Asked], *, code_dir: Path) -> None:
-    """Load the rewards of every set before anything is sampled."""
+    """Load the rewards of every set, without the services that they ask, before anything is started."""
     for one in pending:
-        async with open_graders(one.recipe, code_dir=code_dir) as graders:
+        alone = with_no_addresses(one.recipe, one.recipe.services)
+        async with open_graders(alone, code_dir=code_dir) as graders:
             key = f"sets.{one.name}.source"
             check_columns(
                 one.recipe.task.rewards, graders.reward.required_columns, one.materials.train, key=key

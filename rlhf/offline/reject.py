@@ -10,6 +10,7 @@ from rlhf.cluster.launch import ray_session
 from rlhf.config.pipeline import near
 from rlhf.config.reject import CollectConfig, SelectConfig
 from rlhf.config.schema import Recipe
+from rlhf.config.services import with_no_addresses
 from rlhf.content_hashes import ContentHashes
 from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.data.selection import Rules
@@ -59,7 +60,7 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     plan = _plan(materials, collect_config, prompts, rules)
     collected = folder / "collected"
     if not is_collected(plan, collected):
-        await _check(materials, prompts, select_config, code_dir=code_dir)
+        await check_prompts(materials, prompts, select_config, code_dir=code_dir)
         with ray_session(recipe.placement, code_dir=code_dir):
             async with open_drawing(materials, code_dir=code_dir) as drawing:
                 plan = replace(plan, forget=drawing.engine.forget_prefixes)
@@ -120,7 +121,7 @@ def _identity(materials: Materials) -> dict[str, Any]:
     }
 
 
-async def _check(
+async def check_prompts(
     materials: Materials, prompts: SourcePrompts, select: SelectConfig, *, code_dir: Path
 ) -> None:
     """Refuse, before engines start, rows that cannot be rolled out or graded, and columns that none of them has.
@@ -128,7 +129,7 @@ async def _check(
     Holds a portion of them at a time.
     """
     recipe = materials.recipe
-    rewards = recipe.task.rewards
+    rewards = with_no_addresses(recipe.task, recipe.services).rewards
     pool = RewardPool(rewards, num_workers=1, code_dir=str(code_dir), settings=worker_settings(recipe))
     try:
         await pool.start()

@@ -115,7 +115,10 @@ async def _check_stage(section: Section, checking: Checking) -> None:
 
 async def _check_rejection(stage: RejectStage, checking: Checking) -> None:
     """The task with its filters, which grade beside its rewards, and the test sets to keep apart from."""
+    from rlhf.offline.reject import rules_of
+
     recipe = stage.recipe("reject")
+    rules_of(recipe, stage.select)
     rewards = (*recipe.task.rewards, *(one.reward for one in stage.select.filters))
     task = recipe.task.model_copy(update={"rewards": rewards})
     await check_tasks(recipe.model_copy(update={"task": task}), checking)
