@@ -16,7 +16,19 @@ from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.graph import Stage
 
 _CODE = re.compile(r"(?P<file>.+\.py):[A-Za-z_]\w*|(?P<module>[A-Za-z_][\w.]*):[A-Za-z_]\w*")
-_PATH_KEYS = {"file", "path", "tokenizer", "chat_template", "reference"}
+_PATH_KEYS = {
+    "file",
+    "path",
+    "tokenizer",
+    "chat_template",
+    "reference",
+    "model",
+    "base",
+    "adapter",
+    "dataset",
+}
+_PATHS = "teachers"
+"""The key of a mapping whose values are paths."""
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".jinja", ".txt", ".csv")
 SHORT = 8
 """Hex digits of a key in a folder's name."""
@@ -100,7 +112,8 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _is_data(key: str, text: str) -> bool:
     if "${" in text or "\n" in text or len(text) > 1000:
         return False
-    is_path = key.rpartition(".")[2] in _PATH_KEYS or "/" in text or text.endswith(_DATA_SUFFIXES)
+    *above, last = key.split(".")
+    is_path = last in _PATH_KEYS or above[-1:] == [_PATHS] or "/" in text or text.endswith(_DATA_SUFFIXES)
     return is_path and Path(text).exists()
 
 

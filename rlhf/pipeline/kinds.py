@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,7 +15,7 @@ from rlhf.config.stage_kinds import DpoStage, MergeStage, RejectStage, RewardMod
 from rlhf.pipeline.child import Outcome
 from rlhf.pipeline.job import Job
 from rlhf.telemetry.live import LiveView
-from rlhf.telemetry.logs import log_to_folder
+from rlhf.telemetry.logs import logged_to
 from rlhf.telemetry.sinks import read_metrics
 
 if TYPE_CHECKING:
@@ -160,13 +159,8 @@ def _progress(view: LiveView, what: str) -> Callable[[Mapping[str, float]], None
 @contextlib.contextmanager
 def _view(job: Job) -> Iterator[LiveView]:
     """A live view of the stage; what is logged also goes to run.log in its folder."""
-    attached = log_to_folder(job.folder)
-    try:
-        with LiveView({"stage": job.stage, "kind": job.kind}) as view:
-            yield view
-    finally:
-        logging.getLogger().removeHandler(attached)
-        attached.close()
+    with logged_to(job.folder), LiveView({"stage": job.stage, "kind": job.kind}) as view:
+        yield view
 
 
 def _is_number(value: object) -> bool:

@@ -1,9 +1,6 @@
 """A pipeline and its folder: what every stage is now, and what is done."""
 
-import contextlib
-import fcntl
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -18,7 +15,7 @@ from rlhf.pipeline.graph import Stage, resolve
 from rlhf.pipeline.identity import Identity, identity_of, missing_files
 from rlhf.pipeline.job import write_job
 from rlhf.pipeline.manifest import Manifest, Record, Verdict
-from rlhf.run_folder import environment, replace_file
+from rlhf.run_folder import environment, own, replace_file, taken
 
 PIPELINE_FILE = "pipeline.yaml"
 
@@ -168,21 +165,12 @@ def pipeline_yaml(config: PipelineConfig, stages: list[Stage]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[IO[bytes]]:
-    """Own a pipeline's folder. ConfigError when it cannot be written or another process owns it."""
+def held(folder: Path) -> IO[bytes]:
+    """Own a pipeline's folder until it is closed. ConfigError when it cannot be written or another process owns it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("wb")
+        return own(folder / ".lock", taken=taken(folder))
     except OSError as error:
         raise ConfigError(
             f"run_dir: cannot write to {str(folder)!r} ({error.strerror}). Name another folder with run_dir=...."
         ) from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"run_dir: another process is running in {str(folder)!r}. Wait for it, or name another folder."
-            ) from error
-        yield file

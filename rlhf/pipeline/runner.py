@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rlhf.pipeline.graph import needed_by
 from rlhf.pipeline.manifest import Verdict
 from rlhf.pipeline.opened import Pipeline, Standing, held
 from rlhf.telemetry.live import clock
-from rlhf.telemetry.logs import log_to_folder
+from rlhf.telemetry.logs import logged_to
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def run_pipeline(
         raise ConfigError(
             f"--redo {name}: --until {until} leaves that stage out, as {until} does not need it. Drop one of the two."
         )
-    with held(pipeline.config.folder), _logged(pipeline.config.folder):
+    with held(pipeline.config.folder), logged_to(pipeline.config.folder):
         pipeline.write_config()
         hashes: dict[Reference, str] = {}
         for number, stage in enumerate(chosen, 1):
@@ -115,13 +115,3 @@ def stage_command(*, code_dir: Path, verbose: bool = False) -> list[str]:
     """`rlhf stage`, tied to the process that starts it; the file goes last."""
     flags = ["--verbose"] if verbose else []
     return [sys.executable, "-m", "rlhf.cli", *flags, "stage", "--tied", "--code-dir", str(code_dir)]
-
-
-@contextlib.contextmanager
-def _logged(folder: Path) -> Iterator[None]:
-    attached = log_to_folder(folder)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(attached)
-        attached.close()

@@ -98,7 +98,7 @@ def test_rewards_that_ask_a_service_are_loaded_before_it_is_there(tmp_path):
 
 
 def test_a_column_to_keep_that_no_row_has_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="select.keep_columns: no row of task.train has a column 'levle'"):
+    with pytest.raises(ConfigError, match=r"select.keep_columns: no row of task.train has a column 'levle'"):
         checked(tmp_path, rewards=[{"use": f"{HERE}:is_right"}], keep_columns=["levle"])
 
 

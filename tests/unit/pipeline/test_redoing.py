@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -190,6 +191,21 @@ def test_every_artefact_that_a_stage_names_enters_its_key(finished):
     for need in stage.needs:
         keys.add(pipeline.judge(stage, hashes | {need: "other"}).identity.key)
     assert len(keys) == 3
+
+
+def test_named_folders_enter_the_key_by_what_they_hold(tmp_path, monkeypatch):
+    path = write_pipeline(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("start", "lora"):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text("{}")
+    merge = "stages.student={kind: merge, merge: {method: adapter, base: start, adapter: lora}}"
+    pipeline = Pipeline.of(load_pipeline(path, [merge]), code_dir=tmp_path)
+    stage = pipeline.stage("student", option="")
+    before = pipeline.judge(stage, {}).identity
+    assert set(before.files) == {"start", "lora"}
+    Path("start", "config.json").write_text('{"changed": 1}')
+    assert pipeline.judge(stage, {}).identity.key != before.key
 
 
 def test_seed_of_random_models_enters_the_key_of_a_stage_with_a_seed_of_its_own(finished):
