@@ -53,7 +53,10 @@ def _rl(job: Job, recipe: Recipe, code_dir: Path) -> Outcome:
     metrics = {name: value for name, value in lines[-1].items() if "/" in name and value is not None}
     for name, line in (("before", evaluated[:1]), ("after", evaluated[-1:])):
         metrics |= {
-            f"{name}/{key}": value for one in line for key, value in one.items() if key.startswith("eval/")
+            f"{name}/{key}": value
+            for one in line
+            for key, value in one.items()
+            if key.startswith("eval/") and value is not None
         }
     return Outcome(metrics=metrics)
 
