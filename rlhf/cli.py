@@ -39,6 +39,8 @@ def _interrupted(arguments: argparse.Namespace) -> str:
     """What is said at the end of a command that was interrupted; a pipeline speaks for its stage."""
     if arguments.command is _stage and arguments.tied:
         return ""
+    if arguments.command is _pipeline and arguments.redo:
+        return "interrupted; the same command, without --redo, goes on\n"
     hints = {_train: "; the same command resumes from the last checkpoint"}
     hints |= dict.fromkeys((_pipeline, _stage, _evaluate), "; the same command goes on")
     return f"interrupted{hints.get(arguments.command, '')}\n"
@@ -179,6 +181,10 @@ def _train(arguments: argparse.Namespace) -> int:
 def _pipeline(arguments: argparse.Namespace) -> int:
     from rlhf.pipeline.command import pipeline
 
+    if arguments.dry_run and (arguments.until or arguments.redo):
+        raise ConfigError(
+            "--dry-run draws all stages as they stand: --until and --redo are for runs. Leave out one or the others."
+        )
     _prepend(arguments.code_dir)
     return pipeline(
         arguments.pipeline,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from rlhf.config.algorithm import frozen_models
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.config.services import with_addresses
+from rlhf.config.services import with_no_addresses
 from rlhf.errors import PlacementError
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
-from rlhf.telemetry.logs import log_to_folder
+from rlhf.telemetry.logs import logged_to
 from rlhf.telemetry.report import write_report
 from rlhf.telemetry.sinks import missing_package, read_metrics
 
@@ -35,16 +35,12 @@ logger = logging.getLogger(__name__)
 async def execute(recipe: Recipe, *, code_dir: Path, fresh: bool) -> int:
     """Train `recipe` in its run folder, resuming from its last checkpoint; returns the exit code."""
     folder = RunFolder.open(recipe, fresh=fresh)
-    attached = log_to_folder(folder.path)
-    try:
+    with logged_to(folder.path):
         if _finished(folder, recipe):
             logger.info("%s is finished: nothing to do (start anew with --fresh)", folder.path)
         else:
             await _train(recipe, folder, code_dir)
         report = write_report(folder.path)
-    finally:
-        logging.getLogger().removeHandler(attached)
-        attached.close()
     sys.stdout.write(f"{summary(folder.path)}\nreport: {report}\n")
     return 0
 
@@ -110,7 +106,7 @@ async def preflight(recipe: Recipe, *, code_dir: Path) -> Mapping[str, Sequence[
     _check_room(recipe, device)
     settings = worker_settings(recipe)
     # Nobody is asked yet: any address will do to see whether rewards can be loaded.
-    task = with_addresses(recipe.task, dict.fromkeys(recipe.services, "http://127.0.0.1:1"))
+    task = with_no_addresses(recipe.task, recipe.services)
     pool = RewardPool(task.all_rewards, num_workers=1, code_dir=str(code_dir), settings=settings)
     try:
         await pool.start()

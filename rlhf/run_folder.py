@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,14 +93,7 @@ class RunFolder:
 
     def _locked(self) -> "RunFolder":
         """This folder, held for as long as the object lives; ConfigError when another process holds it."""
-        file = (self.path / ".lock").open("wb")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"run_dir: another process is running in {str(self.path)!r}. Wait for it, or name another folder."
-            ) from error
-        return replace(self, lock=file)
+        return replace(self, lock=own(self.path / ".lock", taken=taken(self.path)))
 
     def _compare(self, recipe: Recipe) -> None:
         """Refuse to mix two different runs in one folder."""
@@ -119,6 +113,29 @@ class RunFolder:
     def _sweep(self) -> None:
         for draft in self.path.glob("checkpoints/draft-*"):
             shutil.rmtree(draft)
+
+
+def taken(folder: Path) -> str:
+    """What is said where another process owns a run's folder."""
+    return f"run_dir: another process is running in {str(folder)!r}. Wait for it, or name another folder."
+
+
+def own(file: Path, *, taken: str, wait_s: float = 0.0) -> IO[bytes]:
+    """The lock file `file`, open: its folder is this process's until it is closed.
+
+    ConfigError, which says `taken`, when another process has it for longer than `wait_s`.
+    """
+    lock = file.open("wb")
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                lock.close()
+                raise ConfigError(taken) from error
+        time.sleep(0.05)
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from rlhf.check.probes import GOLD_COLUMN, ProbeSet
 from rlhf.check.report import Checking, Finding, Report, num_of
 from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import Recipe
-from rlhf.config.services import named_services, with_addresses
+from rlhf.config.services import named_services, with_no_addresses
 from rlhf.errors import LoadError, RewardError
 from rlhf.materials import worker_settings
 from rlhf.rollout.reward_totals import applies
@@ -34,8 +34,6 @@ from rlhf.types import Prompt
 _SEED = 0
 _NUM_TEMPLATE_ROWS = 8
 _LEAK = "it left memory, processes or files behind, and its worker was replaced"
-_NOWHERE = "http://127.0.0.1:1"
-"""The address of a service that is not started: enough to load what would ask it."""
 
 
 async def check_rewards(recipe: Recipe, prompts: Sequence[Prompt], checking: Checking) -> None:
@@ -65,7 +63,7 @@ async def _load_silent(recipe: Recipe, checking: Checking) -> None:
             for name in named_services(reward)
         )
         checking.report.say(f"reward {reward.use}", f"loaded, not asked: {models}")
-    task = with_addresses(recipe.task, dict.fromkeys(recipe.services, _NOWHERE))
+    task = with_no_addresses(recipe.task, recipe.services)
     addressed = recipe.model_copy(update={"task": task.model_copy(update={"reward_workers": 1})})
     checking.report.findings += await _loading(addressed, checking.code_dir)
 

@@ -16,9 +16,11 @@ from rlhf.config.schema import (
     PlacementConfig,
     Recipe,
     SamplingConfig,
+    ScheduleConfig,
     TimeoutConfig,
+    longest_row,
 )
-from rlhf.config.section import Count, Fraction, NonNegative, Section
+from rlhf.config.section import Count, Fraction, NonNegative, Section, as_its_own
 from rlhf.config.services import ServiceConfig
 from rlhf.config.task import SourceConfig, TaskConfig
 
@@ -148,6 +150,15 @@ class EvaluationFile(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_run(self) -> "EvaluationFile":
+        with as_its_own():
+            recipe = self.recipe(next(iter(self.all_models.values())))
+        for name, one in self.judged_sets.items():
+            with as_its_own(f"sets.{name}: "):
+                recipe_of_set(recipe, one, self.eval)
+        return self
+
     @property
     def all_models(self) -> dict[str, ModelConfig]:
         """The models by name; a single one is called `model`."""
@@ -162,7 +173,7 @@ class EvaluationFile(Section):
         }
 
     def recipe(self, model: ModelConfig) -> Recipe:
-        """The recipe that `evaluate_model` takes. Its task.train is the first set's, and nothing trains on it."""
+        """The recipe that `evaluate_models` takes. Its task.train is the first set's, and nothing trains on it."""
         first = next(iter(self.sets.values()))
         common: dict[str, Any] = self.task.model_dump()
         if not self.task.rewards and self.task.environment is None:
@@ -170,15 +181,15 @@ class EvaluationFile(Section):
             common["rewards"] = next((s.rewards for s in self.sets.values() if s.rewards), ())
             if not common["rewards"]:
                 common["environment"] = first.environment
-        row = self.sampling.max_prompt_tokens + max(self.sampling.max_tokens, self.eval.max_tokens or 0)
-        if self.task.environment is not None:
-            row = self.task.environment.limits.max_tokens
+        task = TaskConfig(train=first.source, **common)
+        most = max(self.sampling.max_tokens, self.eval.max_tokens or 0)
+        row = longest_row(task, self.sampling.model_copy(update={"max_tokens": most}))
         return Recipe(
             name=self.name,
             seed=self.seed,
             run_dir=self.run_dir,
             model=model,
-            task=TaskConfig(train=first.source, **common),
+            task=task,
             services=self.services,
             sandbox=self.sandbox,
             sampling=self.sampling,
@@ -187,6 +198,44 @@ class EvaluationFile(Section):
             placement=self.placement,
             timeouts=self.timeouts,
         )
+
+
+def recipe_of_set(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
+    """The recipe with a set in place of its task, sampled as `config` has it, and nothing of training."""
+    task = recipe.task
+    judged = TaskConfig(
+        train=one.source,
+        template=task.template if one.template is None else one.template,
+        system_prompt=task.system_prompt if one.system_prompt is None else one.system_prompt,
+        environment=one.environment or task.environment,
+        rewards=task.rewards if one.rewards is None else one.rewards,
+        needs_reference=task.needs_reference if one.needs_reference is None else one.needs_reference,
+        gold_template=task.gold_template if one.gold_template is None else one.gold_template,
+        reward_workers=task.reward_workers,
+        reward_memory_mb=task.reward_memory_mb,
+        max_ungradable=task.max_ungradable,
+    )
+    drawn = {
+        "max_tokens": config.max_tokens or recipe.sampling.max_tokens,
+        "keep_routing": False,
+        "keep_sampling_mask": False,
+    }
+    sampling = recipe.sampling.model_copy(update=drawn)
+    return Recipe(
+        name=recipe.name,
+        seed=recipe.seed,
+        model=recipe.model,
+        task=judged,
+        services=recipe.services,
+        sandbox=recipe.sandbox,
+        sampling=sampling.model_copy(update={"top_p": 1.0, "top_k": 0}),
+        # How many steps there were says which of its rewards count at the end.
+        schedule=ScheduleConfig(num_steps=recipe.schedule.num_steps),
+        learner=LearnerConfig(microbatch_tokens=longest_row(judged, sampling)),
+        engine=recipe.engine,
+        placement=recipe.placement,
+        timeouts=recipe.timeouts,
+    )
 
 
 def name_problem(names: Iterable[str], key: str) -> str | None:

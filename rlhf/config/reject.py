@@ -130,6 +130,6 @@ class SelectConfig(Section):
     seed: int = 0
     """Of that draw."""
     keep_columns: tuple[str, ...] = ()
-    """Columns of the prompts that the rows keep (a domain, a source)."""
+    """Columns of the prompts that the rows keep (a domain, a level), but for names that rows have anyway (`source`)."""
     format: Literal["jsonl", "parquet"] = "jsonl"
     """Of the rows."""

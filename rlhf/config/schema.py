@@ -243,6 +243,14 @@ class TimeoutConfig(Section):
     """One weight transfer with its probe."""
 
 
+def longest_row(task: TaskConfig, sampling: SamplingConfig) -> int:
+    """Tokens that a row of the task, sampled so, has at most."""
+    limits = [environment.limits.max_tokens for environment in task.environments.values()]
+    if len(limits) == len(task.parts):
+        return max(limits)
+    return max(sampling.max_prompt_tokens + sampling.max_tokens, *limits, 0)
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -340,10 +348,7 @@ class Recipe(Section):
     @property
     def longest_row(self) -> int:
         """Tokens that a training row has at most."""
-        limits = [environment.limits.max_tokens for environment in self.task.environments.values()]
-        if len(limits) == len(self.task.parts):
-            return max(limits)
-        return max(self.sampling.max_prompt_tokens + self.sampling.max_tokens, *limits, 0)
+        return longest_row(self.task, self.sampling)
 
     @property
     def longest_context(self) -> int:

@@ -1,7 +1,7 @@
 """The keys of `services`: models that run beside the policy and are asked over HTTP, and how rewards name them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
@@ -54,6 +54,11 @@ def with_addresses(section: S, addresses: Mapping[str, str]) -> S:
         section, lambda text: _ADDRESS.sub(lambda match: addresses.get(match[1], match[0]), text)
     )
     return changed
+
+
+def with_no_addresses(section: S, services: Iterable[str]) -> S:
+    """The section with an address of each service at which nobody answers: enough to load what would ask there."""
+    return with_addresses(section, dict.fromkeys(services, "http://127.0.0.1:1"))
 
 
 def unknown_service(section: Section, services: Mapping[str, ServiceConfig]) -> str | None:

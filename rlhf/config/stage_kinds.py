@@ -18,9 +18,10 @@ from rlhf.config.schema import (
     Recipe,
     SamplingConfig,
     TimeoutConfig,
+    longest_row,
 )
-from rlhf.config.section import Section
-from rlhf.config.services import ServiceConfig
+from rlhf.config.section import Section, as_its_own
+from rlhf.config.services import ServiceConfig, unknown_service
 from rlhf.config.task import TaskConfig
 from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
 
@@ -84,13 +85,19 @@ class RejectStage(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_run(self) -> "RejectStage":
+        if (problem := unknown_service(self.select, self.services)) is not None:
+            raise ValueError(problem)
+        with as_its_own():
+            self.recipe("reject")
+        return self
+
     def recipe(self, name: str) -> Recipe:
         """The recipe that samples and grades as this stage says."""
         values = {key: value for key, value in dict(self).items() if key not in ("collect", "select")}
-        row = self.sampling.max_prompt_tokens + self.sampling.max_tokens
-        if self.task.environment is not None:
-            row = self.task.environment.limits.max_tokens
-        return Recipe(name=name, learner=LearnerConfig(microbatch_tokens=row), **values)
+        learner = LearnerConfig(microbatch_tokens=longest_row(self.task, self.sampling))
+        return Recipe(name=name, learner=learner, **values)
 
 
 class MergeStage(Section):

@@ -1,19 +1,18 @@
 """What is asked of one model on one set, checked before any process starts."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.cluster.engines import EngineClient
-from rlhf.config.evaluation import EvalSet, EvaluateConfig, name_problem
-from rlhf.config.schema import LearnerConfig, Recipe
-from rlhf.config.task import TaskConfig
+from rlhf.config.evaluation import EvalSet, EvaluateConfig, name_problem, recipe_of_set
+from rlhf.config.schema import Recipe
+from rlhf.config.services import named_services
+from rlhf.content_hashes import ContentHashes
 from rlhf.errors import ConfigError, DataError
 from rlhf.materials import Materials, gather_materials
-from rlhf.offline.collect import DONE, CollectPlan
+from rlhf.offline.collect import CollectPlan, is_collected
 from rlhf.rollout.reward_totals import short_names
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
@@ -21,8 +20,6 @@ from rlhf.types import Sampling
 
 _CHUNKS_ON_GPU = 4
 """In flight: while the longest answers of one chunk end, others fill the engine."""
-_ENDS = 2**20
-"""Bytes at each end of a weight file that tell it from another of its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +31,8 @@ class Asked:
     config: EvaluateConfig
     sampling: Sampling
     materials: Materials
+    hashes: Mapping[str, Any]
+    """What the model holds, and what the models hold that its rewards ask."""
     folder: Path
     """Where its samples are collected."""
 
@@ -43,11 +42,7 @@ class Asked:
         return self.materials.recipe
 
     @property
-    def is_collected(self) -> bool:
-        """Whether every sample is there."""
-        return (self.folder / DONE).is_file()
-
-    def plan(self, engine: EngineClient | None) -> CollectPlan:
+    def plan(self) -> CollectPlan:
         """What is to be collected."""
         on_gpu = self.materials.device == "cuda"
         return CollectPlan(
@@ -58,13 +53,17 @@ class Asked:
             prompts_per_chunk=self.config.prompts_per_chunk,
             chunks_in_flight=_CHUNKS_ON_GPU if on_gpu else 1,
             identity=self._identity(),
-            forget=None if engine is None else engine.forget_prefixes,
         )
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether every sample is there. CheckpointError where they were collected with other settings."""
+        return is_collected(self.plan, self.folder)
 
     def _identity(self) -> dict[str, Any]:
         task = self.recipe.task.model_dump(mode="json")
         wanted = ("rewards", "template", "system_prompt", "environment")
-        return {"model": fingerprint(Path(self.materials.model_folder))} | {key: task[key] for key in wanted}
+        return {**self.hashes} | {key: task[key] for key in wanted}
 
     def described(self) -> dict[str, Any]:
         """What stands beside every figure in eval.json."""
@@ -101,6 +100,7 @@ def prepare(
 ) -> list[Asked]:
     """Everything that can be checked before a process starts."""
     model_folder = prepare_model_folder(recipe.model, folder / "start" / model, seed=recipe.seed)
+    hashes = ContentHashes(folder)
     asked = []
     for name, one in sets.items():
         own = recipe_of_set(recipe, one, config)
@@ -113,51 +113,25 @@ def prepare(
         with _naming(f"sets.{name}.source"):
             materials = gather_materials(own, RunFolder(folder), model_folder)
         place = folder / "collected" / model / name
-        sampling = _sampling(recipe, config, materials)
         asked.append(
-            Asked(name=name, one=one, config=config, sampling=sampling, materials=materials, folder=place)
+            Asked(
+                name=name,
+                one=one,
+                config=config,
+                sampling=_sampling(recipe, config, materials),
+                materials=materials,
+                hashes=_hashes(materials, hashes),
+                folder=place,
+            )
         )
+    hashes.save()
     return asked
 
 
-def recipe_of_set(recipe: Recipe, one: EvalSet, config: EvaluateConfig) -> Recipe:
-    """The recipe with a set in place of its task, sampled as `config` has it, and nothing of training."""
-    task = recipe.task
-    environment = one.environment or task.environment
-    judged = TaskConfig(
-        train=one.source,
-        template=task.template if one.template is None else one.template,
-        system_prompt=task.system_prompt if one.system_prompt is None else one.system_prompt,
-        environment=environment,
-        rewards=task.rewards if one.rewards is None else one.rewards,
-        needs_reference=task.needs_reference if one.needs_reference is None else one.needs_reference,
-        gold_template=task.gold_template if one.gold_template is None else one.gold_template,
-        reward_workers=task.reward_workers,
-        reward_memory_mb=task.reward_memory_mb,
-        max_ungradable=task.max_ungradable,
-    )
-    drawn = {
-        "max_tokens": config.max_tokens or recipe.sampling.max_tokens,
-        "keep_routing": False,
-        "keep_sampling_mask": False,
-    }
-    sampling = recipe.sampling.model_copy(update=drawn)
-    row = sampling.max_prompt_tokens + sampling.max_tokens
-    return Recipe(
-        name=recipe.name,
-        seed=recipe.seed,
-        model=recipe.model,
-        task=judged,
-        services=recipe.services,
-        sandbox=recipe.sandbox,
-        sampling=sampling.model_copy(update={"top_p": 1.0, "top_k": 0}),
-        learner=LearnerConfig(
-            microbatch_tokens=row if environment is None else environment.limits.max_tokens
-        ),
-        engine=recipe.engine,
-        placement=recipe.placement,
-        timeouts=recipe.timeouts,
-    )
+def _hashes(materials: Materials, hashes: ContentHashes) -> dict[str, Any]:
+    recipe = materials.recipe
+    services = {name: hashes.of_model(recipe.services[name].model) for name in named_services(recipe.task)}
+    return {"model": hashes.of_model(materials.model_folder)} | ({"services": services} if services else {})
 
 
 @contextlib.contextmanager
@@ -180,18 +154,3 @@ def _sampling(recipe: Recipe, config: EvaluateConfig, materials: Materials) -> S
         top_k=recipe.sampling.top_k,
         stop_token_ids=materials.renderer.stop_token_ids,
     )
-
-
-def fingerprint(folder: Path) -> str:
-    """Of the model in `folder`: its config and tokenizer whole, of each weight file its size and its ends."""
-    digest = hashlib.sha256()
-    for file in sorted(
-        path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")
-    ):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(_ENDS))
-            opened.seek(max(size - _ENDS, 0))
-            digest.update(opened.read())
-    return digest.hexdigest()

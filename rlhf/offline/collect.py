@@ -1,8 +1,6 @@
 """Many graded samples of many prompts, written chunk by chunk: what a kill costs is the chunk it falls into."""
 
 import asyncio
-import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.collected import Collected, Sample, conversation_of, prompt_record, read_lines, to_line
-from rlhf.errors import CheckpointError, ConfigError, DataError
+from rlhf.errors import CheckpointError, DataError
 from rlhf.interfaces import Reward, RolloutFunction
 from rlhf.offline.journal import GradeJournal, group_digest
 from rlhf.rollout.group import sample_seed
 from rlhf.rollout.statistics import answer_of, is_correct
-from rlhf.run_folder import difference, replace_file
+from rlhf.run_folder import difference, own, replace_file
 from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
 
 IDENTITY = "collect.json"
@@ -75,7 +73,8 @@ async def collect(
     RewardError as `Reward.score` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _owned(folder):
+    taken = f"another process collects in {folder}. Wait for it, or name another folder."
+    with own(folder / ".lock", taken=taken):
         num_prompts = _claim(plan, folder)
         collector = _Collector(rollout=rollout, reward=reward, plan=plan, folder=folder)
         collector.meter = _Meter(num_prompts=num_prompts, on_progress=progress)
@@ -280,16 +279,3 @@ def _identity(plan: CollectPlan) -> dict[str, Any]:
         "prompts": {"number": number, "digest": digest.hexdigest()},
         **plan.identity,
     }
-
-
-@contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """The folder is this process's until the block ends. ConfigError where it is another's."""
-    with (folder / ".lock").open("wb") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another process collects in {folder}. Wait for it, or name another folder."
-            ) from error
-        yield

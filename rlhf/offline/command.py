@@ -17,7 +17,7 @@ from rlhf.config.section import Section
 from rlhf.errors import ConfigError
 from rlhf.run_folder import replace_file
 from rlhf.telemetry.live import LiveView
-from rlhf.telemetry.logs import TERMINAL, log_to_folder
+from rlhf.telemetry.logs import TERMINAL, logged_to
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,18 +41,14 @@ async def evaluate_file(path: Path, overrides: Sequence[str], *, code_dir: Path)
     """Measure what the file at `path` names, print the table and write the report; returns the exit code."""
     asked = read_evaluation(path, overrides)
     _record(asked)
-    attached = log_to_folder(asked.folder)
     # Late: what it loads takes seconds, and most mistakes are found without it.
     from rlhf.offline.evaluate import evaluate_models
 
-    try:
-        with LiveView({"evaluation": next(iter(asked.models.values())).name}) as view:
-            await evaluate_models(
-                asked.models, asked.sets, asked.config, asked.folder, code_dir=code_dir, view=view
-            )
-    finally:
-        logging.getLogger().removeHandler(attached)
-        attached.close()
+    name = next(iter(asked.models.values())).name
+    with logged_to(asked.folder), LiveView({"evaluation": name}) as view:
+        await evaluate_models(
+            asked.models, asked.sets, asked.config, asked.folder, code_dir=code_dir, view=view
+        )
     TERMINAL.print(table_of(json.loads((asked.folder / "eval.json").read_text(encoding="utf-8"))))
     sys.stdout.write(f"report: {asked.folder / 'report.html'}\n")
     return 0
@@ -94,8 +90,8 @@ def _of_recipe(values: Mapping[str, Any], path: Path) -> Evaluation:
     sets = _heldout_sets(recipe)
     if not sets:
         raise ConfigError(
-            f"{path} has no sets, and no heldout in its task: nothing to measure on. Give either, for example "
-            "sets: {gsm8k: {source: {dataset: ...}}}."
+            f"{path} has no sets and no task.heldout, nor one in a scenario: nothing to measure on. Give either, for "
+            "example sets: {gsm8k: {source: {dataset: ...}}}."
         )
     wanted = {name: recipe.eval.model_dump()[name] for name in ("num_samples", "temperature", "max_tokens")}
     run_dir = Path(recipe.run_dir or f"runs/{recipe.name}").resolve()

@@ -3,12 +3,14 @@
 import contextlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf.cluster.engines import EngineClient
 from rlhf.config.evaluation import EvalSet, EvaluateConfig
 from rlhf.config.schema import Recipe
+from rlhf.config.services import with_no_addresses
 from rlhf.offline.answers import votes_by_reward, votes_by_text
 from rlhf.offline.asked import Asked, check_names, prepare
 from rlhf.offline.collect import Progress, collect, read_collected
@@ -20,21 +22,6 @@ from rlhf.rollout.reward_totals import check_columns
 from rlhf.run_folder import environment, replace_file
 from rlhf.telemetry.eval_report import write_eval_report
 from rlhf.telemetry.live import LiveView
-from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
-
-
-async def evaluate_model(  # noqa: PLR0913  # as evaluate_models
-    recipe: Recipe,
-    sets: Mapping[str, EvalSet],
-    config: EvaluateConfig,
-    folder: Path,
-    *,
-    code_dir: Path,
-    view: LiveView,
-) -> dict[str, float]:
-    """Measure the recipe's model on every set; returns `<set>/<figure>`. See `evaluate_models`."""
-    models = {"model": recipe}
-    return await evaluate_models(models, sets, config, folder, code_dir=code_dir, view=view)
 
 
 async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
@@ -58,20 +45,22 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     replace_file(folder / "environment.json", json.dumps(environment(), indent=1))
     found: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
+    # All of them, before hours are spent on the first.
+    prepared = {model: prepare(recipe, sets, config, folder, model=model) for model, recipe in models.items()}
+    view.phase("trying the rewards")
+    await _try_rewards(prepared, code_dir=code_dir)
     async with SharedEngines(code_dir) as shared:
-        for model, recipe in models.items():
-            asked = prepare(recipe, sets, config, folder, model=model)
+        for model, asked in prepared.items():
             await _collect_all(asked, model, shared, code_dir=code_dir, view=view)
             measured = {}
             for one in asked:
                 view.phase(f"{model}: figures of {one.name}")
                 measured[one.name] = await _measure(one, shared, code_dir=code_dir)
-                num_prompts = len(one.materials.train)
                 chosen = kept_samples(
-                    read_collected(one.folder), config.samples_kept, num_prompts=num_prompts
+                    read_collected(one.folder), config.samples_kept, num_prompts=len(one.materials.train)
                 )
                 samples += [{"model": model, "set": one.name, **sample} for sample in chosen]
-            found[model] = {"model": _called(recipe), "seed": recipe.seed, "sets": measured}
+            found[model] = {"model": _called(models[model]), "seed": models[model].seed, "sets": measured}
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     replace_file(folder / "samples.jsonl", lines)
     name = next(iter(models.values())).name
@@ -95,43 +84,36 @@ async def _collect_all(
 ) -> None:
     """Sample and grade what is not there yet, with the same engines for all sets."""
     pending = [one for one in asked if not one.is_collected]
-    engine = None
-    if pending:
-        # Around the graders, too: their services are actors.
-        await shared.open_ray(pending[0].recipe.placement)
-        view.phase("trying the rewards")
-        await _try_rewards(pending, code_dir=code_dir)
-        # With room for the longest context of all sets.
-        longest = max(asked, key=lambda one: one.recipe.longest_context)
-        view.phase("starting engines")
-        engine = await shared.of(longest.materials)
-    for one in asked:
+    if not pending:
+        return
+    # Around the graders, too: their services are actors.
+    await shared.open_ray(pending[0].recipe.placement)
+    # With room for the longest context of all sets.
+    longest = max(asked, key=lambda one: one.recipe.longest_context)
+    view.phase(f"{model}: engines")
+    engine = await shared.of(longest.materials)
+    for one in pending:
         await _collect(one, engine, model, code_dir=code_dir, view=view)
 
 
-async def _try_rewards(pending: Sequence[Asked], *, code_dir: Path) -> None:
-    """Load the rewards of every set before anything is sampled."""
-    for one in pending:
-        async with open_graders(one.recipe, code_dir=code_dir) as graders:
+async def _try_rewards(prepared: Mapping[str, Sequence[Asked]], *, code_dir: Path) -> None:
+    """Load the rewards of every set, without the services that they ask, before anything is started."""
+    pending = {one.name: one for asked in prepared.values() for one in asked if not one.is_collected}
+    for one in pending.values():
+        alone = with_no_addresses(one.recipe, one.recipe.services)
+        async with open_graders(alone, code_dir=code_dir) as graders:
+            required = graders.reward.required_columns
             key = f"sets.{one.name}.source"
-            check_columns(
-                one.recipe.task.rewards, graders.reward.required_columns, one.materials.train, key=key
-            )
+            check_columns(one.recipe.task.rewards, required, one.materials.train, key=key)
 
 
-async def _collect(
-    one: Asked, engine: EngineClient | None, model: str, *, code_dir: Path, view: LiveView
-) -> None:
+async def _collect(one: Asked, engine: EngineClient, model: str, *, code_dir: Path, view: LiveView) -> None:
     def progress(at: Progress) -> None:
         text = f"{model} on {one.name} · right {at.correct_share:.3f} · {at.samples_per_s:.1f} samples/s"
         view.phase(text, at.prompts_done, at.num_prompts)
 
-    plan = one.plan(engine)
-    if engine is None or one.is_collected:
-        # Nothing is rolled out: this compares what is asked with what was.
-        await collect(_roll_nothing_out, _GradeNothing(), plan, one.folder, progress=progress)
-        return
     async with open_drawing(one.materials, code_dir=code_dir, engine=engine) as drawing:
+        plan = replace(one.plan, forget=engine.forget_prefixes)
         await collect(drawing.rollout, drawing.reward, plan, one.folder, progress=progress)
 
 
@@ -160,19 +142,3 @@ def _called(recipe: Recipe) -> str:
     if recipe.model.path is not None:
         return recipe.model.path
     return f"{(recipe.model.config or {}).get('model_type')}, random initialisation"
-
-
-async def _roll_nothing_out(prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
-    raise AssertionError(f"{prompt.id} was collected; {len(seeds)} more are asked of it with {sampling}")
-
-
-class _GradeNothing:
-    """The reward of a set whose samples are all graded."""
-
-    async def score(self, group: TrajectoryGroup) -> list[RewardResult]:
-        raise AssertionError(f"{group.prompt.id} was collected and is graded again")
-
-    def metrics(self) -> Mapping[str, float]:
-        return {}
-
-    async def close(self) -> None: ...

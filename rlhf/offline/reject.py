@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.cluster.launch import ray_session
+from rlhf.config.pipeline import near
 from rlhf.config.reject import CollectConfig, SelectConfig
 from rlhf.config.schema import Recipe
+from rlhf.config.services import with_no_addresses
+from rlhf.content_hashes import ContentHashes
 from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.data.selection import Rules
 from rlhf.errors import ConfigError
 from rlhf.materials import Materials, gather_materials, worker_settings
-from rlhf.offline.asked import fingerprint
 from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected
 from rlhf.offline.selected import write_selected
 from rlhf.processes import open_drawing
@@ -58,7 +60,7 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     plan = _plan(materials, collect_config, prompts, rules)
     collected = folder / "collected"
     if not is_collected(plan, collected):
-        await _check(materials, prompts, code_dir=code_dir)
+        await check_prompts(materials, prompts, select_config, code_dir=code_dir)
         with ray_session(recipe.placement, code_dir=code_dir):
             async with open_drawing(materials, code_dir=code_dir) as drawing:
                 plan = replace(plan, forget=drawing.engine.forget_prefixes)
@@ -113,16 +115,21 @@ def _identity(materials: Materials) -> dict[str, Any]:
     place = {"path", "config", "tokenizer", "chat_template"}
     aside = {"train", "heldout", "curriculum", "reward_workers", "reward_memory_mb", "max_ungradable"}
     return {
-        "weights": fingerprint(Path(materials.model_folder)),
+        "weights": ContentHashes(materials.folder.path).of_model(materials.model_folder),
         "model": recipe.model.model_dump(mode="json", exclude=place),
         "task": recipe.task.model_dump(mode="json", exclude=aside),
     }
 
 
-async def _check(materials: Materials, prompts: SourcePrompts, *, code_dir: Path) -> None:
-    """Refuse, before engines start, rows that cannot be rolled out or graded; holds a portion of them at a time."""
+async def check_prompts(
+    materials: Materials, prompts: SourcePrompts, select: SelectConfig, *, code_dir: Path
+) -> None:
+    """Refuse, before engines start, rows that cannot be rolled out or graded, and columns that none of them has.
+
+    Holds a portion of them at a time.
+    """
     recipe = materials.recipe
-    rewards = recipe.task.rewards
+    rewards = with_no_addresses(recipe.task, recipe.services).rewards
     pool = RewardPool(rewards, num_workers=1, code_dir=str(code_dir), settings=worker_settings(recipe))
     try:
         await pool.start()
@@ -131,10 +138,17 @@ async def _check(materials: Materials, prompts: SourcePrompts, *, code_dir: Path
         await pool.close()
     prompts.check_ids()
     rest: Iterator[Prompt] = iter(prompts)
+    columns: set[str] = set()
     while some := list(islice(rest, _AT_ONCE)):
         limit = recipe.sampling.max_prompt_tokens
         materials.renderer.check_prompts(some, max_prompt_tokens=limit, key=KEY)
         check_columns(rewards, required, some, key=KEY)
+        columns.update(*(prompt.columns for prompt in some))
+    for name in select.keep_columns:
+        if name not in columns:
+            raise ConfigError(
+                f"select.keep_columns: no row of {KEY} has a column {name!r}.{near(name, sorted(columns))}"
+            )
 
 
 def _shown(view: LiveView) -> OnProgress:

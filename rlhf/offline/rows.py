@@ -135,6 +135,12 @@ def _parquet(path: Path) -> Iterator[Write]:
     def flush() -> None:
         nonlocal writer
         schema = _schema(held) if writer is None else writer.schema
+        late = {name for row in held for name in row} - set(schema.names)
+        if late:
+            raise DataError(
+                f"select.keep_columns: {sorted(late)} first stand in a row after the first {_BATCH}, which made the "
+                "columns of the Parquet file. Set select.format: jsonl."
+            )
         try:
             table = pyarrow.Table.from_pylist(held, schema=schema)
         except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:

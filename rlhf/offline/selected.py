@@ -132,8 +132,9 @@ class _Counts:
             self.histogram[found.difficulty.num_correct * _BINS // found.difficulty.num_samples] += 1
 
     @property
-    def pass_rate(self) -> float:
-        return self.pass_rates / max(self.graded, 1)
+    def pass_rate(self) -> float | None:
+        """None where nothing could be graded."""
+        return self.pass_rates / self.graded if self.graded else None
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -171,4 +172,4 @@ class _Counts:
             "pairs": self.num_pairs,
             "contaminated": self.contaminated_prompts,
         } | {f"dropped/{name}": number for name, number in self.reasons.items()}
-        return {f"reject/{name}": float(value) for name, value in found.items()}
+        return {f"reject/{name}": float(value) for name, value in found.items() if value is not None}

@@ -1,13 +1,14 @@
 """`rlhf check` of any file: a recipe, an evaluation, or every stage of a pipeline with what it has by now."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhf.check.command import check_recipe, check_tasks, concluded, refuse_lost_json
 from rlhf.check.report import Checking, Finding, Report
 from rlhf.check.task import read_source
 from rlhf.check.trained import Shown, check_demonstrations, check_pairs
-from rlhf.config.evaluation import EvaluationFile
+from rlhf.config.evaluation import EvaluationFile, recipe_of_set
 from rlhf.config.loading import checked_section, load_recipe, read_with_overrides
 from rlhf.config.pipeline import load_pipeline
 from rlhf.config.references import Reference, replaced
@@ -15,7 +16,6 @@ from rlhf.config.schema import Recipe
 from rlhf.config.section import Section
 from rlhf.config.stage_kinds import KINDS, DpoStage, RejectStage, RewardModelStage, SftStage
 from rlhf.errors import RlhfError
-from rlhf.offline.asked import recipe_of_set
 from rlhf.pipeline.graph import Stage
 from rlhf.pipeline.opened import Pipeline, Standing
 from rlhf.pipeline.result import read_result
@@ -72,24 +72,26 @@ def _sections(opened: Pipeline) -> Iterator[tuple[Stage, Section]]:
     for standing in opened.survey():
         stage = standing.stage
         kind = KINDS[stage.kind]
-        settings = replaced(stage.settings, lambda reference: made.get(reference, str(reference)))
+        settings = replaced(stage.settings, partial(_path_or_itself, stage, made))
         settings |= {key: stage.name for key in kind.own if key == "name"}
         where = f"pipeline {opened.config.name}"
         yield stage, checked_section(kind.section, settings, where=where, under=f"stages.{stage.name}")
         made.update(_artefacts(standing, opened.config.folder))
 
 
+def _path_or_itself(stage: Stage, made: Mapping[Reference, str], reference: Reference) -> str:
+    return made.get(stage.written[reference], str(reference))
+
+
 def _artefacts(standing: Standing, folder: Path) -> dict[Reference, str]:
     """Where the artefacts of a stage that is done lie."""
     if standing.verdict.state != "done" or standing.identity is None:
         return {}
-    name, kind = standing.stage.name, KINDS[standing.stage.kind]
+    name = standing.stage.name
     place = folder / standing.identity.folder(name)
     result = read_result(place)
     assert result is not None
-    made = {Reference(name, artefact): str(place / path) for artefact, path in result.artefacts.items()}
-    main = Reference(name, next(iter(kind.artefacts)))
-    return made | ({Reference(name): made[main]} if main in made else {})
+    return {Reference(name, artefact): str(place / path) for artefact, path in result.artefacts.items()}
 
 
 async def _check_stage(section: Section, checking: Checking) -> None:
@@ -113,7 +115,10 @@ async def _check_stage(section: Section, checking: Checking) -> None:
 
 async def _check_rejection(stage: RejectStage, checking: Checking) -> None:
     """The task with its filters, which grade beside its rewards, and the test sets to keep apart from."""
+    from rlhf.offline.reject import rules_of
+
     recipe = stage.recipe("reject")
+    rules_of(recipe, stage.select)
     rewards = (*recipe.task.rewards, *(one.reward for one in stage.select.filters))
     task = recipe.task.model_copy(update={"rewards": rewards})
     await check_tasks(recipe.model_copy(update={"task": task}), checking)

@@ -1,20 +1,21 @@
 """One stage in a process of its own: `rlhf stage FILE`, which is what a pipeline starts."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config.stage_kinds import KINDS
-from rlhf.errors import ConfigError, StageError
+from rlhf.errors import StageError
 from rlhf.pipeline.job import Job, read_job
+from rlhf.pipeline.result import FILE as RESULT
 from rlhf.pipeline.result import Result, read_result, write_result
+from rlhf.run_folder import own
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +42,16 @@ Executor = Callable[[Job, Path], Outcome]
 def run_stage(file: Path, *, code_dir: Path, execute: Executor) -> Result:
     """Run the stage of `file` unless its folder holds its result already; the result is the last thing written."""
     job = read_job(file)
-    with _locked(job.folder):
+    taken = (
+        f"another process has been working in {str(job.folder)!r} for {WAIT_S:g} s. Wait for it, or end it."
+    )
+    with own(job.folder / LOCK, taken=taken, wait_s=WAIT_S):
         found = read_result(job.folder)
         if found is not None and found.key == job.key and _is_whole(job.folder, found):
             logger.info("%s is finished: nothing to do", job.folder)
             return found
+        # Of what is made anew in its place, it would say that it is whole as soon as it is begun.
+        (job.folder / RESULT).unlink(missing_ok=True)
         started = time.monotonic()
         outcome = execute(job, code_dir)
         artefacts = KINDS[job.kind].artefacts if outcome.artefacts is None else outcome.artefacts
@@ -81,21 +87,3 @@ def _watch_stdin() -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, after waiting for whoever holds it."""
-    with (folder / LOCK).open("wb") as file:
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"another process has been working in {str(folder)!r} for {WAIT_S:g} s. Wait for it, or end it."
-                    ) from error
-            time.sleep(0.05)
-        yield

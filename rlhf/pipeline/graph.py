@@ -24,8 +24,15 @@ class Stage:
     name: str
     kind: str
     section: Section
-    needs: tuple[Reference, ...]
-    """What it reads of other stages, each once; a reference's artefact is never empty here."""
+    written: Mapping[Reference, Reference]
+    """What it names of other stages, as it stands there -> with the artefact written out."""
+    model_seed: int | None = None
+    """Of the models that it initialises at random, where that is another than its own seed."""
+
+    @property
+    def needs(self) -> tuple[Reference, ...]:
+        """What it reads of other stages, each once."""
+        return tuple(dict.fromkeys(self.written.values()))
 
     @property
     def settings(self) -> Values:
@@ -51,19 +58,21 @@ def resolve(config: PipelineConfig) -> list[Stage]:
 
     Raises ConfigError for a reference to what does not exist, a cycle, or a key that its kind does not have.
     """
-    needs = {name: _needs(name, values, config.stages) for name, values in config.stages.items()}
-    order = running_order({name: [need.stage for need in found] for name, found in needs.items()})
+    written = {name: _written(name, values, config.stages) for name, values in config.stages.items()}
+    order = running_order({name: [need.stage for need in found] for name, found in written.items()})
     lineage: dict[str, Values] = {}
     stages = []
     for name in order:
         values = _with_models(name, config, lineage)
-        lineage[name] = _first_model(values, [lineage[need.stage] for need in needs[name]])
+        lineage[name] = _first_model(values, [lineage[need.stage] for need in written[name]])
+        section = _checked(name, values, config)
         stages.append(
             Stage(
                 name=name,
                 kind=values["kind"],
-                section=_checked(name, values, config),
-                needs=tuple(dict.fromkeys(needs[name])),
+                section=section,
+                written=written[name],
+                model_seed=_other_seed(section, config.seed),
             )
         )
     _refuse_absent(stages)
@@ -120,15 +129,15 @@ def _cycle(waiting: Mapping[str, list[str]]) -> list[str]:
         path.append(following)
 
 
-def _needs(name: str, values: Values, stages: Mapping[str, Values]) -> list[Reference]:
-    found = []
+def _written(name: str, values: Values, stages: Mapping[str, Values]) -> dict[Reference, Reference]:
+    found = {}
     for key, reference in references_in(values):
         where = f"stages.{name}.{key}: found {str(reference)!r}"
         if reference.stage not in stages:
             raise ConfigError(
                 f"{where}, but there is no stage {reference.stage!r}.{near(reference.stage, stages)}"
             )
-        found.append(_named(reference, stages, where=where))
+        found[reference] = _named(reference, stages, where=where)
     return found
 
 
@@ -216,6 +225,11 @@ def _refuse(name: str, section: Section, kind: StageKind) -> None:
         raise ConfigError(
             f"stages.{name}.checkpoint.export is false: the stage would leave no {next(iter(kind.artefacts))}."
         )
+
+
+def _other_seed(section: Section, model_seed: int) -> int | None:
+    is_random = any(model.config is not None for _, model in models_of(section))
+    return model_seed if is_random and dict(section)["seed"] != model_seed else None
 
 
 def models_of(section: Section) -> Iterator[tuple[str, ModelConfig]]:

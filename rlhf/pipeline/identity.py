@@ -12,11 +12,23 @@ from typing import Any
 from rlhf.config.pipeline import Values
 from rlhf.config.references import Reference, replaced
 from rlhf.config.stage_kinds import NOT_LEARNED
-from rlhf.pipeline.content import ContentHashes
+from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.graph import Stage
 
 _CODE = re.compile(r"(?P<file>.+\.py):[A-Za-z_]\w*|(?P<module>[A-Za-z_][\w.]*):[A-Za-z_]\w*")
-_PATH_KEYS = {"file", "path", "tokenizer", "chat_template", "reference"}
+_PATH_KEYS = {
+    "file",
+    "path",
+    "tokenizer",
+    "chat_template",
+    "reference",
+    "model",
+    "base",
+    "adapter",
+    "dataset",
+}
+_PATHS = "teachers"
+"""The key of a mapping whose values are paths."""
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".jinja", ".txt", ".csv")
 SHORT = 8
 """Hex digits of a key in a folder's name."""
@@ -53,11 +65,12 @@ def identity_of(
             code[text] = hashes.of(source)
         elif _is_data(key, text):
             files[text] = hashes.of(Path(text))
-    main = {need.stage: artefacts[need] for need in stage.needs}
-    content = replaced(said, lambda ref: artefacts.get(ref) or main[ref.stage])
+    seeds = {} if stage.model_seed is None else {"model_seed": stage.model_seed}
+    content = replaced(said, lambda reference: artefacts[stage.written[reference]]) | seeds
     whole = {"kind": stage.kind, "settings": content, "files": files}
     key = sha256(json.dumps(whole, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    return Identity(key=key, settings=learned(stage.settings), inputs=inputs, files=files, code=code)
+    settings = learned(stage.settings) | seeds
+    return Identity(key=key, settings=settings, inputs=inputs, files=files, code=code)
 
 
 def learned(settings: Values) -> Values:
@@ -99,7 +112,8 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _is_data(key: str, text: str) -> bool:
     if "${" in text or "\n" in text or len(text) > 1000:
         return False
-    is_path = key.rpartition(".")[2] in _PATH_KEYS or "/" in text or text.endswith(_DATA_SUFFIXES)
+    *above, last = key.split(".")
+    is_path = last in _PATH_KEYS or above[-1:] == [_PATHS] or "/" in text or text.endswith(_DATA_SUFFIXES)
     return is_path and Path(text).exists()
 
 

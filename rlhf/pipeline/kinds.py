@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rlhf.config.stage_kinds import DpoStage, MergeStage, RejectStage, RewardMod
 from rlhf.pipeline.child import Outcome
 from rlhf.pipeline.job import Job
 from rlhf.telemetry.live import LiveView
-from rlhf.telemetry.logs import log_to_folder
+from rlhf.telemetry.logs import logged_to
 from rlhf.telemetry.sinks import read_metrics
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def _rl(job: Job, recipe: Recipe, code_dir: Path) -> Outcome:
     metrics = {name: value for name, value in lines[-1].items() if "/" in name and value is not None}
     for name, line in (("before", evaluated[:1]), ("after", evaluated[-1:])):
         metrics |= {
-            f"{name}/{key}": value for one in line for key, value in one.items() if key.startswith("eval/")
+            f"{name}/{key}": value
+            for one in line
+            for key, value in one.items()
+            if key.startswith("eval/") and value is not None
         }
     return Outcome(metrics=metrics)
 
@@ -64,23 +67,17 @@ def _train(job: Job, section: Trained, view: LiveView) -> Outcome:
     from rlhf.stages.reward_model import run_reward_model
     from rlhf.stages.sft import run_sft
 
-    model, renderer = _start(job, section)
-    out, seed = job.folder / "model", section.seed
     match section:
-        case SftStage(sft=config):
-            shown = _progress(view, "supervised fine-tuning")
-            run_sft(config, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model)
-            return Outcome(metrics=_trained(out, "sft"))
-        case DpoStage(dpo=preferences):
-            shown = _progress(view, "preference optimization")
-            run_dpo(preferences, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model)
-            return Outcome(metrics=_trained(out, "dpo"))
-        case RewardModelStage(reward_model=scoring):
-            shown = _progress(view, "reward model")
-            run_reward_model(
-                scoring, renderer=renderer, out_folder=out, seed=seed, on_progress=shown, model=model
-            )
-            return Outcome(metrics=_trained(out, "reward_model"))
+        case SftStage():
+            kind, what, run = "sft", "supervised fine-tuning", partial(run_sft, section.sft)
+        case DpoStage():
+            kind, what, run = "dpo", "preference optimization", partial(run_dpo, section.dpo)
+        case RewardModelStage():
+            kind, what, run = "reward_model", "reward model", partial(run_reward_model, section.reward_model)
+    model, renderer = _start(job, section)
+    out, shown = job.folder / "model", _progress(view, what)
+    run(renderer=renderer, out_folder=out, seed=section.seed, on_progress=shown, model=model)
+    return Outcome(metrics=_trained(out, kind))
 
 
 def _merge(job: Job, section: MergeStage, view: LiveView) -> Outcome:
@@ -101,21 +98,20 @@ def _reject(job: Job, section: RejectStage, code_dir: Path, view: LiveView) -> O
         reject(recipe, section.collect, section.select, job.folder, code_dir=code_dir, view=view)
     )
     ending = section.select.format
-    artefacts = {"rows": f"rows.{ending}", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl"}
-    there = {name: path for name, path in artefacts.items() if (job.folder / path).exists()}
-    return Outcome(metrics=metrics, artefacts=there)
+    artefacts = {"rows": f"rows.{ending}", "prompts": "prompts.jsonl"}
+    if section.select.pairs is not None:
+        artefacts["pairs"] = "pairs.jsonl"
+    return Outcome(metrics=metrics, artefacts=artefacts)
 
 
 def _evaluate(job: Job, section: EvaluationFile, code_dir: Path, view: LiveView) -> Outcome:
     from rlhf.offline.evaluate import evaluate_models
-    from rlhf.telemetry.eval_report import write_eval_report
 
     named = section.model_copy(update={"name": job.name})
     models = {name: named.recipe(_at_hand(job, model, name)) for name, model in section.all_models.items()}
     metrics = asyncio.run(
         evaluate_models(models, section.judged_sets, section.eval, job.folder, code_dir=code_dir, view=view)
     )
-    write_eval_report(job.folder)
     return Outcome(metrics=metrics)
 
 
@@ -166,13 +162,8 @@ def _progress(view: LiveView, what: str) -> Callable[[Mapping[str, float]], None
 @contextlib.contextmanager
 def _view(job: Job) -> Iterator[LiveView]:
     """A live view of the stage; what is logged also goes to run.log in its folder."""
-    attached = log_to_folder(job.folder)
-    try:
-        with LiveView({"stage": job.stage, "kind": job.kind}) as view:
-            yield view
-    finally:
-        logging.getLogger().removeHandler(attached)
-        attached.close()
+    with logged_to(job.folder), LiveView({"stage": job.stage, "kind": job.kind}) as view:
+        yield view
 
 
 def _is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config.pipeline import Values
-from rlhf.pipeline.content import ContentHashes
+from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.identity import Identity
 from rlhf.pipeline.result import Result, read_result
 from rlhf.run_folder import replace_file
@@ -116,10 +116,14 @@ class Manifest:
         """Rename a stage's folder, so that the stage starts afresh and nothing is overwritten."""
         path = self.folder / folder
         number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.old-{n}").exists())
-        self.records.pop(folder, None)
-        self.save()
         if path.exists():
             os.rename(path, path.with_name(f"{path.name}.old-{number}"))
+        self.forget(folder)
+
+    def forget(self, folder: str) -> None:
+        """Take out what was written down of a folder: what is made in it now may have other hashes."""
+        if self.records.pop(folder, None) is not None:
+            self.save()
 
     def result(self, stage: str) -> Result | None:
         """The present result of a stage."""

@@ -1,9 +1,6 @@
 """A pipeline and its folder: what every stage is now, and what is done."""
 
-import contextlib
-import fcntl
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -12,14 +9,13 @@ import yaml
 
 from rlhf.config.pipeline import PipelineConfig, Values, near
 from rlhf.config.references import Reference, replaced
-from rlhf.config.stage_kinds import KINDS
+from rlhf.content_hashes import ContentHashes
 from rlhf.errors import ConfigError
-from rlhf.pipeline.content import ContentHashes
 from rlhf.pipeline.graph import Stage, resolve
 from rlhf.pipeline.identity import Identity, identity_of, missing_files
 from rlhf.pipeline.job import write_job
 from rlhf.pipeline.manifest import Manifest, Record, Verdict
-from rlhf.run_folder import environment, replace_file
+from rlhf.run_folder import environment, own, replace_file, taken
 
 PIPELINE_FILE = "pipeline.yaml"
 
@@ -117,8 +113,7 @@ class Pipeline:
         folder = self.config.folder / standing.identity.folder(stage.name)
         (folder / "inputs").mkdir(parents=True, exist_ok=True)
         links = {need: self._link(folder, need) for need in stage.needs}
-        main = {need.stage: link for need, link in links.items() if need.artefact == self._main(need.stage)}
-        settings = replaced(stage.settings, lambda ref: str(links.get(ref) or main[ref.stage]))
+        settings = replaced(stage.settings, lambda reference: str(links[stage.written[reference]]))
         return write_job(
             folder,
             {
@@ -135,10 +130,6 @@ class Pipeline:
         """Write the pipeline as resolved, which loads back to the same one."""
         self.config.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.config.folder / PIPELINE_FILE, pipeline_yaml(self.config, self.stages))
-
-    def _main(self, stage: str) -> str:
-        kind = next(one.kind for one in self.stages if one.name == stage)
-        return next(iter(KINDS[kind].artefacts))
 
     def _link(self, folder: Path, need: Reference) -> Path:
         """A link in the stage's folder: its path stays the same when an equal input lies elsewhere."""
@@ -174,21 +165,12 @@ def pipeline_yaml(config: PipelineConfig, stages: list[Stage]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[IO[bytes]]:
-    """Own a pipeline's folder. ConfigError when it cannot be written or another process owns it."""
+def held(folder: Path) -> IO[bytes]:
+    """Own a pipeline's folder until it is closed. ConfigError when it cannot be written or another process owns it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("wb")
+        return own(folder / ".lock", taken=taken(folder))
     except OSError as error:
         raise ConfigError(
             f"run_dir: cannot write to {str(folder)!r} ({error.strerror}). Name another folder with run_dir=...."
         ) from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"run_dir: another process is running in {str(folder)!r}. Wait for it, or name another folder."
-            ) from error
-        yield file

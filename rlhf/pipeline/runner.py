@@ -6,17 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rlhf.config.references import Reference
-from rlhf.errors import StageError
+from rlhf.errors import ConfigError, StageError
 from rlhf.pipeline.graph import needed_by
 from rlhf.pipeline.manifest import Verdict
 from rlhf.pipeline.opened import Pipeline, Standing, held
 from rlhf.telemetry.live import clock
-from rlhf.telemetry.logs import log_to_folder
+from rlhf.telemetry.logs import logged_to
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,11 @@ def run_pipeline(
     if until is not None:
         chosen = needed_by(pipeline.stage(until, option="--until").name, pipeline.stages)
     again = {pipeline.stage(name, option="--redo").name for name in redo}
-    with held(pipeline.config.folder), _logged(pipeline.config.folder):
+    for name in sorted(again - {stage.name for stage in chosen}):
+        raise ConfigError(
+            f"--redo {name}: --until {until} leaves that stage out, as {until} does not need it. Drop one of the two."
+        )
+    with held(pipeline.config.folder), logged_to(pipeline.config.folder):
         pipeline.write_config()
         hashes: dict[Reference, str] = {}
         for number, stage in enumerate(chosen, 1):
@@ -62,6 +66,7 @@ def _run_one(
         logger.info("%s: %s", place, said)
         return pipeline.adopt(standing)
     logger.info("%s: %s (%s)", place, stage.kind, "goes on" if verdict.state == "resumes" else verdict.why)
+    pipeline.manifest.forget(folder)
     file = pipeline.write_stage(standing)
     start(stage.name, file)
     found = pipeline.judge(stage, hashes)
@@ -101,7 +106,8 @@ def run_in_child(stage: str, file: Path, *, command: Sequence[str]) -> None:
     if code != 0:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         raise StageError(
-            f"{stage} {how}; what it said stands above and in {file.parent}. The same command goes on at this stage."
+            f"{stage} {how}; what it said stands above and in {file.parent}. The same command, without --redo, "
+            "goes on at this stage."
         )
 
 
@@ -109,13 +115,3 @@ def stage_command(*, code_dir: Path, verbose: bool = False) -> list[str]:
     """`rlhf stage`, tied to the process that starts it; the file goes last."""
     flags = ["--verbose"] if verbose else []
     return [sys.executable, "-m", "rlhf.cli", *flags, "stage", "--tied", "--code-dir", str(code_dir)]
-
-
-@contextlib.contextmanager
-def _logged(folder: Path) -> Iterator[None]:
-    attached = log_to_folder(folder)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(attached)
-        attached.close()

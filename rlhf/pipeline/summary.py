@@ -85,7 +85,9 @@ def scores_of(stages: list[Finished]) -> dict[str, dict[str, Score]]:
         if stage.result is None or stage.folder is None:
             continue
         for model, column, score in [*_of_training(stage), *_of_evaluation(stage)]:
-            rows.setdefault(model, {})[column] = score
+            row = rows.setdefault(model, {})
+            # Two evaluations may measure one model on sets of one name, otherwise sampled.
+            row[f"{stage.name}: {column}" if column in row else column] = score
     return rows
 
 

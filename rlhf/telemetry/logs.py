@@ -1,6 +1,8 @@
 """Logging for the command line: facts to the terminal, everything to `run.log`, third parties quiet."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -55,6 +57,17 @@ def log_to_folder(run_dir: Path) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler
+
+
+@contextlib.contextmanager
+def logged_to(folder: Path) -> Iterator[None]:
+    """Also append everything to `run.log` in the folder until the block ends."""
+    attached = log_to_folder(folder)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(attached)
+        attached.close()
 
 
 def _terminal() -> logging.Handler:

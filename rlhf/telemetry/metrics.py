@@ -25,7 +25,12 @@ class Metric:
 _DECLARED = (
     Metric("rollout/reward_mean", "mean", "", "Mean reward of the gradable trajectories trained on."),
     Metric("rollout/reward_std", "mean", "", "Standard deviation of those rewards."),
-    Metric("rollout/accuracy", "mean", "share", "Share of training trajectories graded ok, reward above 0."),
+    Metric(
+        "rollout/accuracy",
+        "mean",
+        "share",
+        "Share of training trajectories whose first reward is above 0.5.",
+    ),
     Metric("rollout/completion_tokens_mean", "mean", "tokens", "Mean sampled tokens of a trajectory."),
     Metric("rollout/completion_tokens_max", "max", "tokens", "Sampled tokens of the longest trajectory."),
     Metric("rollout/truncated_share", "mean", "share", "Share of trajectories stopped by the token limit."),
@@ -68,7 +73,12 @@ _DECLARED = (
     Metric("curriculum/skipped", "sum", "prompts", "Prompts passed over since the step before."),
     Metric("scenario/*/share", "mean", "share", "Share of this scenario in the groups trained on."),
     Metric("scenario/*/reward_mean", "mean", "", "Mean reward of its gradable trajectories."),
-    Metric("scenario/*/accuracy", "mean", "share", "Share of its trajectories graded ok, reward above 0."),
+    Metric(
+        "scenario/*/accuracy",
+        "mean",
+        "share",
+        "Share of its trajectories whose first reward is above 0.5.",
+    ),
     Metric("scenario/*/completion_tokens_mean", "mean", "tokens", "Mean sampled tokens of its trajectories."),
     Metric("scenario/*/num_tokens", "sum", "tokens", "Its sampled tokens trained on."),
     Metric("scenario/*/truncated_share", "mean", "share", "Share of its trajectories stopped by a limit."),

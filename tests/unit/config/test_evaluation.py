@@ -1,10 +1,14 @@
 import pytest
 
-from rlhf.config.evaluation import EvaluateConfig, EvaluationFile
+from rlhf.config.evaluation import EvalSet, EvaluateConfig, EvaluationFile, recipe_of_set
 from rlhf.config.loading import checked_section
+from rlhf.config.schema import Recipe
 from rlhf.errors import ConfigError
 
 SETS = {"sums": {"source": {"file": "rows.jsonl"}, "rewards": [{"use": "sums.py:grade"}]}}
+
+ASKS = {"use": "sums.py:grade", "kwargs": {"url": "service://judge"}}
+PLAYED = {"source": {"file": "r"}, "environment": {"use": "e:E", "limits": {"max_tokens": 4096}}}
 
 
 def read(**changes):
@@ -35,6 +39,9 @@ def test_sizes_are_ks_where_they_are_given():
         ({"sets": {"..": SETS["sums"]}}, "sets: '..' is to be a folder's name"),
         ({"sets": {}}, "sets"),
         ({"sets": {"a": {"source": {"file": "r"}}}}, "sets.a names no rewards, and neither does task"),
+        ({"task": {"gold_template": "x"}}, "e.yaml: task.gold_template is 'x', expected a text with {reference}"),
+        ({"sets": {"a": {"source": {"file": "r"}, "rewards": [ASKS]}}}, "services has no 'judge'"),
+        ({"sets": {**SETS, "a": {**PLAYED, "template": "{prompt}"}}}, "sets.a: task.template is '{prompt}'"),
     ],
 )  # fmt: skip
 def test_evaluation_file_refuses(changes, message):
@@ -55,6 +62,21 @@ def test_recipe_of_an_evaluation_has_room_for_its_answers():
     recipe = file.recipe(file.model)
     assert recipe.learner.microbatch_tokens == 31_000
     assert (recipe.name, recipe.model.path, recipe.task.train.file) == ("x", "m", "rows.jsonl")
+
+
+def test_sets_with_environments_of_their_own_have_room_for_their_episodes():
+    file = read(sets={"played": PLAYED})
+    recipe = file.recipe(file.model)
+    assert recipe.learner.microbatch_tokens == 4096
+    assert recipe_of_set(recipe, file.judged_sets["played"], file.eval).longest_row == 4096
+
+
+def test_rewards_of_a_recipe_count_as_at_the_end_of_its_steps():
+    values = {"name": "x", "model": {"path": "m"}, "schedule": {"num_steps": 400}}
+    rewards = [{"use": "sums.py:grade"}, {"use": "sums.py:late", "first_step": 300}]
+    recipe = Recipe(**values, task={"train": {"file": "r"}, "rewards": rewards})
+    one = EvalSet(source=recipe.task.train)
+    assert recipe_of_set(recipe, one, EvaluateConfig()).schedule.num_steps == 400
 
 
 def test_names_of_several_words_are_taken():

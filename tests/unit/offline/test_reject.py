@@ -1,5 +1,6 @@
 """Rejection sampling as a stage runs it: Ray, vLLM and reward workers."""
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -12,7 +13,10 @@ from rlhf.config.schema import Recipe
 from rlhf.config.task import SourceConfig
 from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.errors import ConfigError, DataError
-from rlhf.offline.reject import rules_of
+from rlhf.materials import gather_materials
+from rlhf.offline.reject import check_prompts, rules_of
+from rlhf.run_folder import RunFolder
+from rlhf.stages.model_folder import prepare_model_folder
 from tests.rejecting import ROOT, capitals, command, is_right
 from tests.toy import toy_recipe
 
@@ -74,6 +78,28 @@ def test_two_prompts_with_one_id_are_refused_without_holding_them(tmp_path):
     assert [prompt.id for prompt in prompts] == [prompt.id for prompt in prompts] == list("abcb")
     with pytest.raises(DataError, match=r"task.train: several rows have the same id 'b'"):
         prompts.check_ids()
+
+
+def checked(folder: Path, *, rewards, **select):
+    """Check what is asked, as far as that goes without engines."""
+    train = {"generator": f"{ROOT / 'tests' / 'toy.py'}:rows"}
+    asked = recipe(folder, task={"train": train, "rewards": rewards}, services={"rm": {"model": "judge"}})
+    start = prepare_model_folder(asked.model, folder / "start", seed=0)
+    materials = gather_materials(asked, RunFolder(folder), start, has_prompts=False)
+    prompts = SourcePrompts(source=asked.task.train, key="task.train", require_reference=True)
+    asyncio.run(check_prompts(materials, prompts, SelectConfig(**select), code_dir=ROOT))
+
+
+def test_rewards_that_ask_a_service_are_loaded_before_it_is_there(tmp_path):
+    endpoint = {"url": "service://rm", "model": "rm"}
+    checked(
+        tmp_path, rewards=[{"use": "rewards.reward_model:ServedScorer", "kwargs": {"endpoint": endpoint}}]
+    )
+
+
+def test_a_column_to_keep_that_no_row_has_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"select.keep_columns: no row of task.train has a column 'levle'"):
+        checked(tmp_path, rewards=[{"use": f"{HERE}:is_right"}], keep_columns=["levle"])
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from rlhf.data.prompts import load_prompts
 from rlhf.data.selection import Rules
 from rlhf.errors import DataError
 from rlhf.offline.collect import CollectPlan, collect
+from rlhf.offline.rows import new_rows
 from rlhf.offline.selected import write_selected
 from rlhf.telemetry.metrics import declared, wilson
 from rlhf.types import RewardResult, Sampling
@@ -139,3 +140,33 @@ def test_a_test_set_that_cannot_be_read_is_named(collected, tmp_path):
     with pytest.raises(DataError, match=r"select.decontaminate.against.bench.file: there is no file"):
         run(collected, tmp_path / "out", decontaminate=DecontaminateConfig(against=against))
     assert not (tmp_path / "out/rows.jsonl").exists()
+
+
+def test_parquet_refuses_a_column_that_comes_too_late_to_be_one(tmp_path):
+    columns = ("id", "completion", "reference", "reward", "pass_rate", "num_tokens", "source")
+    row = dict.fromkeys(columns) | {"prompt": "?"}
+
+    def write_all():
+        with new_rows(tmp_path / "rows.parquet") as write:
+            for _ in range(1024):
+                write(row)
+            write(row | {"level": 3})
+
+    with pytest.raises(DataError, match=r"select.keep_columns: \['level'\] first stand in a row after"):
+        write_all()
+    assert not (tmp_path / "rows.parquet").exists()
+
+
+def test_where_nothing_could_be_graded_there_is_no_pass_rate(tmp_path):
+    async def roll_out(prompt, *, seeds, sampling):
+        return [make_trajectory(text="7", reward=None, sample_index=i) for i, _ in enumerate(seeds)]
+
+    class Reward:
+        async def score(self, group):
+            return [grade(t.completion) for t in group.trajectories]
+
+    plan = CollectPlan(prompts=[make_prompt(0)], sampling=Sampling(max_tokens=8), samples_per_prompt=2)
+    run_virtually(collect(roll_out, Reward(), plan, tmp_path / "collected"))
+    metrics, summary = run(tmp_path / "collected", tmp_path / "out")
+    assert "reject/pass_rate" not in metrics
+    assert (summary["pass_rate"], summary["ungraded_prompts"]) == (None, 1)

@@ -1,6 +1,6 @@
 """A pipeline whose stages compute digests in place of training: what they read decides what they leave.
 
-As a script, `pipeline FILE` runs it, every stage in a child, `stage FILE`.
+As a script, `pipeline FILE` runs it, every stage in a child, `stage FILE`; `endless FILE` with stages that take hours.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ import yaml
 
 from rlhf.config.pipeline import load_pipeline
 from rlhf.config.stage_kinds import KINDS
+from rlhf.content_hashes import ContentHashes
 from rlhf.pipeline.child import Outcome, end_with_stdin, run_stage
-from rlhf.pipeline.content import ContentHashes
 from rlhf.pipeline.identity import learned
 from rlhf.pipeline.job import Job
 from rlhf.pipeline.opened import Pipeline
@@ -118,12 +118,15 @@ def run_here(path: Path, *overrides: str, **choice: Any) -> Pipeline:
 
 
 def main(command: str, path: Path) -> None:
-    if command == "stage":
+    global PAUSE_S  # noqa: PLW0603
+    if command in ("stage", "endless-stage"):
         end_with_stdin()
+        PAUSE_S = PAUSE_S if command == "stage" else 600.0
         run_stage(path, code_dir=path.parent, execute=fake)
         return
     pipeline = Pipeline.of(load_pipeline(path), code_dir=path.parent)
-    run_pipeline(pipeline, start=partial(run_in_child, command=[*SCRIPT, "stage"]))
+    stage = "stage" if command == "pipeline" else "endless-stage"
+    run_pipeline(pipeline, start=partial(run_in_child, command=[*SCRIPT, stage]))
 
 
 if __name__ == "__main__":

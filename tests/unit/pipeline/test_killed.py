@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlhf.pipeline.content import ContentHashes
+from rlhf.content_hashes import ContentHashes
 from tests.unit.pipeline import fake_stages
 from tests.unit.pipeline.fake_stages import CHUNKS, run_here, write_pipeline
 
@@ -85,31 +85,3 @@ def assert_same_end(killed: Path, whole: Path) -> None:
     path = killed / "pipeline.yaml"
     run_here(path, f"run_dir={whole / 'run'}")
     assert outputs(killed) == outputs(whole)
-
-
-def test_stage_ends_with_its_pipeline(tmp_path):
-    path = write_pipeline(tmp_path)
-    process = start(path)
-    stage = _stage_of(process)
-    process.kill()
-    process.wait()
-    stage.wait(20)  # raises if it goes on
-
-
-def test_interrupt_is_passed_on_and_waited_for(tmp_path):
-    path = write_pipeline(tmp_path)
-    process = start(path)
-    stage = _stage_of(process)
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
-    assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
-
-
-def _stage_of(process: subprocess.Popen[bytes]) -> psutil.Process:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if children := psutil.Process(process.pid).children():
-            time.sleep(0.5)
-            return children[0]
-        time.sleep(0.02)
-    raise AssertionError("no stage was started")

@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from rlhf.config.pipeline import load_pipeline
+from rlhf.config.references import Reference
 from rlhf.errors import ConfigError
+from rlhf.pipeline.child import run_stage
 from rlhf.pipeline.opened import Pipeline
 from tests.unit.pipeline import fake_stages
 from tests.unit.pipeline.fake_stages import begun, run_here, write_pipeline
@@ -148,6 +152,70 @@ def test_lost_artefact_is_made_again(finished):
     assert begun(finished.parent) == ["reject"]
 
 
+def test_lost_artefact_may_come_back_otherwise(finished, monkeypatch):
+    pipeline = run_here(finished)
+    pipeline.manifest.artefact("reject", "rows").unlink()
+    begun(finished.parent)
+    monkeypatch.setattr(fake_stages, "CHUNKS", fake_stages.CHUNKS + 1)
+    run_here(finished)
+    assert begun(finished.parent) == ["reject", "final", "scores", "student"]
+    assert {state for state, _ in states(finished).values()} == {"done"}
+
+
+def test_stage_that_is_made_again_is_not_whole_before_its_end(finished):
+    pipeline = run_here(finished)
+    model = pipeline.manifest.artefact("rl", "model")
+    shutil.rmtree(model)
+
+    def killed(job, code_dir):
+        (job.folder / "model").mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(model.parent / "stage.yaml", code_dir=finished.parent, execute=killed)
+    assert states(finished)["rl"][0] == "resumes"
+
+
+def test_every_artefact_that_a_stage_names_enters_its_key(finished):
+    both = "stages.final.sft.source=[{file: '${reject}'}, {file: '${reject.prompts}'}]"
+    run_here(finished, both)
+    begun(finished.parent)
+    pipeline = run_here(finished, both)
+    hashes = {
+        Reference(stage, name): digest
+        for stage in pipeline.manifest.present
+        for name, digest in pipeline.manifest.records[pipeline.manifest.present[stage]].artefacts.items()
+    }
+    stage = pipeline.stage("final", option="")
+    keys = {pipeline.judge(stage, hashes).identity.key}
+    for need in stage.needs:
+        keys.add(pipeline.judge(stage, hashes | {need: "other"}).identity.key)
+    assert len(keys) == 3
+
+
+def test_named_folders_enter_the_key_by_what_they_hold(tmp_path, monkeypatch):
+    path = write_pipeline(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("start", "lora"):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text("{}")
+    merge = "stages.student={kind: merge, merge: {method: adapter, base: start, adapter: lora}}"
+    pipeline = Pipeline.of(load_pipeline(path, [merge]), code_dir=tmp_path)
+    stage = pipeline.stage("student", option="")
+    before = pipeline.judge(stage, {}).identity
+    assert set(before.files) == {"start", "lora"}
+    Path("start", "config.json").write_text('{"changed": 1}')
+    assert pipeline.judge(stage, {}).identity.key != before.key
+
+
+def test_seed_of_random_models_enters_the_key_of_a_stage_with_a_seed_of_its_own(finished):
+    own = "stages.cold_start.seed=5"
+    run_here(finished, own)
+    begun(finished.parent)
+    run_here(finished, own, "seed=1")
+    assert "cold_start" in begun(finished.parent)
+
+
 def test_result_that_was_not_written_down_is_adopted(finished):
     (finished.parent / "run" / "manifest.json").unlink()
     run_here(finished)
@@ -167,3 +235,8 @@ def test_resolved_pipeline_loads_back_to_the_same_stages(finished):
 def test_unknown_stage_on_the_command_line_is_named(finished, choice):
     with pytest.raises(ConfigError, match=r"no stage 'rejct'\. Did you mean 'reject'"):
         run_here(finished, **choice)
+
+
+def test_stage_to_redo_that_until_leaves_out_is_named(finished):
+    with pytest.raises(ConfigError, match="--redo final: --until reject leaves that stage out"):
+        run_here(finished, until="reject", redo=["final"])

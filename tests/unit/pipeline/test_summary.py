@@ -48,6 +48,13 @@ def test_scores_stand_in_one_table_by_model_with_their_intervals(folder):
     assert [column.header for column in table.columns] == ["model", "sums accuracy"]
 
 
+def test_two_evaluations_of_one_model_on_one_set_both_stand_in_the_table(folder):
+    stages = finished_stages(folder)
+    again = next(replace(stage, name="greedy") for stage in stages if stage.name == "scores")
+    row = scores_of([*stages, again])["Dev1"]
+    assert list(row) == ["sums accuracy", "sums pass@4", "greedy: sums accuracy", "greedy: sums pass@4"]
+
+
 def test_stages_that_learned_from_pairs_tell_accuracy_and_lengths(folder):
     def with_result(is_biased):
         found = {"length/longer_wins": 0.75, "length/is_biased": is_biased}

@@ -32,6 +32,10 @@ class ContentHashes:
             digest.update(f"{file.relative_to(path).as_posix()} {self._of_file(file)}\n".encode())
         return digest.hexdigest()
 
+    def of_model(self, name: str) -> str:
+        """The hash of a model's folder; a hub name as it is."""
+        return self.of(Path(name)) if Path(name).is_dir() else name
+
     def save(self) -> None:
         """Write down what was read since."""
         if self._is_new:
