@@ -1,7 +1,8 @@
 """What the processes that train through TRL share: arguments, data, checkpoints, progress lines, the result.
 
 A process gets a job and an open descriptor. Rank 0 writes one JSON line per logged step to it, and a blank one as a
-sign of life after loading and after every step; every rank ends when its stdin closes.
+sign of life after loading, after every step and after every batch of pairs that is scored; every rank ends when its
+stdin closes.
 """
 
 import json
@@ -11,15 +12,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
+from rlhf.run_folder import replace_file
 from rlhf.stages.trainer_stage import COMPLETE
 
+T = TypeVar("T")
 Job = dict[str, Any]
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -138,10 +141,31 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(channel: TextIO, line: str = "") -> None:
+    """Write a line to the parent, from the first rank alone; a blank one is a sign of life."""
+    if is_first_rank():
+        channel.write(line + "\n")
+        channel.flush()
+
+
 def wait_for_all() -> None:
     """Return when every rank is here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def from_before(job: Job, measure: Callable[[], T]) -> T:
+    """What `measure` finds before training, as JSON has it: once for all attempts of the stage. Every rank calls it."""
+    file = Path(job["scratch"]) / "start.json"
+    is_there = file.is_file()
+    wait_for_all()  # before anybody writes it: a late rank must not find it and leave the others to measure alone
+    if is_there:
+        found: T = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    found = measure()
+    if is_first_rank():
+        replace_file(file, json.dumps(found))
+    return found
 
 
 def train_to_end(trainer: Any, job: Job, channel: TextIO, *, accuracy: str) -> dict[str, float]:
@@ -218,7 +242,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self._channel, self._accuracy = channel, accuracy
         self._every = job["checkpoint_every"]
         self._file = Path(job["metrics"])
-        written = self._file.read_text(encoding="utf-8").splitlines() if resumed_at else []
+        # The last line ends in a line break, unless it was cut short.
+        written = self._file.read_text(encoding="utf-8").split("\n")[:-1] if resumed_at else []
         self.lines: list[dict[str, Any]] = [
             line for line in map(json.loads, written) if line["step"] <= resumed_at
         ]
@@ -231,11 +256,11 @@ class Report(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock after loading."""
         self._started = time.monotonic()
-        self._say("")
+        say(self._channel)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say that the process is alive: logged steps may be far apart. A checkpoint closes a span of the log."""
-        self._say("")
+        say(self._channel)
         if self._every and state.global_step % self._every == 0:
             control.should_log = True
 
@@ -262,12 +287,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         if is_first_rank():
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self._say(json.dumps(line))
-
-    def _say(self, line: str) -> None:
-        if is_first_rank():
-            self._channel.write(line + "\n")
-            self._channel.flush()
+        say(self._channel, json.dumps(line))
 
 
 def _end_with_parent() -> None:

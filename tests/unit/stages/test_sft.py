@@ -13,7 +13,8 @@ from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
-from rlhf.stages.following import follow, replace_file, usable_cores
+from rlhf.run_folder import replace_file
+from rlhf.stages.following import follow, usable_cores
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.stages.sft import run_sft, tokenised_rows
 from rlhf.stages.sft_process import packed_batch, padded_batch
@@ -141,6 +142,23 @@ def test_sft_learns_writes_a_whole_folder_and_is_used_again(tmp_path, renderer):
     again = []
     run_sft(settings(tmp_path), renderer=renderer, out_folder=out, seed=0, on_progress=again.append)
     assert again == []
+
+
+def test_finished_folder_loses_what_a_kill_left_beside_its_summary(tmp_path, renderer, monkeypatch):
+    """A model's folder is hashed as a whole: scratch files would make it another model."""
+    out, trained = tmp_path / "out", []
+
+    def follow_nothing(*_, **__):
+        trained.append(1)
+        (out / "scratch" / "found.json").write_text('{"metrics": {}, "warnings": []}')
+
+    monkeypatch.setattr("rlhf.stages.trainer_stage.follow", follow_nothing)
+    run_sft(settings(tmp_path), renderer=renderer, out_folder=out, seed=0)
+    left = sorted(out.iterdir())
+    (out / "scratch" / "checkpoint-20").mkdir(parents=True)
+    run_sft(settings(tmp_path), renderer=renderer, out_folder=out, seed=0)
+    assert trained == [1]
+    assert sorted(out.iterdir()) == left
 
 
 @pytest.mark.slow
