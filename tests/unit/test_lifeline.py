@@ -7,7 +7,13 @@ import sys
 
 import pytest
 
-LIVES = "import sys, time\nfrom rlhf.lifeline import tie_life_to\ntie_life_to(int(sys.argv[1]))\nprint('tied', flush=True)\ntime.sleep(60)"
+LIVES = """
+import sys, time
+from rlhf.lifeline import tie_life_to
+tie_life_to(int(sys.argv[1]))
+print("tied", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize("is_gone_before", [True, False])

@@ -106,7 +106,11 @@ def test_a_score_is_activated_unless_it_is_asked_for_bare(live: Live) -> None:
         ("rm", {"input": "a" * 121}, '"it has 121 tokens, expected 1 to 120'),
         ("rm", {"input": ["a", "b"]}, "input is not a text"),
         ("rm", {"messages": []}, "cannot be made tokens"),
-        ("rm", {"messages": [{"role": "system", "content": "a"}]}, "TemplateError: users and assistants alone"),
+        (
+            "rm",
+            {"messages": [{"role": "system", "content": "a"}]},
+            "TemplateError: users and assistants alone",
+        ),
         ("rm", {"input": ""}, "it has 0 tokens"),
         ("rm", {"messages": "hello"}, "cannot be made tokens"),
         ("rm", {}, "cannot be made tokens"),
