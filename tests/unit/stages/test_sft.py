@@ -96,6 +96,12 @@ def test_rows_that_do_not_fit_are_counted(tmp_path, renderer):
         run_sft(config, renderer=renderer, out_folder=tmp_path / "out", seed=0)
 
 
+def test_repeats_that_leave_no_row_are_refused(tmp_path, renderer):
+    config = SftConfig(source=[source(tmp_path, *ROWS[:4])], repeat=[0.1])
+    with pytest.raises(DataError, match=r"sft\.repeat is \[0\.1\] of sources with \[4\] rows"):
+        run_sft(config, renderer=renderer, out_folder=tmp_path / "out", seed=0)
+
+
 def test_conversations_are_learned_beside_plain_rows_and_need_no_prompt(tmp_path, renderer):
     chat = Renderer(model_folder=renderer.model_folder, chat_template="recipes/cpu/chat.jinja")
     call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": {"name": "a"}}}
