@@ -30,11 +30,6 @@ def trainer_environment(*, num_ranks: int, threads: int) -> dict[str, str]:
     }
 
 
-def usable_cores() -> int:
-    """Cores this process may use; macOS only tells how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def follow(
     command: Sequence[str],
     *,

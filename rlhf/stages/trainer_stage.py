@@ -24,8 +24,9 @@ from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
 from rlhf.data.row_order import Indices, training_order
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError, DependencyError, PlacementError
+from rlhf.machine import usable_cores
 from rlhf.run_folder import replace_file
-from rlhf.stages.following import follow, trainer_environment, usable_cores
+from rlhf.stages.following import follow, trainer_environment
 from rlhf.stages.trained_rows import Rows, model_digest, rows_digest, write_rows
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
+from rlhf.machine import usable_cores
 from rlhf.run_folder import replace_file
-from rlhf.stages.following import follow, usable_cores
+from rlhf.stages.following import follow
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.stages.sft import run_sft, tokenised_rows
 from rlhf.stages.sft_process import packed_batch, padded_batch
