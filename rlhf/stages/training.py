@@ -6,6 +6,7 @@ stdin closes.
 """
 
 import json
+import math
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
+from rlhf.errors import LearnerError
 from rlhf.run_folder import replace_file
 from rlhf.stages.trainer_stage import COMPLETE
 
@@ -63,6 +65,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "remove_unused_columns": False,
         "logging_steps": max(1, steps // 100),
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would log the mean of other losses in place of NaN
         "save_strategy": "steps" if job["checkpoint_every"] else "no",
         "save_steps": job["checkpoint_every"] or steps,
         "save_total_limit": 2,  # the newest may be cut short by a kill
@@ -240,7 +243,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, job: Job, channel: TextIO, *, accuracy: str, resumed_at: int) -> None:
         self._channel, self._accuracy = channel, accuracy
-        self._every = job["checkpoint_every"]
+        self._kind, self._every = job["kind"], job["checkpoint_every"]
         self._file = Path(job["metrics"])
         # The last line ends in a line break, unless it was cut short.
         written = self._file.read_text(encoding="utf-8").split("\n")[:-1] if resumed_at else []
@@ -271,8 +274,14 @@ class Report(TrainerCallback):  # type: ignore[misc]
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def on_log(self, _args: Any, state: Any, _control: Any, **event: Any) -> None:
-        """Write what the trainer logged; its closing summary has no loss and is left out."""
+        """Write what the trainer logged; its closing summary has no loss and is left out. LearnerError for NaN."""
         logs = event["logs"]
+        for name in ("loss", "grad_norm", "train_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise LearnerError(
+                    f"{self._kind}: {name} is {logs[name]} at step {state.global_step}, expected a finite number. "
+                    f"Lower {self._kind}.lr, warm up longer, or look for an odd row."
+                )
         if "loss" not in logs:
             return
         line = {
