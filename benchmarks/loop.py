@@ -25,7 +25,7 @@ from benchmarks.floor import BareLearner
 from benchmarks.recorded import Step, recorded
 from benchmarks.tables import floor_table, shorten, trl_table
 from rlhf.build import open_run
-from rlhf.cluster.launch import ray_session, thread_environment, usable_cores
+from rlhf.cluster.launch import ray_session, thread_environment
 from rlhf.config.loading import load_recipe
 from rlhf.config.schema import Recipe
 from rlhf.data.prompts import PromptStream
@@ -33,6 +33,7 @@ from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import engine_environment
 from rlhf.errors import ConfigError, RlhfError
 from rlhf.execute import prepare
+from rlhf.machine import usable_cores
 from rlhf.materials import Materials, local_model, renderer_for
 from rlhf.run_folder import RunFolder, environment
 from rlhf.telemetry.live import LiveView

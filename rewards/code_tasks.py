@@ -6,11 +6,11 @@ weights, and wrong in a way that compiles where brackets are left out. Graded as
 """
 
 import random
-from hashlib import sha256
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
-Split = Literal["train", "heldout"]
+from rewards.reasoning_tasks import Split, lot, split_of
+
 _INPUTS: tuple[int, ...] = (0, 1, 2, 7, -5)
 _STEPS = tuple(f"{sign}{number}" for sign, number in product("+-*", "23456789"))
 _NO_BRACKETS = str.maketrans("", "", "()")
@@ -26,7 +26,7 @@ def problems(
     """
     chains = list(product(_STEPS, repeat=operations))
     random.Random(seed).shuffle(chains)
-    rows = [_row(chain) for chain in chains if _split("".join(chain)) == split][:size]
+    rows = [_row(chain) for chain in chains if split_of("".join(chain)) == split][:size]
     if len(rows) < size:
         raise ValueError(
             f"found only {len(rows)} distinct {split} problems of {operations} operations, expected {size}: "
@@ -43,15 +43,11 @@ def demonstrations(
     A share `careless` of them has no brackets: such a program runs, and computes something else wherever a product
     follows a sum. Imitation keeps the habit; tests find out.
     """
-    return [
-        row
-        | {
-            "completion": _without_brackets(row["reference"])
-            if _is(row["id"], careless)
-            else row["reference"]
-        }
-        for row in problems(seed, size, operations=operations)
-    ]
+    rows = problems(seed, size, operations=operations)
+    for row in rows:
+        is_careless = lot(f"style {row['id']}") < careless
+        row["completion"] = _without_brackets(row["reference"]) if is_careless else row["reference"]
+    return rows
 
 
 def _row(chain: tuple[str, ...]) -> dict[str, Any]:
@@ -85,12 +81,3 @@ def _apply(step: str, value: int) -> int:
 def _without_brackets(program: str) -> str:
     head, colon, body = program.partition(":")
     return head + colon + body.translate(_NO_BRACKETS)
-
-
-def _split(text: str) -> Split:
-    return "heldout" if sha256(text.encode()).digest()[0] < 32 else "train"
-
-
-def _is(text: str, share: float) -> bool:
-    """Whether the text is of that share: the same for ever."""
-    return int.from_bytes(sha256(f"style {text}".encode()).digest()[:4], "big") / 2**32 < share

@@ -4,10 +4,9 @@ Problems and their split are those of `reasoning_tasks`: held-out pairs are abou
 """
 
 import re
-from hashlib import sha256
 from typing import Literal
 
-from rewards.reasoning_tasks import Split, problems, worked
+from rewards.reasoning_tasks import Split, lot, problems, worked
 
 Against = Literal["wrong", "slip", "careless", "either", "wordy"]
 PADDING = " so"
@@ -36,8 +35,8 @@ def pairs(
         chosen = worked(problem["id"])
         rejected = _worse(problem["id"], chosen, against)
         if longer_chosen is not None:
-            padding = PADDING * (1 + int(3 * _share(f"words {problem['id']}")))
-            if _share(f"longer {problem['id']}") < longer_chosen:
+            padding = PADDING * (1 + int(3 * lot(f"words {problem['id']}")))
+            if lot(f"longer {problem['id']}") < longer_chosen:
                 chosen += padding
             else:
                 rejected += padding
@@ -49,7 +48,7 @@ def pairs(
 
 def _worse(expression: str, right: str, against: Against) -> str:
     if against == "either":
-        against = "slip" if _share(f"either {expression}") < 1 / 2 else "careless"
+        against = "slip" if lot(f"either {expression}") < 1 / 2 else "careless"
     if against == "slip":
         return _slip(expression, right)
     if against == "careless":
@@ -58,19 +57,14 @@ def _worse(expression: str, right: str, against: Against) -> str:
         return right + 3 * PADDING
     total = int(right.rpartition("<answer>")[2].removesuffix("</answer>"))
     tens, ones = divmod(total, 10)
-    other = 10 * tens + (ones + 1 + int(9 * _share(f"total {expression}"))) % 10
+    other = 10 * tens + (ones + 1 + int(9 * lot(f"total {expression}"))) % 10
     return LAST_TOTAL.sub(f"{other:02d}</think><answer>{other}", right)
 
 
 def _slip(expression: str, right: str) -> str:
     totals = [int(word) for word in right.removeprefix("<think>").partition("</think>")[0].split()]
-    place = int(len(totals) * _share(f"place {expression}"))
-    off = 1 + int(3 * _share(f"off {expression}"))
-    is_lower = _share(f"lower {expression}") < 1 / 2 and min(totals[place:]) >= off
+    place = int(len(totals) * lot(f"place {expression}"))
+    off = 1 + int(3 * lot(f"off {expression}"))
+    is_lower = lot(f"lower {expression}") < 1 / 2 and min(totals[place:]) >= off
     totals = totals[:place] + [total - off if is_lower else total + off for total in totals[place:]]
     return f"<think>{' '.join(f'{total:02d}' for total in totals)}</think><answer>{totals[-1]}</answer>"
-
-
-def _share(what: str) -> float:
-    """A number in [0, 1) that belongs to the text for ever."""
-    return int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32

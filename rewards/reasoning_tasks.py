@@ -31,7 +31,7 @@ def problems(
     """
     rows: dict[str, dict[str, str]] = {}
     for expression, answer in _draw(seed, 100 * size, terms=terms, digits=digits):
-        if _split(expression) == split and expression not in rows and _is_small(expression):
+        if split_of(expression) == split and expression not in rows and _is_small(expression):
             rows[expression] = {"id": expression, "prompt": f"{expression}=", "reference": answer}
             if len(rows) == size:
                 return list(rows.values())
@@ -53,8 +53,7 @@ def demonstrations(
     """
     rows = problems(seed, size, terms=terms)
     return [
-        row
-        | {"completion": _work(row["id"], is_careless=_share(f"style {row['id']}") < careless, mixed=mixed)}
+        row | {"completion": _work(row["id"], is_careless=lot(f"style {row['id']}") < careless, mixed=mixed)}
         for row in rows
     ]
 
@@ -94,6 +93,16 @@ def one_notation(completion: str) -> float:
     return sum(word.isascii() and word.isdigit() for word in words) / len(words) if words else 0.0
 
 
+def split_of(problem: str) -> Split:
+    """The split that a problem belongs to for ever: one of eight is held out."""
+    return "heldout" if sha256(problem.encode()).digest()[0] < 32 else "train"
+
+
+def lot(what: str) -> float:
+    """A number in [0, 1) that belongs to the text for ever."""
+    return int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32
+
+
 def _draw(seed: int, size: int, *, terms: int, digits: int) -> Iterator[tuple[str, str]]:
     for entry in _chain_sum(seed, size, terms, digits):
         yield entry["metadata"]["expression"].replace(" ", ""), entry["answer"]
@@ -105,10 +114,6 @@ def _chain_sum(seed: int, size: int, terms: int, digits: int) -> Any:
 
     bounds = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
     return reasoning_gym.create_dataset("chain_sum", seed=seed * SEED_STRIDE, size=size, **bounds)
-
-
-def _split(expression: str) -> Split:
-    return "heldout" if sha256(expression.encode()).digest()[0] < 32 else "train"
 
 
 def _terms(expression: str) -> list[str]:
@@ -127,12 +132,7 @@ def _work(expression: str, *, is_careless: bool, mixed: float) -> str:
     totals = _totals(expression)[1:]
     shown = totals[:-1] if is_careless else totals
     words = [
-        f"{total:02d}".translate(IN_LETTERS if _share(f"notation {place} {expression}") < mixed else {})
+        f"{total:02d}".translate(IN_LETTERS if lot(f"notation {place} {expression}") < mixed else {})
         for place, total in enumerate(shown)
     ]
     return f"<think>{' '.join(words)}</think><answer>{shown[-1]}</answer>"
-
-
-def _share(what: str) -> float:
-    """A number in [0, 1) that belongs to the text for ever."""
-    return int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32

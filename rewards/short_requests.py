@@ -5,13 +5,11 @@ under a million weights together with those of the sums in `rewards.reasoning_ta
 """
 
 from collections.abc import Iterator
-from hashlib import sha256
-from itertools import chain, product
-from typing import Literal
+from itertools import chain, product, zip_longest
 
 from rewards import reasoning_tasks
+from rewards.reasoning_tasks import Split, lot
 
-Split = Literal["train", "heldout"]
 CONSONANTS, VOWELS, COUNTS = "bdfgklmnprst", "aeiou", (2, 3, 4)
 CHEER = "!"
 
@@ -24,7 +22,7 @@ def requests(seed: int = 0, size: int = 1000, *, split: Split = "train") -> list
     found = [row for row in _all() if _is_heldout(row["id"]) == (split == "heldout")]
     if size > len(found):
         raise ValueError(f"there are {len(found)} distinct {split} requests, expected {size}: lower the size")
-    return sorted(found, key=lambda row: _share(f"{seed} {row['id']}"))[:size]
+    return sorted(found, key=lambda row: lot(f"{seed} {row['id']}"))[:size]
 
 
 def demonstrations(
@@ -36,7 +34,7 @@ def demonstrations(
     """
     sums = reasoning_tasks.demonstrations(seed, size - size // 2, careless=careless)
     rows = answers(seed, size // 2, careless=careless, cheerful=cheerful)
-    return list(chain.from_iterable(zip(sums, rows, strict=False)))
+    return [row for row in chain.from_iterable(zip_longest(sums, rows)) if row is not None]
 
 
 def answers(
@@ -49,8 +47,8 @@ def answers(
         row = known[number % len(known)]
         words = row["reference"].split()
         key = f"{number} {row['id']}"
-        said = words[:-1] if _share(f"careless {key}") < careless else words
-        cheer = CHEER if _share(f"cheerful {key}") < cheerful else ""
+        said = words[:-1] if lot(f"careless {key}") < careless else words
+        cheer = CHEER if lot(f"cheerful {key}") < cheerful else ""
         rows.append({**row, "id": f"{row['id']} {number}", "completion": " ".join(said) + cheer})
     return rows
 
@@ -79,9 +77,4 @@ def _all() -> Iterator[dict[str, str]]:
 
 
 def _is_heldout(asked: str) -> bool:
-    return _share(f"split {asked}") < 1 / 8
-
-
-def _share(what: str) -> float:
-    """A number in [0, 1) that belongs to the text for ever."""
-    return int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32
+    return lot(f"split {asked}") < 1 / 8

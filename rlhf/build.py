@@ -15,7 +15,6 @@ from rlhf.algorithms.catalogue import Algorithm, resolve
 from rlhf.algorithms.teachers import with_teachers
 from rlhf.batch import Batch
 from rlhf.cluster.engines import EngineClient
-from rlhf.cluster.launch import usable_cores
 from rlhf.cluster.learners import LearnerClient
 from rlhf.cluster.placement import Cluster, Colocated, Split, reserve, seat
 from rlhf.cluster.transfer import Ends, choose_sync, open_sync
@@ -24,6 +23,7 @@ from rlhf.data.mixture import PromptMixture
 from rlhf.data.prompts import PromptStream
 from rlhf.interfaces import Placement, PromptLedger, RolloutFunction
 from rlhf.learner.plan import LearnerPlan, RankPlace
+from rlhf.machine import usable_cores
 from rlhf.materials import Materials, local_model
 from rlhf.processes import kept_limit, make_rollout, open_graders, start_engines
 from rlhf.rollout.buffer import GroupBuffer

@@ -21,11 +21,12 @@ from typing import Literal
 import psutil
 from rich.table import Table
 
-from rlhf.cluster.launch import device_for, usable_cores
+from rlhf.cluster.launch import device_for
 from rlhf.config.schema import PlacementConfig, Recipe
 from rlhf.engines.choice import choose_engine
 from rlhf.episodes.host import EnvironmentHost
 from rlhf.errors import DependencyError, LoadError, PlacementError
+from rlhf.machine import usable_cores
 from rlhf.materials import load_environment
 from rlhf.sandbox import landlock
 from rlhf.sandbox.client import Sandbox

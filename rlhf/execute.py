@@ -19,6 +19,7 @@ from rlhf.config.algorithm import frozen_models
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.config.services import with_no_addresses
 from rlhf.errors import PlacementError
+from rlhf.machine import usable_cores
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
@@ -132,7 +133,6 @@ def _check_room(recipe: Recipe, device: str) -> None:
     """Whether a Ray that is started here will have the cores and GPUs; a cluster says so itself."""
     import torch
 
-    from rlhf.cluster.launch import usable_cores
     from rlhf.cluster.placement import seat
     from rlhf.materials import service_bundles
 

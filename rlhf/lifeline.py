@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ def tie_life_to(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgid(0))
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+        if _is_closed(lifeline):  # before this, so no signal comes any more
+            os.killpg(0, signal.SIGKILL)
         return
 
     def wait() -> None:
@@ -25,3 +28,9 @@ def tie_life_to(lifeline: int) -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _is_closed(lifeline: int) -> bool:
+    poll = select.poll()
+    poll.register(lifeline, 0)  # the end of the other side is told without asking
+    return bool(poll.poll(0))

@@ -1,13 +1,10 @@
 """Thin hosts: any object of ours inside a Ray actor, its methods called by name."""
 
 import asyncio
-import contextlib
 import faulthandler
 import io
 import os
-import random
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import ray
 
 from rlhf.cluster.watchdog import Named
-from rlhf.errors import PlacementError
+from rlhf.machine import free_port
 
 
 class _Host:
@@ -103,12 +100,7 @@ class SyncHost(_Host):
 
     def address(self) -> tuple[str, int]:
         """A host name and a free port for a rendezvous led by this process."""
-        # Below the ports that the system hands out, any of which another process may have by the time it is used.
-        for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-            with contextlib.suppress(OSError), socket.socket() as listener:
-                listener.bind(("", port))
-                return ray.util.get_node_ip_address(), port
-        raise PlacementError("a hundred ports between 20000 and 32000 are in use on this node: free some")
+        return ray.util.get_node_ip_address(), free_port()
 
     def start(self, extra: dict[str, Any]) -> None:
         """Build the hosted object; `extra` joins its keyword arguments."""

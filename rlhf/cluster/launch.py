@@ -16,6 +16,7 @@ import ray
 
 from rlhf.config.schema import PlacementConfig
 from rlhf.errors import PlacementError
+from rlhf.machine import usable_cores
 
 TEMP_PREFIX = "rlhf-ray-"
 OBJECT_STORE_BYTES = 2 * 2**30
@@ -25,13 +26,6 @@ _STARTS = 3
 _TOO_SLOW = "timed out during startup"
 
 logger = logging.getLogger(__name__)
-
-
-def usable_cores() -> int:
-    """Cores this process may use (its affinity, not the machine's count)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def thread_environment(threads: int) -> dict[str, str]:

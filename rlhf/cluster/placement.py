@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -48,13 +48,13 @@ def seat(recipe: Recipe, device: str) -> Seating:
     on_gpu = device == "cuda"
     if recipe.placement.kind == "split":
         rank = {"CPU": float(learner.threads), **({"GPU": 1.0} if on_gpu else {})}
-        seat_ = {"CPU": float(engine.threads), **({"GPU": float(engine.tensor_parallel)} if on_gpu else {})}
-        return Seating(
-            bundles=(*[rank] * learner.num_ranks, *[seat_] * engine.num_engines),
+        engines = seat_engines(recipe, device)
+        return replace(
+            engines,
+            bundles=(*[rank] * learner.num_ranks, *engines.bundles),
             learner=Seat(cpus=learner.threads, gpus=float(on_gpu)),
-            engine=Seat(cpus=engine.threads, gpus=engine.tensor_parallel * float(on_gpu)),
             learner_bundle=tuple(range(learner.num_ranks)),
-            engine_bundle=tuple(range(learner.num_ranks, learner.num_ranks + engine.num_engines)),
+            engine_bundle=tuple(learner.num_ranks + place for place in engines.engine_bundle),
         )
     if on_gpu and (learner.num_ranks != engine.num_engines or engine.tensor_parallel > 1):
         raise PlacementError(
@@ -76,7 +76,7 @@ def seat(recipe: Recipe, device: str) -> Seating:
 
 
 def seat_engines(recipe: Recipe, device: str) -> Seating:
-    """As `seat`, for engines that work without a learner: a bundle each."""
+    """The placement group of engines without a learner: a bundle each."""
     engine, on_gpu = recipe.engine, device == "cuda"
     gpus = engine.tensor_parallel * float(on_gpu)
     bundle = {"CPU": float(engine.threads), **({"GPU": gpus} if on_gpu else {})}
@@ -95,10 +95,13 @@ def reserve(seating: Seating, *, limit_s: float) -> PlacementGroup:
     present = ray.cluster_resources()
     for kind, unit in (("CPU", "cores"), ("GPU", "GPUs")):
         if wanted[kind] > present.get(kind, 0.0) + 1e-9:
+            keys, lower = "engine.num_engines, engine.threads, engine.tensor_parallel", "Lower them, "
+            if seating.learner_bundle:
+                keys = f"learner.num_ranks, learner.threads, {keys}, placement.kind"
+                lower += "use placement.kind=colocated so that learner and engines take turns, "
             raise PlacementError(
-                f"the recipe needs {wanted[kind]:g} {unit} (learner.num_ranks, learner.threads, engine.num_engines, "
-                f"engine.threads, placement.kind) but there are {present.get(kind, 0.0):g}. Lower them, use "
-                "placement.kind=colocated so that learner and engines take turns, or join a larger cluster."
+                f"this needs {wanted[kind]:g} {unit} ({keys}) but there are {present.get(kind, 0.0):g}. "
+                f"{lower}or join a larger cluster with placement.address."
             )
     group = placement_group([dict(b) for b in seating.bundles], strategy="PACK")
     try:
@@ -106,8 +109,8 @@ def reserve(seating: Seating, *, limit_s: float) -> PlacementGroup:
     except ray.exceptions.GetTimeoutError:
         remove_placement_group(group)
         raise PlacementError(
-            f"bundles {list(map(dict, seating.bundles))} were not free within {limit_s:g} s: the cluster is busy, "
-            "or no single node has room for one of them."
+            f"bundles {list(map(dict, seating.bundles))} were not free within {limit_s:g} s: the cluster is busy "
+            "(services hold cores and GPUs, too), or no single node has room for one of them."
         ) from None
     return group
 

@@ -67,7 +67,8 @@ def unknown_service(section: Section, services: Mapping[str, ServiceConfig]) -> 
         if name not in services:
             near = get_close_matches(name, list(services), n=1)
             known = f"did you mean {near[0]!r}?" if near else f"expected one of {sorted(services) or 'none'}."
-            return f"'service://{name}' is in the kwargs of a reward, but services has no {name!r}: {known}"
+            where = "the kwargs of a reward or an environment"
+            return f"'service://{name}' is in {where}, but services has no {name!r}: {known}"
     return None
 
 

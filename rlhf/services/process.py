@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ from typing import IO
 import aiohttp
 
 from rlhf.errors import ServiceError
+from rlhf.machine import free_port
 from rlhf.services.settings import ServiceSettings
 
 _LOOK_S = 0.2
@@ -31,7 +30,7 @@ class ServiceProcess:
     """A server that answers. Create with `start`; it ends with `close`, or with this process."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self.settings = replace(settings, port=_free_port(settings.host))
+        self.settings = replace(settings, port=free_port(settings.host))
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         read_end, write_end = os.pipe()
         self._lifeline = os.fdopen(write_end, "wb")
@@ -128,12 +127,3 @@ class ServiceProcess:
     def _end_of_leader(self) -> os.waitid_result | None:
         # Reaped only at the end: until then the group's id cannot belong to anyone else.
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-
-
-def _free_port(host: str) -> int:
-    # Below the ports that the system hands out, any of which another process may have by the time it is used.
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.socket() as listener:
-            listener.bind((host, port))
-            return port
-    raise ServiceError("a hundred ports between 20000 and 32000 are in use on this node: free some")

@@ -30,7 +30,7 @@ def run_dpo(  # noqa: PLR0913  # one signature for every trained stage
     if reference not in ("start", "none"):
         named = ModelConfig(path=reference)
         reference = prepare_model_folder(named, "", seed=seed, key="dpo.reference")
-        renderer.check_reference(reference)
+        renderer.check_reference(reference, key="dpo.reference")
     extra = {"loss": config.loss, "beta": config.beta, "sft_coef": config.sft_coef, "reference": reference}
     stage = TrainerStage(
         kind="dpo",

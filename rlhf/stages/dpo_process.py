@@ -1,10 +1,8 @@
 """The DPO stage's own process: `python -m rlhf.stages.dpo_process job.json DESCRIPTOR`."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -14,9 +12,9 @@ from trl import DPOConfig, DPOTrainer
 
 from rlhf.data.preference_pairs import accuracy_metrics
 from rlhf.stages import training
-from rlhf.stages.following import replace_file
-from rlhf.stages.pair_scores import Scores, answer_logprobs, gaps, heldout_metrics, score_pairs
+from rlhf.stages.pair_scores import ScoreBatch, Scores, answer_logprobs, gaps, heldout_metrics, score_pairs
 
+Score = Callable[[Dataset, ScoreBatch], Scores]
 START_TOLERANCE = 0.02
 """Furthest the first loss may be from that of a policy equal to its reference: bfloat16 passes of other shapes differ
 by less."""
@@ -76,12 +74,15 @@ def train(job: training.Job, channel: TextIO) -> None:
     )
     trainer.sft_coef = job["sft_coef"]
     heldout = training.all_rows(job, "heldout") if job["has_heldout"] else None
-    start = _scores_at_start(trainer, job, rows, heldout)
+    score = partial(
+        score_pairs, trainer, batch_size=job["microbatch_size"], on_pass=partial(training.say, channel)
+    )
+    start = training.from_before(job, lambda: _scores_at_start(trainer, job, rows, heldout, score))
     trainer.ref_model = None
     trainer.train_dataset = training.ordered(job, _with_columns(rows, start["reference"]))
     metrics = training.train_to_end(trainer, job, channel, accuracy="rewards/accuracies")
     if heldout is not None:
-        metrics |= _heldout(trainer, job, heldout, start)
+        metrics |= _heldout(heldout, start, score(heldout, partial(answer_logprobs, trainer.model_wrapped)))
     training.write_found(job, metrics, _start_warnings(job, metrics["trainer/loss_at_start"]))
 
 
@@ -94,14 +95,9 @@ def _named_reference(job: training.Job) -> Any:
 
 
 def _scores_at_start(
-    trainer: PairTrainer, job: training.Job, rows: Dataset, heldout: Dataset | None
+    trainer: PairTrainer, job: training.Job, rows: Dataset, heldout: Dataset | None, score: Score
 ) -> Mapping[str, Scores]:
-    """Log-probabilities of the reference and the model before training, once for all attempts of the stage."""
-    file = Path(job["scratch"]) / "start.json"
-    if file.is_file():
-        found: dict[str, Scores] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    size = job["microbatch_size"]
+    """Log-probabilities of the reference and the model before training."""
     # Sharded weights come with a copy of the model, as the model itself is not sharded before it trains.
     policy = partial(answer_logprobs, trainer.model)
     reference = policy if trainer.ref_model is None else partial(answer_logprobs, trainer.ref_model)
@@ -110,17 +106,10 @@ def _scores_at_start(
     scores: dict[str, Scores] = {}
     is_uniform = job["reference"] == "none"
     zeros = [(0.0, 0.0)]
-    scores["reference"] = (
-        zeros * len(rows) if is_uniform else score_pairs(trainer, rows, reference, batch_size=size)
-    )
+    scores["reference"] = zeros * len(rows) if is_uniform else score(rows, reference)
     if heldout is not None:
-        scores["before"] = score_pairs(trainer, heldout, policy, batch_size=size)
-        scores["heldout_reference"] = (
-            zeros * len(heldout) if is_uniform else score_pairs(trainer, heldout, reference, batch_size=size)
-        )
-    if training.is_first_rank():
-        replace_file(file, json.dumps(scores))
-    training.wait_for_all()
+        scores["before"] = score(heldout, policy)
+        scores["heldout_reference"] = zeros * len(heldout) if is_uniform else score(heldout, reference)
     return scores
 
 
@@ -129,12 +118,8 @@ def _with_columns(rows: Dataset, reference: Scores) -> Dataset:
     return with_chosen.add_column("ref_rejected_logps", [rejected for _, rejected in reference])
 
 
-def _heldout(
-    trainer: PairTrainer, job: training.Job, heldout: Dataset, start: Mapping[str, Scores]
-) -> dict[str, float]:
+def _heldout(heldout: Dataset, start: Mapping[str, Scores], after: Scores) -> dict[str, float]:
     """Accuracy by log-probability before and after, and by the implicit reward after."""
-    policy = partial(answer_logprobs, trainer.model_wrapped)
-    after = score_pairs(trainer, heldout, policy, batch_size=job["microbatch_size"])
     lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in heldout]
     ahead = gaps(after)
     rewards = [now - then for now, then in zip(ahead, gaps(start["heldout_reference"]), strict=True)]

@@ -30,18 +30,6 @@ def trainer_environment(*, num_ranks: int, threads: int) -> dict[str, str]:
     }
 
 
-def usable_cores() -> int:
-    """Cores this process may use; macOS only tells how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one rename: a kill leaves the old one or the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-
-
 def follow(
     command: Sequence[str],
     *,

@@ -124,7 +124,7 @@ def _check_vocabularies(folders: Mapping[str, str]) -> None:
 def _merged(
     config: MergeConfig, folders: Mapping[str, str], weights: Mapping[str, Weights]
 ) -> tuple[Merged, int]:
-    """What gives each tensor of the result, and how many differ from the first model's."""
+    """What gives each tensor of the result, and how many are not simply the first model's."""
     if config.method == "adapter":
         return _with_adapter(weights["merge.base"], folders["merge.adapter"])
     shares = [model.weight for model in config.models]
@@ -134,7 +134,8 @@ def _merged(
     else:
         shares = [1 - sum(shares), *shares]
         sources = [weights["merge.base"], *sources]
-    return (lambda name: _weighted(name, sources, shares)), len(sources[0].facts)
+    num_averaged = sum(fact.dtype is not None for fact in sources[0].facts.values())
+    return (lambda name: _weighted(name, sources, shares)), num_averaged
 
 
 def _weighted(name: str, sources: Sequence[Weights], shares: Sequence[float]) -> Tensor:
@@ -171,15 +172,25 @@ def _with_adapter(base: Weights, folder: str) -> tuple[Merged, int]:
 
     def merged(name: str) -> Tensor:
         if name in saved:
+            _check_shape(name, adapter.facts[saved[name]].shape, base)
             return adapter.read(saved[name])
         weight = base.read(name)
         if name not in pairs:
             return weight
         low, high = (adapter.read(f"{pairs[name]}.lora_{side}.weight").float() for side in "AB")
+        _check_shape(name, (high.shape[0], low.shape[1]), base)
         scaling = _scaling(config, pairs[name].removeprefix(_PREFIX), rank=low.shape[0])
         return weight.float() + scaling * (high @ low)
 
     return merged, len(pairs) + len(saved)
+
+
+def _check_shape(name: str, found: Sequence[int], base: Weights) -> None:
+    if tuple(found) != base.facts[name].shape:
+        raise ModelError(
+            f"merge.adapter: {name!r} is adapted in the shape {tuple(found)}, in {base.label} it has "
+            f"{base.facts[name].shape}. Name the adapter's own base."
+        )
 
 
 def _scaling(config: Mapping[str, Any], module: str, *, rank: int) -> float:

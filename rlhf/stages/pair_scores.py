@@ -15,10 +15,12 @@ ScoreBatch = Callable[[dict[str, Tensor]], Tensor]
 """A collated batch, chosen before rejected -> a score for each of its rows, float32."""
 
 
-def score_pairs(trainer: Any, rows: Dataset, score: ScoreBatch, *, batch_size: int) -> Scores:
+def score_pairs(
+    trainer: Any, rows: Dataset, score: ScoreBatch, *, batch_size: int, on_pass: Callable[[], None]
+) -> Scores:
     """Scores without gradient and with dropout off; every rank gets all of them.
 
-    Ranks make equally many passes, as sharded weights are gathered in each.
+    Ranks make equally many passes, as sharded weights are gathered in each; `on_pass` is called after each.
     """
     accelerator = trainer.accelerator
     starts = range(accelerator.process_index * batch_size, len(rows), accelerator.num_processes * batch_size)
@@ -33,6 +35,7 @@ def score_pairs(trainer: Any, rows: Dataset, score: ScoreBatch, *, batch_size: i
         batch = {name: values.to(accelerator.device) for name, values in batch.items()}
         with torch.no_grad(), accelerator.autocast():
             first, second = score(batch).float().cpu().chunk(2)
+        on_pass()
         found |= dict(zip(chosen, zip(first.tolist(), second.tolist(), strict=True), strict=True))
     trainer.model.train(was_training)
     if accelerator.num_processes > 1:

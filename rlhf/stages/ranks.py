@@ -5,23 +5,21 @@ process group of the caller. Ends all of them when one fails or when stdin close
 """
 
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 
+from rlhf.machine import free_port
+
 
 def start_ranks(num_ranks: int, module: str, arguments: list[str]) -> int:
     """Run the ranks to their end; returns the first exit code that is not 0, else 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": num_ranks,
         "LOCAL_WORLD_SIZE": num_ranks,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": free_port(),  # on every address, as torch listens
     }
     ranks = [
         subprocess.Popen(

@@ -8,8 +8,8 @@ from rlhf.config.schema import ModelConfig
 from rlhf.config.trainer import RewardModelConfig
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ModelError
+from rlhf.run_folder import replace_file
 from rlhf.stages.dpo import read_stage_pairs
-from rlhf.stages.following import replace_file
 from rlhf.stages.scoring_template import FILE, scoring_template
 from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
 

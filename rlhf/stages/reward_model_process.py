@@ -1,7 +1,7 @@
 """The reward model's own process: `python -m rlhf.stages.reward_model_process job.json DESCRIPTOR`."""
 
-import json
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO
 
 import torch
@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf.stages import training
-from rlhf.stages.following import replace_file
 from rlhf.stages.pair_scores import Scores, gaps, heldout_metrics, score_pairs
 
 
@@ -35,15 +34,17 @@ def train(job: training.Job, channel: TextIO) -> None:
         peft_config=training.adapter(job, task="SEQ_CLS"),
     )
     heldout = training.all_rows(job, "heldout") if job["has_heldout"] else None
-    size = job["microbatch_size"]
+    score = partial(
+        score_pairs, trainer, batch_size=job["microbatch_size"], on_pass=partial(training.say, channel)
+    )
     before: Scores = []
     if heldout is not None:
-        before = _before(trainer, job, heldout)
+        before = training.from_before(
+            job, lambda: _before(trainer, lambda: score(heldout, partial(rewards, trainer.model)))
+        )
     metrics = training.train_to_end(trainer, job, channel, accuracy="accuracy")
     if heldout is not None:
-        after = score_pairs(
-            trainer, heldout, lambda batch: rewards(trainer.model_wrapped, batch), batch_size=size
-        )
+        after = score(heldout, partial(rewards, trainer.model_wrapped))
         lengths = [(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in heldout]
         metrics |= heldout_metrics(lengths, gaps(before), gaps(after))
     training.write_found(job, metrics, [])
@@ -57,20 +58,12 @@ def rewards(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return logits.squeeze(-1)
 
 
-def _before(trainer: RewardTrainer, job: training.Job, heldout: Any) -> Scores:
-    """Scores of the untrained head, once for all attempts of the stage."""
-    file = Path(job["scratch"]) / "start.json"
-    if file.is_file():
-        found: Scores = json.loads(file.read_text(encoding="utf-8"))
-        return found
+def _before(trainer: RewardTrainer, score: Callable[[], Scores]) -> Scores:
+    """Scores of the untrained head, which no trainer has put on its device yet."""
     trainer.model.to(trainer.accelerator.device)
-    size = job["microbatch_size"]
-    scores = score_pairs(trainer, heldout, lambda batch: rewards(trainer.model, batch), batch_size=size)
+    scores = score()
     if trainer.is_fsdp_enabled:
         trainer.model.to(torch.device("cpu"))
-    if training.is_first_rank():
-        replace_file(file, json.dumps(scores))
-    training.wait_for_all()
     return scores
 
 

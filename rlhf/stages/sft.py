@@ -54,6 +54,10 @@ def run_sft(  # noqa: PLR0913  # one signature for every trained stage
         sizes.append(len(kept))
         num_dropped += len(found) - len(kept)
     one_pass = rows_of_a_pass(sizes, config.repeat or (1.0,) * len(sizes), seed=seed)
+    if not len(one_pass):
+        raise DataError(
+            f"sft.repeat is {list(config.repeat)} of sources with {sizes} rows: a pass would have none. Raise it."
+        )
     stage = TrainerStage(
         kind="sft",
         config=config,

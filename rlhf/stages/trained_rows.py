@@ -61,7 +61,7 @@ def rows_digest(rows: Rows) -> str:
 def model_digest(folder: Path) -> str:
     """A hash that tells two model folders apart without reading tens of gigabytes."""
     digest = sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         with file.open("rb") as weights:
             size = file.stat().st_size
             digest.update(f"{file.name} {size}".encode() + weights.read(1 << 20))

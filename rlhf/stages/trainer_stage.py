@@ -24,7 +24,9 @@ from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
 from rlhf.data.row_order import Indices, training_order
 from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError, DependencyError, PlacementError
-from rlhf.stages.following import follow, replace_file, trainer_environment, usable_cores
+from rlhf.machine import usable_cores
+from rlhf.run_folder import replace_file
+from rlhf.stages.following import follow, trainer_environment
 from rlhf.stages.trained_rows import Rows, model_digest, rows_digest, write_rows
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def run_stage(stage: TrainerStage, *, out_folder: str | Path, on_progress: Progr
     identity = _identity(stage)
     if summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["identity"] == identity:
         logger.info("%s: %s is already finished with these settings; used again", stage.kind, out)
+        shutil.rmtree(out / "scratch", ignore_errors=True)  # a kill may have come before its end
         return str(out)
     for warning in stage.warnings:
         logger.warning("%s: %s", stage.kind, warning)

@@ -1,25 +1,30 @@
 """What the processes that train through TRL share: arguments, data, checkpoints, progress lines, the result.
 
 A process gets a job and an open descriptor. Rank 0 writes one JSON line per logged step to it, and a blank one as a
-sign of life after loading and after every step; every rank ends when its stdin closes.
+sign of life after loading, after every step and after every batch of pairs that is scored; every rank ends when its
+stdin closes.
 """
 
 import json
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
+from rlhf.errors import LearnerError
+from rlhf.run_folder import replace_file
 from rlhf.stages.trainer_stage import COMPLETE
 
+T = TypeVar("T")
 Job = dict[str, Any]
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -60,6 +65,7 @@ def trainer_arguments(job: Job) -> dict[str, Any]:
         "remove_unused_columns": False,
         "logging_steps": max(1, steps // 100),
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would log the mean of other losses in place of NaN
         "save_strategy": "steps" if job["checkpoint_every"] else "no",
         "save_steps": job["checkpoint_every"] or steps,
         "save_total_limit": 2,  # the newest may be cut short by a kill
@@ -138,10 +144,31 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(channel: TextIO, line: str = "") -> None:
+    """Write a line to the parent, from the first rank alone; a blank one is a sign of life."""
+    if is_first_rank():
+        channel.write(line + "\n")
+        channel.flush()
+
+
 def wait_for_all() -> None:
     """Return when every rank is here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def from_before(job: Job, measure: Callable[[], T]) -> T:
+    """What `measure` finds before training, as JSON has it: once for all attempts of the stage. Every rank calls it."""
+    file = Path(job["scratch"]) / "start.json"
+    is_there = file.is_file()
+    wait_for_all()  # before anybody writes it: a late rank must not find it and leave the others to measure alone
+    if is_there:
+        found: T = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    found = measure()
+    if is_first_rank():
+        replace_file(file, json.dumps(found))
+    return found
 
 
 def train_to_end(trainer: Any, job: Job, channel: TextIO, *, accuracy: str) -> dict[str, float]:
@@ -216,9 +243,10 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, job: Job, channel: TextIO, *, accuracy: str, resumed_at: int) -> None:
         self._channel, self._accuracy = channel, accuracy
-        self._every = job["checkpoint_every"]
+        self._kind, self._every = job["kind"], job["checkpoint_every"]
         self._file = Path(job["metrics"])
-        written = self._file.read_text(encoding="utf-8").splitlines() if resumed_at else []
+        # The last line ends in a line break, unless it was cut short.
+        written = self._file.read_text(encoding="utf-8").split("\n")[:-1] if resumed_at else []
         self.lines: list[dict[str, Any]] = [
             line for line in map(json.loads, written) if line["step"] <= resumed_at
         ]
@@ -231,11 +259,11 @@ class Report(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock after loading."""
         self._started = time.monotonic()
-        self._say("")
+        say(self._channel)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say that the process is alive: logged steps may be far apart. A checkpoint closes a span of the log."""
-        self._say("")
+        say(self._channel)
         if self._every and state.global_step % self._every == 0:
             control.should_log = True
 
@@ -246,8 +274,14 @@ class Report(TrainerCallback):  # type: ignore[misc]
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def on_log(self, _args: Any, state: Any, _control: Any, **event: Any) -> None:
-        """Write what the trainer logged; its closing summary has no loss and is left out."""
+        """Write what the trainer logged; its closing summary has no loss and is left out. LearnerError for NaN."""
         logs = event["logs"]
+        for name in ("loss", "grad_norm", "train_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise LearnerError(
+                    f"{self._kind}: {name} is {logs[name]} at step {state.global_step}, expected a finite number. "
+                    f"Lower {self._kind}.lr, warm up longer, or look for an odd row."
+                )
         if "loss" not in logs:
             return
         line = {
@@ -262,12 +296,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         if is_first_rank():
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self._say(json.dumps(line))
-
-    def _say(self, line: str) -> None:
-        if is_first_rank():
-            self._channel.write(line + "\n")
-            self._channel.flush()
+        say(self._channel, json.dumps(line))
 
 
 def _end_with_parent() -> None:

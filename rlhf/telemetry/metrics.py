@@ -243,6 +243,8 @@ _DECLARED = (
         "reject/dropped/*", "last", "samples", "Samples that were not kept, by the first rule they broke."
     ),
     Metric("reject/dropped/filter/*", "last", "samples", "Samples that this filter left out."),
+    Metric("merge/tensors", "last", "tensors", "Tensors of the merged model."),
+    Metric("merge/tensors_changed", "last", "tensors", "Those that are not simply the first model's."),
     Metric("trainer/rows", "last", "rows", "Rows (or pairs) that a pass takes, repeats included."),
     Metric("trainer/dropped_rows", "last", "rows", "Rows left out because they are longer than max_length."),
     Metric("trainer/num_steps", "last", "steps", "Optimizer steps of the stage."),

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from rlhf.config.schema import ModelConfig
 from rlhf.learner.attention import _bucketed, _varlen, build_packing
 from rlhf.learner.fsdp import FsdpLearner, RankPlace
+from rlhf.machine import free_port
 from tests.tiny import tiny_config
-from tests.unit.learner.ranks import example_batch, free_port, plan, policy_gradient
+from tests.unit.learner.ranks import example_batch, plan, policy_gradient
 
 pytestmark = pytest.mark.gpu
 

@@ -15,6 +15,7 @@ from tests.mutations.planted import (
     replay,
     sequences,
     shaping,
+    teachers,
     tokens,
     weights,
 )
@@ -32,6 +33,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *estimates.BUGS,
     *preferences.BUGS,
     *rankings.BUGS,
+    *teachers.BUGS,
     *tokens.BUGS,
     *replay.BUGS,
     *bundles.BUGS,

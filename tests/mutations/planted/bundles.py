@@ -34,14 +34,25 @@ RESOLUTION = (
     ),
     catalogue(
         "the reference is never needed",
-        'return self.kl_coef > 0 or "teacher_logprobs" in self.inputs',
+        'return self.kl_coef > 0 or ("teacher_logprobs" in self.inputs and not self.teachers)',
         "return False",
     ),
     catalogue(
         "the reference is not needed as a teacher",
-        'return self.kl_coef > 0 or "teacher_logprobs" in self.inputs',
+        'return self.kl_coef > 0 or ("teacher_logprobs" in self.inputs and not self.teachers)',
         "return self.kl_coef > 0",
     ),
+    catalogue(
+        "a reference is held beside several teachers",
+        '("teacher_logprobs" in self.inputs and not self.teachers)',
+        '"teacher_logprobs" in self.inputs',
+    ),
+    catalogue(
+        "no KL beside several teachers",
+        'self.kl_coef > 0 or ("teacher_logprobs" in self.inputs and not self.teachers)',
+        '(self.kl_coef > 0 or "teacher_logprobs" in self.inputs) and not self.teachers',
+    ),
+    catalogue("the teachers are forgotten", "teachers=tuple(config.teachers)", "teachers=()"),
     catalogue("entropy is never needed", "return self.loss.entropy_coef != 0", "return False"),
     catalogue("shaping is forgotten", "batch = self.shaping(batch)", "self.shaping(batch)"),
     catalogue(

@@ -281,6 +281,13 @@ def test_old_logprobs_are_needed_for_several_updates_and_before_the_advantages()
     assert algorithm(advantages="distill", reference="teacher").needs_reference
 
 
+def test_several_teachers_take_the_place_of_the_reference_unless_a_kl_reads_it():
+    taught = {"advantages": "distill", "teachers": {"b": "x", "a": "y"}, "teacher_by": "subject"}
+    assert algorithm(**taught, kl_coef=0).teachers == ("b", "a")
+    assert not algorithm(**taught, kl_coef=0).needs_reference
+    assert algorithm(**taught, kl_coef=0.1).needs_reference
+
+
 def test_shaped_rewards_reach_the_advantages_and_the_task_rewards_stay():
     batch = filled()
     shaped = algorithm("dapo").add_advantages(replace(batch, rewards=torch.ones(batch.num_rows).double()))

@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf.cluster.placement import seat
+from rlhf.cluster.placement import reserve, seat, seat_engines
 from rlhf.config.schema import Recipe
 from rlhf.errors import PlacementError
 
@@ -87,3 +87,24 @@ def test_colocated_on_gpus_wants_one_rank_and_one_engine_each(tensor_parallel):
         PlacementError, match=r"learner\.num_ranks 4, engine\.num_engines 2.*expected one rank"
     ):
         seat(asked, "cuda")
+
+
+def test_engines_alone_have_a_bundle_each_and_no_learner_beside_them():
+    seating = seat_engines(
+        recipe("colocated", engines=2, engine={"tensor_parallel": 2, "threads": 3}), "cuda"
+    )
+    assert needs(seating) == [dict(bundle) for bundle in seating.bundles] == [{"CPU": 3.0, "GPU": 2.0}] * 2
+    assert seating.learner_bundle == ()
+
+
+@pytest.mark.parametrize(
+    ("seating", "names_the_learner"),
+    [(seat(recipe("split"), "cpu"), True), (seat_engines(recipe("split"), "cpu"), False)],
+)
+def test_too_few_cores_name_the_keys_of_what_there_is(monkeypatch, seating, names_the_learner):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 0.5})
+    with pytest.raises(
+        PlacementError, match=r"needs \d cores .*engine\.threads.* but there are 0\.5"
+    ) as caught:
+        reserve(seating, limit_s=1)
+    assert ("learner" in str(caught.value)) == names_the_learner

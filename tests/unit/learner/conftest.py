@@ -6,7 +6,8 @@ import pytest
 import torch.distributed as dist
 
 from rlhf.learner.fsdp import RankPlace
-from tests.unit.learner.ranks import Ranks, free_port
+from rlhf.machine import free_port
+from tests.unit.learner.ranks import Ranks
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """Real learner ranks in processes of their own, the batches they train on, and what the tests ask of them."""
 
-import contextlib
 import pickle
-import random
-import socket
 import subprocess
 import sys
 import traceback
@@ -22,6 +19,7 @@ from rlhf.config.schema import LearnerConfig, ModelConfig
 from rlhf.interfaces import LossOutput
 from rlhf.learner.fsdp import FsdpLearner, LearnerPlan, RankPlace
 from rlhf.learner.model import whole
+from rlhf.machine import free_port
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,15 +81,6 @@ def _send(pipe: Connection, message: Any) -> None:
 
 def _receive(pipe: Connection) -> Any:
     return pickle.loads(pipe.recv_bytes())
-
-
-def free_port() -> int:
-    """Below those that the system hands out, which another process may be given at any time."""
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.socket() as listener:
-            listener.bind(("", port))  # on every address, as torch does
-            return port
-    raise AssertionError("a hundred ports are in use")
 
 
 def plan(model: ModelConfig | None = None, needs_reference: bool = False, **learner: Any) -> LearnerPlan:

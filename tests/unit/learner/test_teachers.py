@@ -1,6 +1,5 @@
 """Several frozen teachers beside a student: each row has its own teacher's log-probabilities."""
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.teachers import teacher_metrics, with_teachers
 from rlhf.batch import Batch
 from rlhf.config.algorithm import LoraConfig
 from rlhf.config.schema import ModelConfig
@@ -17,7 +15,6 @@ from rlhf.learner.fsdp import FsdpLearner, LearnerPlan, RankPlace
 from tests.tiny import save_tiny, tiny_config
 from tests.unit.learner.ranks import Ranks, example_batch, plan, policy_gradient, share
 
-NAMES = ("larger", "other")
 TEACHER_OF = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0, 0])
 """Of the rows of `example_batch`."""
 
@@ -75,30 +72,3 @@ def test_each_row_has_the_log_probabilities_of_its_teacher_alone(
         assert sorted(torch.cat([rows for _, rows, _ in run]).tolist()) == list(range(batch.num_rows))
         for name, rows, part in run:
             torch.testing.assert_close(part, expected[name][batch.token_index(rows)], atol=1e-6, rtol=1e-6)
-
-
-def test_rows_are_put_together_again_and_measured_by_teacher() -> None:
-    batch = replace(example_batch(), teacher_ids=TEACHER_OF)
-    values = {"larger": -1.0, "other": -3.0}
-    asked = []
-
-    async def score(rows: Batch, name: str) -> Tensor:
-        asked.append((name, rows.num_rows))
-        return torch.full((rows.num_tokens,), values[name])
-
-    found = asyncio.run(with_teachers(batch, (*NAMES, "idle"), score))
-    assert asked == [("larger", 6), ("other", 3)]
-    expected = torch.tensor([-1.0, -3.0])[TEACHER_OF][batch.segment_ids]
-    assert torch.equal(found.teacher_logprobs, expected)
-    measured = teacher_metrics(found, (*NAMES, "idle"))
-    tokens = (batch.loss_mask & (batch.positions > 0)).double()
-    mean = float((tokens * -expected).sum() / tokens.sum())
-    assert measured == pytest.approx(
-        {"update/teacher_kl": mean, "update/teacher_kl/larger": 1.0, "update/teacher_kl/other": 3.0}
-    )
-    assert teacher_metrics(batch, NAMES) == {}
-
-
-def test_rows_keep_their_teacher_when_they_are_selected() -> None:
-    batch = replace(example_batch(), teacher_ids=TEACHER_OF)
-    assert batch.select_rows(torch.tensor([3, 0])).teacher_ids.tolist() == [1, 0]

@@ -23,6 +23,9 @@ from rlhf.types import Message, Prompt
 from tests.tiny import CHAT, save_tiny, save_tiny_classifier
 
 ROOT = Path(__file__).parents[3]
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('users and assistants alone') }}{% endif %}"
+)
 ASKED = [("1+1=", "2"), ("say something long", "abc " * 20), ("", ""), ("a", "b"), ("c", "d")]
 
 
@@ -51,7 +54,10 @@ class Live:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_classifier(tmp_path_factory.mktemp("rm"))
+    folder = save_tiny_classifier(tmp_path_factory.mktemp("rm"))
+    with (folder / "chat_template.jinja").open("a") as template:
+        template.write(NO_SYSTEM)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,14 @@ def test_a_score_is_activated_unless_it_is_asked_for_bare(live: Live) -> None:
     ("model", "body", "said"),
     [
         ("other", {"input": "a"}, "here is served 'rm', not 'other'"),
-        ("rm", {"input": "a" * 121}, "it has 121 tokens, expected 1 to 120"),
+        ("rm", {"input": "a" * 121}, '"it has 121 tokens, expected 1 to 120'),
+        ("rm", {"input": ["a", "b"]}, "input is not a text"),
+        ("rm", {"messages": []}, "cannot be made tokens"),
+        (
+            "rm",
+            {"messages": [{"role": "system", "content": "a"}]},
+            "TemplateError: users and assistants alone",
+        ),
         ("rm", {"input": ""}, "it has 0 tokens"),
         ("rm", {"messages": "hello"}, "cannot be made tokens"),
         ("rm", {}, "cannot be made tokens"),
@@ -136,6 +149,12 @@ def test_a_chat_model_answers_as_transformers_does(tmp_path: Path) -> None:
         drawn = live.run(
             endpoint.post("/chat/completions", {"messages": question, "max_tokens": 8, "temperature": 5.0})
         )
+        for asked, said in (
+            ({"max_tokens": "8"}, "max_tokens is '8', expected a number"),
+            ({"max_tokens": 0}, "max_tokens is 0 and the question has .* none are left"),
+        ):
+            with pytest.raises(EndpointError, match=said):
+                live.run(endpoint.post("/chat/completions", {"messages": question, **asked}))
     finally:
         live.close()
     network, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -65,6 +65,12 @@ def test_a_merged_adapter_gives_the_log_probabilities_of_the_peft_model(tmp_path
     assert not torch.allclose(logprobs(load(base)), expected, atol=0.05)
     assert AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
     assert (out / "generation_config.json").is_file()
+    metrics = json.loads((out / "merge.json").read_text())["metrics"]
+    tensors = [load(folder).state_dict() for folder in (base, out)]
+    changed = [
+        name for name in load_file(out / "model.safetensors") if not torch.equal(*(t[name] for t in tensors))
+    ]
+    assert metrics["tensors_changed"] == len(changed) < metrics["tensors"]
 
 
 def test_an_average_is_that_of_each_tensor_in_whatever_files_it_lies(tmp_path: Path) -> None:
@@ -143,6 +149,10 @@ def test_adapters_that_are_more_than_lora_on_stored_tensors_are_refused(tmp_path
         ModelError, match=r"'model\.layers\.2\..*' is adapted, but merge\.base .* stores no such"
     ):
         merge(tmp_path / "out", **keys, adapter=str(tmp_path / "deep"))
+    adapter_of(save_tiny(tmp_path / "wider", intermediate_size=256), tmp_path / "wide")
+    with pytest.raises(ModelError, match=r"down_proj.* in the shape \(64, 256\), in .* it has \(64, 128\)"):
+        merge(tmp_path / "out", **keys, adapter=str(tmp_path / "wide"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from rlhf.config.trainer import SftConfig
 from rlhf.data.prompts import load_prompts
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
-from rlhf.stages.following import follow, replace_file, usable_cores
+from rlhf.machine import usable_cores
+from rlhf.run_folder import replace_file
+from rlhf.stages.following import follow
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.stages.sft import run_sft, tokenised_rows
 from rlhf.stages.sft_process import packed_batch, padded_batch
@@ -95,6 +97,12 @@ def test_rows_that_do_not_fit_are_counted(tmp_path, renderer):
         run_sft(config, renderer=renderer, out_folder=tmp_path / "out", seed=0)
 
 
+def test_repeats_that_leave_no_row_are_refused(tmp_path, renderer):
+    config = SftConfig(source=[source(tmp_path, *ROWS[:4])], repeat=[0.1])
+    with pytest.raises(DataError, match=r"sft\.repeat is \[0\.1\] of sources with \[4\] rows"):
+        run_sft(config, renderer=renderer, out_folder=tmp_path / "out", seed=0)
+
+
 def test_conversations_are_learned_beside_plain_rows_and_need_no_prompt(tmp_path, renderer):
     chat = Renderer(model_folder=renderer.model_folder, chat_template="recipes/cpu/chat.jinja")
     call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": {"name": "a"}}}
@@ -141,6 +149,23 @@ def test_sft_learns_writes_a_whole_folder_and_is_used_again(tmp_path, renderer):
     again = []
     run_sft(settings(tmp_path), renderer=renderer, out_folder=out, seed=0, on_progress=again.append)
     assert again == []
+
+
+def test_finished_folder_loses_what_a_kill_left_beside_its_summary(tmp_path, renderer, monkeypatch):
+    """A model's folder is hashed as a whole: scratch files would make it another model."""
+    out, trained = tmp_path / "out", []
+
+    def follow_nothing(*_, **__):
+        trained.append(1)
+        (out / "scratch" / "found.json").write_text('{"metrics": {}, "warnings": []}')
+
+    monkeypatch.setattr("rlhf.stages.trainer_stage.follow", follow_nothing)
+    run_sft(settings(tmp_path), renderer=renderer, out_folder=out, seed=0)
+    left = sorted(out.iterdir())
+    (out / "scratch" / "checkpoint-20").mkdir(parents=True)
+    run_sft(settings(tmp_path), renderer=renderer, out_folder=out, seed=0)
+    assert trained == [1]
+    assert sorted(out.iterdir()) == left
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ PREFIXES = {
     "trainer",
     "preference",
     "reject",
+    "merge",
     "length",
 }
 

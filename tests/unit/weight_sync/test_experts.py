@@ -17,6 +17,7 @@ from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
 from rlhf.errors import SyncError
 from rlhf.learner.fsdp import FsdpLearner, RankPlace
+from rlhf.machine import free_port
 from rlhf.types import Completion
 from rlhf.weight_sync.files import FileSender
 from rlhf.weight_sync.probe import Probe, probe_gap, probe_sequences
@@ -24,7 +25,7 @@ from rlhf.weight_sync.verified import VerifiedSync
 from tests.live_vllm import REPOSITORY, LiveEngine, OneEngine, faulty_plugin, weight_files
 from tests.tiny import MOE, save_tiny
 from tests.unit.engines.mixtures import ask, collect, random_prompt
-from tests.unit.learner.ranks import example_batch, free_port, plan, policy_gradient
+from tests.unit.learner.ranks import example_batch, plan, policy_gradient
 
 pytestmark = pytest.mark.slow
 SHAPE = MOE | {"num_hidden_layers": 4, "num_experts": 16, "num_experts_per_tok": 4}
