@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import logging
+import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +22,7 @@ from rlhf.rollout.statistics import answer_of, is_correct
 from rlhf.run_folder import difference, own, replace_file
 from rlhf.types import Prompt, RewardResult, Sampling, Trajectory, TrajectoryGroup
 
+logger = logging.getLogger(__name__)
 IDENTITY = "collect.json"
 DONE = "collected.json"
 
@@ -88,6 +92,26 @@ def is_collected(plan: CollectPlan, folder: Path) -> bool:
         return False
     _claim(plan, folder)
     return (folder / DONE).is_file()
+
+
+def take_over(plan: CollectPlan, source: Path, folder: Path) -> None:
+    """Give `folder`, if it is not there, the chunks of `source`, if they are what `plan` asks for."""
+    if folder.exists() or not (source / IDENTITY).is_file():
+        return
+    if json.loads((source / IDENTITY).read_text(encoding="utf-8")) != _identity(plan):
+        return
+    draft = folder.with_name(f".{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    # Links: whoever writes one of these files replaces it.
+    for path in (*source.glob("chunk-*.jsonl"), *(source / name for name in (IDENTITY, DONE))):
+        if path.is_file():
+            try:
+                os.link(path, draft / path.name)
+            except OSError:  # not every file system has links
+                shutil.copyfile(path, draft / path.name)
+    draft.rename(folder)
+    logger.info("samples and grades taken from %s", source)
 
 
 def read_collected(folder: Path) -> Iterator[Collected]:
@@ -244,7 +268,7 @@ async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 def _claim(plan: CollectPlan, folder: Path) -> int:
     """The number of prompts; writes down what is asked, or compares it with what is written."""
-    identity = json.loads(json.dumps(_identity(plan)))
+    identity = _identity(plan)
     written = folder / IDENTITY
     if not written.is_file():
         if any(folder.glob("chunk-*.jsonl")):
@@ -269,7 +293,7 @@ def _identity(plan: CollectPlan) -> dict[str, Any]:
         number += 1
     if not number:
         raise DataError("there is no prompt to collect samples of")
-    return {
+    identity = {
         "seed": plan.seed,
         "sampling": asdict(plan.sampling),
         "collect": {
@@ -279,3 +303,5 @@ def _identity(plan: CollectPlan) -> dict[str, Any]:
         "prompts": {"number": number, "digest": digest.hexdigest()},
         **plan.identity,
     }
+    asked: dict[str, Any] = json.loads(json.dumps(identity))
+    return asked

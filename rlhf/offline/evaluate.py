@@ -13,7 +13,7 @@ from rlhf.config.schema import Recipe
 from rlhf.config.services import with_no_addresses
 from rlhf.offline.answers import votes_by_reward, votes_by_text
 from rlhf.offline.asked import Asked, check_names, prepare
-from rlhf.offline.collect import Progress, collect, read_collected
+from rlhf.offline.collect import Progress, collect, read_collected, take_over
 from rlhf.offline.figures import Problem, measure, problem_of
 from rlhf.offline.kept import kept_samples
 from rlhf.offline.shared_engines import SharedEngines
@@ -32,12 +32,13 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     *,
     code_dir: Path,
     view: LiveView,
+    before: Path | None = None,
 ) -> dict[str, float]:
     """Measure models, one after the other, on every set; returns `<set>/<figure>`, of several `<model>/<set>/<figure>`.
 
     A model is its recipe's, which also says how it is placed and how the sets are judged that do not say so. Writes
     `collected/<model>/<set>/`, from which a later call goes on, `eval.json` and `samples.jsonl`, which follow from what
-    was collected alone, and `report.html`.
+    was collected alone, and `report.html`. What the folder `before` has collected with these settings is taken over.
     """
     check_names(models, "models")
     check_names(sets, "sets")
@@ -47,6 +48,9 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
     samples: list[dict[str, Any]] = []
     # All of them, before hours are spent on the first.
     prepared = {model: prepare(recipe, sets, config, folder, model=model) for model, recipe in models.items()}
+    if before is not None:
+        for one in (one for asked in prepared.values() for one in asked):
+            take_over(one.plan, before / one.folder.relative_to(folder), one.folder)
     view.phase("trying the rewards")
     await _try_rewards(prepared, code_dir=code_dir)
     async with SharedEngines(code_dir) as shared:

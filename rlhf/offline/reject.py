@@ -16,7 +16,7 @@ from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.data.selection import Rules
 from rlhf.errors import ConfigError
 from rlhf.materials import Materials, gather_materials, worker_settings
-from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected
+from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected, take_over
 from rlhf.offline.selected import write_selected
 from rlhf.processes import open_drawing
 from rlhf.rollout.reward_totals import check_columns, short_names
@@ -38,8 +38,11 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     *,
     code_dir: Path,
     view: LiveView,
+    before: Path | None = None,
 ) -> dict[str, float]:
     """Collect samples of `recipe.task.train` and select from them; returns the `reject/` metrics.
+
+    What was collected in the folder `before` with these settings is taken from there: only the selection differed.
 
     `folder` then holds `collected/`, `rows.jsonl` (or .parquet), `pairs.jsonl` if asked for, `prompts.jsonl` and
     `summary.json`, which is written last. After a kill the same call goes on, and makes the same files.
@@ -59,6 +62,8 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
     prompts = SourcePrompts(source=source, key=KEY, require_reference=recipe.task.needs_reference)
     plan = _plan(materials, collect_config, prompts, rules)
     collected = folder / "collected"
+    if before is not None:
+        take_over(plan, before / "collected", collected)
     if not is_collected(plan, collected):
         await check_prompts(materials, prompts, select_config, code_dir=code_dir)
         with ray_session(recipe.placement, code_dir=code_dir):

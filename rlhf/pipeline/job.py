@@ -28,6 +28,8 @@ class Job:
     """Of models that are initialised at random: the same in all stages of a pipeline."""
     section: Section
     folder: Path
+    before: Path | None = None
+    """The folder of this stage's result with other settings: samples that these did not change can be taken from it."""
 
     @property
     def name(self) -> str:
@@ -60,4 +62,5 @@ def read_job(file: Path) -> Job:
         model_seed=int(values["model_seed"]),
         section=checked_section(kind.section, settings, where=file, under="settings"),
         folder=file.parent.absolute(),
+        before=None if values.get("before") is None else Path(str(values["before"])),
     )

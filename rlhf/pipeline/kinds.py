@@ -95,7 +95,15 @@ def _reject(job: Job, section: RejectStage, code_dir: Path, view: LiveView) -> O
     recipe = section.recipe(job.name)
     recipe = recipe.model_copy(update={"model": _at_hand(job, section.model)})
     metrics = asyncio.run(
-        reject(recipe, section.collect, section.select, job.folder, code_dir=code_dir, view=view)
+        reject(
+            recipe,
+            section.collect,
+            section.select,
+            job.folder,
+            code_dir=code_dir,
+            view=view,
+            before=job.before,
+        )
     )
     ending = section.select.format
     artefacts = {"rows": f"rows.{ending}", "prompts": "prompts.jsonl"}
@@ -110,7 +118,15 @@ def _evaluate(job: Job, section: EvaluationFile, code_dir: Path, view: LiveView)
     named = section.model_copy(update={"name": job.name})
     models = {name: named.recipe(_at_hand(job, model, name)) for name, model in section.all_models.items()}
     metrics = asyncio.run(
-        evaluate_models(models, section.judged_sets, section.eval, job.folder, code_dir=code_dir, view=view)
+        evaluate_models(
+            models,
+            section.judged_sets,
+            section.eval,
+            job.folder,
+            code_dir=code_dir,
+            view=view,
+            before=job.before,
+        )
     )
     return Outcome(metrics=metrics)
 

@@ -87,7 +87,9 @@ class Manifest:
                 return Verdict(state="to do", why=f"{folder}/{path} is gone")
             if record is not None and hashes.of(self.folder / folder / path) != record.artefacts.get(name):
                 return Verdict(state="to do", why=f"{folder}/{path} was altered", altered=True)
-        return Verdict(state="done", why="; ".join(self._code_changes(folder, identity)))
+        changed = ", ".join(self.code_changes(folder, identity))
+        kept = f"kept, although the code of {changed} has changed since (--redo runs it again)"
+        return Verdict(state="done", why=kept if changed else "")
 
     def adopt(
         self, stage: str, identity: Identity, hashes: ContentHashes, versions: Callable[[], Values]
@@ -149,11 +151,10 @@ class Manifest:
             changes[_SHOWN:] = [f"and {len(changes) - _SHOWN} more"]
         return ", ".join(changes) or "its result was made by another version of this package"
 
-    def _code_changes(self, folder: str, identity: Identity) -> Iterator[str]:
+    def code_changes(self, folder: str, identity: Identity) -> list[str]:
+        """Functions and classes whose code is not what the result in `folder` was made with."""
         record = self.records.get(folder)
-        changed = [] if record is None else _other(record.code, identity.code)
-        if changed:
-            yield f"kept, although the code of {', '.join(changed)} has changed since (--redo runs it again)"
+        return [] if record is None else _other(record.code, identity.code)
 
 
 def differing(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

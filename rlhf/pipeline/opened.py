@@ -123,8 +123,23 @@ class Pipeline:
                 "key": standing.identity.key,
                 "model_seed": self.config.seed,
                 "settings": settings,
+                "before": self._before(standing),
             },
         )
+
+    def _before(self, standing: Standing) -> str | None:
+        assert standing.identity is not None
+        present = self.manifest.present.get(standing.stage.name)
+        if (
+            present is None
+            or standing.verdict.altered
+            or present == standing.identity.folder(standing.stage.name)
+        ):
+            return None
+        # What new code would sample or grade is not there.
+        if self.manifest.code_changes(present, standing.identity):
+            return None
+        return str((self.config.folder / present).absolute())
 
     def write_config(self) -> None:
         """Write the pipeline as resolved, which loads back to the same one."""

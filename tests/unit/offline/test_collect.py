@@ -4,7 +4,7 @@ import json
 import pytest
 
 from rlhf.errors import CheckpointError, DataError
-from rlhf.offline.collect import CollectPlan, collect, read_collected
+from rlhf.offline.collect import CollectPlan, collect, is_collected, read_collected, take_over
 from rlhf.rollout.group import sample_seed
 from rlhf.types import RewardResult, Sampling
 from tests.fakes import make_prompt, make_trajectory, run_virtually
@@ -83,6 +83,32 @@ def test_collect_resumes_without_grading_anything_twice(tmp_path, in_flight):
         assert run(folder, second, chunks_in_flight=in_flight) == expected
         assert sorted(first.graded + second.graded) == sorted(prompt.id for prompt in plan().prompts)
         assert files(folder) == files(tmp_path / "whole")
+
+
+def test_equal_collection_is_taken_over_as_far_as_it_is_there(tmp_path):
+    expected = run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "part", Grader(fails_at=5))
+    take_over(plan(), tmp_path / "whole", tmp_path / "deep" / "one")
+    assert is_collected(plan(), tmp_path / "deep" / "one")
+    assert files(tmp_path / "deep" / "one") == files(tmp_path / "whole")
+    grader = Grader()
+    take_over(plan(), tmp_path / "part", tmp_path / "two")
+    assert run(tmp_path / "two", grader) == expected
+    # The chunks of three that were whole are not graded again.
+    assert len(grader.graded) == 4
+
+
+def test_other_collection_is_left_where_it_is(tmp_path):
+    run(tmp_path / "whole")
+    take_over(plan(seed=1), tmp_path / "whole", tmp_path / "other")
+    take_over(plan(), tmp_path / "nowhere", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "begun", Grader(fails_at=0))
+    before = files(tmp_path / "begun")
+    take_over(plan(), tmp_path / "whole", tmp_path / "begun")
+    assert files(tmp_path / "begun") == before
 
 
 def test_collect_takes_prompts_at_most_a_chunk_ahead(tmp_path):

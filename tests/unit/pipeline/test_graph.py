@@ -120,7 +120,7 @@ MISTAKES = {
     "no pairs": ("stages.final.sft.source.file=${reject.pairs}", "select.pairs"),
     "unknown service": (
         "stages.reject.select.filters=[{use: 'x:f', at_least: 1, kwargs: {url: 'service://judge'}}]",
-        "stages.reject: 'service://judge' is in the kwargs of a reward, but services has no 'judge'",
+        "stages.reject: 'service://judge' is in the kwargs of a reward or an environment, but services has no 'judge'",
     ),
     "top level": ("stage.rl.kind=rl", "unknown key 'stage': did you mean 'stages'"),
     "missing file": ("stages.cold_start.sft.source.file=nowhere.jsonl", "there is no file or folder 'nowhere.jsonl'"),

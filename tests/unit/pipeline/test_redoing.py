@@ -11,6 +11,7 @@ from rlhf.config.pipeline import load_pipeline
 from rlhf.config.references import Reference
 from rlhf.errors import ConfigError
 from rlhf.pipeline.child import run_stage
+from rlhf.pipeline.job import read_job
 from rlhf.pipeline.opened import Pipeline
 from tests.unit.pipeline import fake_stages
 from tests.unit.pipeline.fake_stages import begun, run_here, write_pipeline
@@ -66,6 +67,20 @@ def test_changed_setting_redoes_its_stage_and_dependents_and_changing_back_nothi
     assert begun(finished.parent) == []
     run_here(finished, CHANGES[stage])
     assert begun(finished.parent) == []
+
+
+def test_redone_stage_knows_the_folder_of_its_result_before_unless_samples_could_differ(finished):
+    def before(*overrides, **choice):
+        pipeline = run_here(finished, *overrides, **choice)
+        return read_job(finished.parent / "run" / pipeline.manifest.present["reject"] / "stage.yaml").before
+
+    assert before() is None
+    present = Pipeline.of(load_pipeline(finished, ()), code_dir=finished.parent).manifest.present["reject"]
+    assert before("stages.reject.select.per_prompt=3") == finished.parent / "run" / present
+    assert before("stages.reject.select.per_prompt=3", redo=["reject"]) is None
+    code = finished.parent / "grading.py"
+    code.write_text(code.read_text().replace("1.0", "0.0"))
+    assert before("stages.reject.select.per_prompt=4") is None
 
 
 def test_reason_names_the_key_with_both_values(finished):
