@@ -1,0 +1,84 @@
+"""The twins on a CPU of pipelines and of reports' RL run to their end, cut down to a few samples and steps a stage."""
+
+import asyncio
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.config.loading import load_recipe, read_with_overrides
+from rlhf.config.pipeline import load_pipeline
+from rlhf.execute import execute
+from rlhf.pipeline.child import run_stage
+from rlhf.pipeline.kinds import execute_stage
+from rlhf.pipeline.opened import Pipeline
+from rlhf.pipeline.runner import run_pipeline
+
+ROOT = Path(__file__).parents[2]
+TWINS = sorted((ROOT / "recipes/cpu").glob("*.yaml"))
+PIPELINES = [path for path in TWINS if "\nstages:" in path.read_text()]
+RECIPES = [ROOT / f"recipes/cpu/{name}.yaml" for name in ("r1_zero", "dapo", "coder_v2", "mixed")]
+SMALL = {
+    "num_steps": 2, "prompts_per_step": 2, "samples_per_prompt": 4, "num_samples": 2, "prompts_per_chunk": 8,
+    "batch_size": 4, "warmup_steps": 0, "max_tokens": 6, "num_engines": 1, "num_ranks": 1, "reward_workers": 1,
+    "filters": [], "allow_truncated": True, "first_step": -1, "num_prompts": 4,
+}  # fmt: skip
+MOST_ROWS = 12
+
+
+def by_chance(completion: str) -> float:
+    """Right for half of all texts: what an untrained model says would all be wrong."""
+    return float(sha256(completion.encode()).digest()[0] < 128)
+
+
+def small(value):
+    """A copy with few steps and samples, and chance in place of right answers."""
+    if isinstance(value, list):
+        return [small(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    copy = {key: SMALL.get(key, small(inner)) for key, inner in value.items()}
+    if isinstance(copy.get("size"), int):
+        copy["size"] = min(copy["size"], MOST_ROWS)
+    if copy.get("use") == "rewards.reasoning_tasks:verify":
+        copy["use"] = f"{__file__}:by_chance"
+    return copy
+
+
+def write_small(path, folder):
+    values = small(read_with_overrides(path)) | {"run_dir": str(folder / "run")}
+    copy = folder / path.name
+    copy.write_text(yaml.safe_dump(values, sort_keys=False))
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_pipeline_twin_runs_to_its_end(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = [] if path.stem == "r1" else ["shared.engine.kind=hf"]
+    if "kind: rl" in path.read_text():
+        overrides += ["shared.schedule.prompts_per_step=2", "shared.schedule.samples_per_prompt=4"]
+    copy = write_small(path, tmp_path)
+    pipeline = Pipeline.of(load_pipeline(copy, overrides), code_dir=ROOT)
+
+    def start(_, file):
+        run_stage(file, code_dir=ROOT, execute=execute_stage)
+
+    run_pipeline(pipeline, start=start)
+    assert pipeline.manifest.present.keys() == {stage.name for stage in pipeline.stages}
+    for stage, folder in pipeline.manifest.present.items():
+        result = json.loads((tmp_path / "run" / folder / "result.json").read_text())
+        assert result["metrics"], stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_twin_runs_to_its_end(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    copy = write_small(path, tmp_path)
+    asyncio.run(execute(load_recipe(copy, ["engine.kind=hf"]), code_dir=ROOT, fresh=True))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) == 2
