@@ -64,7 +64,11 @@ async def evaluate_models(  # noqa: PLR0913  # what, on what, how, and where to
                     read_collected(one.folder), config.samples_kept, num_prompts=len(one.materials.train)
                 )
                 samples += [{"model": model, "set": one.name, **sample} for sample in chosen]
-            found[model] = {"model": _called(models[model]), "seed": models[model].seed, "sets": measured}
+            found[model] = {
+                "model": _called(models[model], folder),
+                "seed": models[model].seed,
+                "sets": measured,
+            }
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     replace_file(folder / "samples.jsonl", lines)
     name = next(iter(models.values())).name
@@ -141,8 +145,10 @@ async def _measure(one: Asked, shared: SharedEngines, *, code_dir: Path) -> dict
     return one.described() | scores.as_json()
 
 
-def _called(recipe: Recipe) -> str:
-    """The model as the recipe names it."""
-    if recipe.model.path is not None:
-        return recipe.model.path
-    return f"{(recipe.model.config or {}).get('model_type')}, random initialisation"
+def _called(recipe: Recipe, folder: Path) -> str:
+    """The model as the recipe names it; within the folder relative to it, wherever that lies."""
+    if recipe.model.path is None:
+        return f"{(recipe.model.config or {}).get('model_type')}, random initialisation"
+    if Path(recipe.model.path).is_relative_to(folder):
+        return str(Path(recipe.model.path).relative_to(folder))
+    return recipe.model.path

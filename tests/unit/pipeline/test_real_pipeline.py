@@ -92,6 +92,10 @@ def test_pipeline_runs_to_its_table_and_report_and_does_nothing_the_second_time(
         "reject/",
     ):
         assert text in page
+    (evaluated,) = (tmp_path / "run").glob("stages/scores-*/eval.json")
+    # Nothing of where the run lies: the same pipeline elsewhere writes the same bytes.
+    assert str(tmp_path) not in evaluated.read_text().replace(str(TOY), "")
+    assert json.loads(evaluated.read_text())["models"]["Dev1"]["model"] == "inputs/cold_start.model"
     again = rlhf("pipeline", path)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count(": done\n") == 6
