@@ -1,4 +1,4 @@
-"""The twins on a CPU of pipelines and of reports' RL run to their end, cut down to a few samples and steps a stage."""
+"""Some of the twins on a CPU run to their end, cut down to a few samples and steps a stage."""
 
 import asyncio
 import json
@@ -17,9 +17,8 @@ from rlhf.pipeline.opened import Pipeline
 from rlhf.pipeline.runner import run_pipeline
 
 ROOT = Path(__file__).parents[2]
-TWINS = sorted((ROOT / "recipes/cpu").glob("*.yaml"))
-PIPELINES = [path for path in TWINS if "\nstages:" in path.read_text()]
-RECIPES = [ROOT / f"recipes/cpu/{name}.yaml" for name in ("r1_zero", "dapo", "coder_v2", "mixed")]
+PIPELINES = [ROOT / f"recipes/cpu/{name}.yaml" for name in ("best_of_n", "phi4_mini_reasoning", "sft_dpo")]
+RECIPES = [ROOT / f"recipes/cpu/{name}.yaml" for name in ("dapo",)]
 SMALL = {
     "num_steps": 2, "prompts_per_step": 2, "samples_per_prompt": 4, "num_samples": 2, "prompts_per_chunk": 8,
     "batch_size": 4, "warmup_steps": 0, "max_tokens": 6, "num_engines": 1, "num_ranks": 1, "reward_workers": 1,
@@ -55,10 +54,11 @@ def write_small(path, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_pipeline_twin_runs_to_its_end(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    overrides = [] if path.stem == "r1" else ["shared.engine.kind=hf"]
+    overrides = ["shared.engine.kind=hf"]
     if "kind: rl" in path.read_text():
         overrides += ["shared.schedule.prompts_per_step=2", "shared.schedule.samples_per_prompt=4"]
     copy = write_small(path, tmp_path)
@@ -75,6 +75,7 @@ def test_pipeline_twin_runs_to_its_end(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_twin_runs_to_its_end(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
