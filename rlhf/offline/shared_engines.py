@@ -42,8 +42,10 @@ class SharedEngines:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close_engines()
-        await self._ray.aclose()
+        try:
+            await self._close_engines()
+        finally:
+            await self._ray.aclose()
 
     async def open_ray(self, placement: PlacementConfig) -> None:
         """Be inside Ray, the one that is open if it is placed so."""
