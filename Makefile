@@ -17,6 +17,9 @@ SUITABLE := import os, sys, sysconfig, venv, ensurepip; \
 	headers = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")); \
 	sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13) and headers))
 
+# Two files of tests at a time on two cores: half of a test's time is one process's start.
+CORES := from rlhf.machine import usable_cores; print(max(1, min(4, usable_cores())))
+
 .PHONY: help quickstart test check bench clean
 help:
 	@echo "make quickstart   create .venv, install, train a small model with RL, write its report (under 8 min on 2 cores)"
@@ -30,7 +33,7 @@ quickstart: $(RUNTIME)
 	@$(BIN)/rlhf train $(RECIPE)
 
 test: $(RUNTIME) $(DEV)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(shell $(BIN)/python -c '$(CORES)')) --dist loadfile --no-loadscope-reorder
 
 check: $(RUNTIME) $(DEV)
 	@$(BIN)/ruff format --check .

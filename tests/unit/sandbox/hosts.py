@@ -30,6 +30,7 @@ _NEW_NAMESPACES = 0x7E020000
 _CLIENT = """
 import json, os, signal, sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 sys.path.insert(0, {source!r})
 from rlhf.errors import SandboxError
 from rlhf.sandbox import kernel, landlock, self_test

@@ -29,9 +29,10 @@ USER = Host(uid=UID)
 WHICH = "with Sandbox() as sandbox: answer = sandbox.tier"
 MASKED = "mount --make-rprivate / && mount -t tmpfs -o ro none /proc/sys"
 LIMITS = """
-short = Limits(cpu_s=0.3, wall_s=1.0, memory_mb=256, processes=8, file_mb=4, disk_mb=8, output_kb=64)
+low = Limits(cpu_s=0.3, wall_s=60, memory_mb=256, processes=8, file_mb=4, disk_mb=8, output_kb=64)
+ended = lambda name: sandbox.run(Program(code=PROGRAMS[name]), limits=replace(low, wall_s=1) if name == "time" else low)
 with Sandbox() as sandbox, ThreadPoolExecutor(3) as pool:
-    ends = pool.map(lambda code: sandbox.run(Program(code=code), limits=short), PROGRAMS.values())
+    ends = pool.map(ended, PROGRAMS)
     answer = {name: (end.status, end.exit_code) for name, end in zip(PROGRAMS, ends)}
 """
 OVER_A_LIMIT = {
