@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import pytest
 
@@ -23,8 +22,7 @@ def gsm8k(train, heldout=None) -> list[str]:
 
 @needs_gsm8k
 @pytest.mark.slow
-def test_every_gsm8k_gold_is_graded_right_within_a_minute():
-    start = time.monotonic()
+def test_every_gsm8k_gold_is_graded_right():
     sources = gsm8k(GSM8K / "train.jsonl", GSM8K / "test.jsonl")
     done = rlhf("check", "recipes/gsm8k_grpo_qwen2.5_0.5b.yaml", *sources)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,7 +31,6 @@ def test_every_gsm8k_gold_is_graded_right_within_a_minute():
     assert "wrong answers: none of their kinds is paid" in done.stdout
     assert "(its own row speaks against it) (10 rows)" in done.stdout
     assert done.stdout.endswith("check: passed\n")
-    assert time.monotonic() - start < 60
 
 
 @needs_gsm8k
