@@ -20,10 +20,11 @@ SUITABLE := import os, sys, sysconfig, venv, ensurepip; \
 # Two files of tests at a time on two cores: half of a test's time is one process's start.
 CORES := from rlhf.machine import usable_cores; print(max(1, min(4, usable_cores())))
 
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test test-long check bench clean
 help:
 	@echo "make quickstart   create .venv, install, train a small model with RL, write its report (under 8 min on 2 cores)"
-	@echo "make test         every test that needs no GPU"
+	@echo "make test         every test that needs no GPU, but the long ones"
+	@echo "make test-long    the long ones: variants of whole runs"
 	@echo "make check        format, lint, types, import contracts, budgets (under 60 s)"
 	@echo "make bench        the loop against its floor"
 	@echo "make clean        remove .venv and caches (runs/ stays)"
@@ -33,7 +34,10 @@ quickstart: $(RUNTIME)
 	@$(BIN)/rlhf train $(RECIPE)
 
 test: $(RUNTIME) $(DEV)
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(shell $(BIN)/python -c '$(CORES)')) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n $${WORKERS:-$$($(BIN)/python -c '$(CORES)')} --dist loadfile --no-loadscope-reorder -m "$(or $(MARKS),not long)"
+
+test-long: MARKS = long
+test-long: test
 
 check: $(RUNTIME) $(DEV)
 	@$(BIN)/ruff format --check .

@@ -140,7 +140,7 @@ def test_killed_eval_goes_on_to_the_same_figures(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["vllm", "hf"])
+@pytest.mark.parametrize("kind", ["vllm", pytest.param("hf", marks=pytest.mark.long)])
 def test_models_of_one_shape_take_turns_in_the_same_engines(tmp_path, kind):
     """What the second says is what it says in engines of its own; another shape gets its own."""
     pytest.importorskip("vllm")

@@ -71,7 +71,7 @@ def short(completion):
 '''
 
 
-@pytest.mark.parametrize("advantages", ["process", "gdpo"])
+@pytest.mark.parametrize("advantages", ["process", pytest.param("gdpo", marks=pytest.mark.long)])
 def test_steps_and_parts_of_rewards_reach_the_estimator(tmp_path: Path, advantages: str) -> None:
     file = tmp_path / "judge.py"
     file.write_text(REWARDS)

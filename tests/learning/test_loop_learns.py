@@ -10,7 +10,9 @@ from tests.toy import column, metrics, toy_recipe, train
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("max_staleness", "engine"), [(1, "hf"), (4, "vllm")])
+@pytest.mark.parametrize(
+    ("max_staleness", "engine"), [pytest.param(1, "hf", marks=pytest.mark.long), (4, "vllm")]
+)
 def test_loop_learns_and_keeps_the_staleness_bound(tmp_path: Path, max_staleness: int, engine: str) -> None:
     if engine == "vllm":
         pytest.importorskip("vllm")

@@ -21,6 +21,8 @@ PIPELINES = [
     ROOT / f"recipes/cpu/{name}.yaml"
     for name in ("r1", "specialists", "reward_model", "best_of_n", "phi4_mini_reasoning", "sft_dpo")
 ]
+LONG = {"specialists", "reward_model", "mixed"}
+"""Of kinds of stages that others of these have."""
 RECIPES = [ROOT / f"recipes/cpu/{name}.yaml" for name in ("r1_zero", "dapo", "coder_v2", "mixed")]
 TOO_HARD = {"rewards.reasoning_tasks:verify"}
 """Of a dozen samples some must be right: DAPO and rejection sampling have nothing to go on otherwise."""
@@ -30,6 +32,13 @@ SMALL = {
     "filters": [], "allow_truncated": True, "first_step": -1, "num_prompts": 4,
 }  # fmt: skip
 MOST_ROWS = 12
+
+
+def each_of(paths):
+    return [
+        pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem in LONG else ())
+        for path in paths
+    ]
 
 
 def by_chance(completion: str) -> float:
@@ -60,7 +69,7 @@ def write_small(path, folder, too_hard=TOO_HARD):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", each_of(PIPELINES))
 def test_pipeline_twin_runs_to_its_end(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = ["shared.engine.kind=hf"]
@@ -81,7 +90,7 @@ def test_pipeline_twin_runs_to_its_end(path, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", each_of(RECIPES))
 def test_recipe_twin_runs_to_its_end(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     copy = write_small(path, tmp_path)
