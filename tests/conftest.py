@@ -32,7 +32,8 @@ os.environ.update(
 install_import_hook(["rlhf.batch", "rlhf.algorithms"], "beartype.beartype")
 
 PREFIXES = ("rlhf-", "rlhf_")
-GRACE_S = 15.0
+GRACE_S = 60.0
+"""What other runs on this machine, such as the tests beside these, leave behind for a moment goes away."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,11 +59,10 @@ def nothing_left_behind() -> Iterator[None]:
     files_before = _product_files()
     yield
     deadline = time.monotonic() + GRACE_S
-    while (processes := _processes()) and time.monotonic() < deadline:
+    while ((processes := _processes()) or _left(files_before)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    # Another run on this machine owns the files that carry a live process's id.
-    files = [path for path in _product_files() - files_before if not _has_live_owner(path)]
     assert not processes, f"processes left running: {processes}"
+    files = _left(files_before)
     assert not files, f"temporary files left: {sorted(map(str, files))}"
 
 
@@ -91,6 +91,11 @@ def _product_files() -> set[Path]:
         for path in folder.iterdir()
         if path.name.startswith(PREFIXES)
     }
+
+
+def _left(before: set[Path]) -> list[Path]:
+    """Files made since; another run on this machine owns those that carry a live process's id."""
+    return [path for path in _product_files() - before if not _has_live_owner(path)]
 
 
 def _has_live_owner(path: Path) -> bool:
