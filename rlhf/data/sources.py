@@ -208,7 +208,8 @@ def _generate(source: SourceConfig, *, key: str) -> Iterator[LocatedRow]:
         raise DataError(
             f"{key}.generator: {source.generator} called with {size | source.kwargs} failed: {error}"
         ) from error
-    yield from _located(str(source.generator), rows)
+    # A file's name, not where it lies: ids enter the seeds of samples.
+    yield from _located(str(source.generator).rpartition("/")[2], rows)
 
 
 def _located(name: str, rows: Iterable[Any]) -> Iterator[LocatedRow]:

@@ -16,8 +16,8 @@ SCRIPT = {
 }
 SAMPLES = 64
 """Of a step: all of them are recorded."""
-LEARNER = {"lr": 2e-2, "microbatch_tokens": 2048}
-QUICK = {"schedule": {"num_steps": 10}, "learner": LEARNER}
+LEARNER = {"lr": 1e-2, "microbatch_tokens": 2048}
+QUICK = {"schedule": {"num_steps": 14}, "learner": LEARNER}
 
 
 def played(

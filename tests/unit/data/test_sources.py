@@ -151,6 +151,14 @@ def test_missing_file_and_empty_folder_are_named(tmp_path):
         read(file=str(tmp_path))
 
 
+def test_generators_rows_have_the_same_ids_wherever_its_file_lies(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sums.py").write_text("def rows(seed):\n    return [{'prompt': '1+1='}]\n")
+    here, there = (read(generator=f"{tmp_path / folder / 'sums.py'}:rows") for folder in ("here", "there"))
+    assert here == there == [("sums.py:rows:0", {"prompt": "1+1="})]
+
+
 def test_generator_with_wrong_arguments_is_named():
     with pytest.raises(
         DataError, match=r"task\.train\.generator: .*count_up.*unexpected keyword argument 'stride'"
