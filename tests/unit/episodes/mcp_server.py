@@ -9,6 +9,7 @@ from mcp.server import MCPServer
 
 app = MCPServer("test")
 seen: list[int] = []
+arrived: list[int] = []
 
 
 @app.tool()
@@ -48,6 +49,15 @@ def sleeps() -> str:
 async def naps(seconds: float) -> str:
     await asyncio.sleep(seconds)
     return "rested"
+
+
+@app.tool()
+async def meets(number: int) -> str:
+    """Wait until so many calls are here."""
+    arrived.append(number)
+    while len(arrived) < number:
+        await asyncio.sleep(0.01)
+    return "met"
 
 
 @app.tool()

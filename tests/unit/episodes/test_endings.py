@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import re
+import time
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,17 @@ from tests.chat_tokenizers import FAMILIES, save_tokenizer
 from tests.unit.episodes.failing_environments import MODULE, SLEEP
 
 ROOT = Path(__file__).parents[3]
-LIMITS = {"max_turns": 4, "step_s": 0.5, "setup_s": 0.5, "score_s": 0.5, "tool_s": 0.5, "episode_s": 1.5}
+LIMITS = {"max_turns": 4, "step_s": 60, "setup_s": 60, "score_s": 60, "tool_s": 60, "episode_s": 120}
+SHORT = {
+    "HangsInReset": {"setup_s": 0.5},
+    "HangsInStep": {"step_s": 2, "tool_s": 2},
+    "HangsInStepWithThreads": {"step_s": 2, "tool_s": 2},
+    "HangsInScore": {"score_s": 0.5},
+    "ClaimsToScore": {"episode_s": 2.5, "score_s": 1.5},
+    "HangsBetween": {"step_s": 2, "tool_s": 2},
+    "blocks": {"episode_s": 1.5, "score_s": 0.5},
+}
+"""The limit that ends an environment which goes on for ever; what it does well before has time for it."""
 ENDINGS = {
     "Counts": ("env_done", "ok", 2.0),
     "CutsShort": ("env_truncated", "truncated", 2.0),
@@ -118,7 +129,7 @@ def play(chat, tmp_path):
 @pytest.mark.parametrize("name", ENDINGS)
 def test_environment_ends_as_its_row_says(play, name):
     stop, status, reward = ENDINGS[name]
-    for trajectory in play(name, retries=1):
+    for trajectory in play(name, retries=1, limits=SHORT.get(name, {})):
         check_record(trajectory)
         assert (trajectory.stop, trajectory.status) == (stop, status), trajectory.error
         assert trajectory.reward.value == reward
@@ -128,7 +139,10 @@ def test_environment_ends_as_its_row_says(play, name):
         assert (trajectory.error != "") == (status == "error" or unscored)
         if name.startswith("Hangs") and status == "truncated":
             assert trajectory.num_sampled > 0
-    assert not [p for p in psutil.process_iter(["cmdline"]) if SLEEP in (p.info["cmdline"] or ())]
+    deadline = time.monotonic() + 60
+    while left := [p for p in psutil.process_iter(["cmdline"]) if SLEEP in (p.info["cmdline"] or ())]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
 
 
 def test_what_was_sampled_in_an_attempt_that_failed_is_listed(play):
@@ -213,7 +227,8 @@ def warm_up():
 
 @pytest.mark.parametrize("name", ["Marks", "LosesAndHangs"])
 def test_what_failed_is_told_though_closing_it_hangs(play, name):
-    (trajectory,) = play(name, samples=1, retries=0, columns={"fails_in": "reset", "hangs": True})
+    columns = {"fails_in": "reset", "hangs": True}
+    (trajectory,) = play(name, samples=1, retries=0, columns=columns, limits={"score_s": 0.5})
     assert trajectory.error.startswith("close took too long. Traceback")
     assert trajectory.error.endswith("KeyError: 'lost'")
 
@@ -235,7 +250,9 @@ def test_a_row_may_tighten_limits(play):
 
 
 def test_an_engine_that_takes_its_time_ends_an_episode_in_order(play, chat):
-    (trajectory,) = play("Talks", samples=1, engine=SaysOk(chat, delay_s=0.4), limits={"max_turns": 30})
+    (trajectory,) = play(
+        "Talks", samples=1, engine=SaysOk(chat, delay_s=0.4), limits={"max_turns": 30, "episode_s": 3}
+    )
     assert (trajectory.stop, trajectory.reward.value) == ("episode_timeout", 1.0)
 
 

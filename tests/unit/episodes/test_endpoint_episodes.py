@@ -132,7 +132,7 @@ def test_what_no_episode_would_be_spared_ends_the_run(chat_of, tmp_path, case):
         sampling = Sampling(max_tokens=50, stop_token_ids=dialect.chat.stop_token_ids)
         try:
             await host.start()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(300):
                 await runner(prompt, seeds=[1], sampling=sampling)
         finally:
             await runner.close()

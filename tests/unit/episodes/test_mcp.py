@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -30,7 +31,7 @@ def servers():
 
 
 def until(condition):
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)
@@ -84,10 +85,16 @@ def test_a_servers_tools_are_listed_called_and_end_with_the_episode():
         assert len(cut) <= 32_768
         assert cut.startswith("first")
         assert "bytes left out" in cut
-        began = time.perf_counter()
-        assert [m.content for m in ask(*[("naps", {"seconds": 0.5})] * 8)] == ["rested"] * 8
-        assert time.perf_counter() - began < 3
+        assert [m.content for m in ask(*[("meets", {"number": 8})] * 8)] == ["met"] * 8
         assert len(servers()) == 1
+
+
+def remembers(ask, *, first_number):
+    """What a server that is being started remembers when it first answers: each try may be given up."""
+    for number in range(first_number, first_number + 30):
+        if not (answer := ask(("remember", {"number": number}))).is_error:
+            return set(json.loads(answer.content.partition(" ")[2]))
+    raise AssertionError(answer)
 
 
 @pytest.mark.slow
@@ -102,13 +109,13 @@ def test_a_hang_and_an_end_are_answers_and_the_server_is_started_again():
         assert ask(("remember", {"number": 2})).content.endswith("[1, 2]")
         began = time.perf_counter()
         hung, slow = ask(("sleeps", {}), ("naps", {"seconds": 0.2}))
-        assert 2.9 < time.perf_counter() - began < 6
+        assert 2.9 < time.perf_counter() - began < 60
         assert (hung.failure, slow.content) == ("timeout", "rested")
         until(lambda: int(first.split()[0]) not in servers())
-        again = ask(("remember", {"number": 3}))
-        assert again.content.endswith("[3]")
+        remembered = remembers(ask, first_number=3)
+        assert not remembered & {1, 2}
         assert "has forgotten what it knew" in ask(("ends", {})).content
-        assert ask(("remember", {"number": 4})).content.endswith("[4]")
+        assert not remembers(ask, first_number=50) & (remembered | {1, 2})
         assert len(servers()) == 1
 
 
@@ -177,10 +184,10 @@ def url():
 
 def test_a_server_that_runs_elsewhere_is_asked_by_its_url(url):
     environment = ToolEnvironment([MCP(url=url)], score=None)
-    context = context_of(tool_s=1.5)
+    context = context_of(tool_s=3.0)
     environment.reset(context.prompt, context)
     names = ["add", "naps", "add"]
-    arguments = [{"a": 1}, {"seconds": 60}, {"a": 2}]
+    arguments = [{"a": 1}, {"seconds": 600}, {"a": 2}]
     calls = [call(n, a, number=i) for i, (n, a) in enumerate(zip(names, arguments, strict=True))]
     messages = environment.step(turn(*calls), context).messages
     assert [(m.content, m.failure) for m in (messages[0], messages[2])] == [("3", None), ("4", None)]
@@ -203,12 +210,12 @@ def test_a_server_that_runs_elsewhere_is_asked_by_its_url(url):
             r"allow names \['nope'\], but the tools of .* \['add'",
         ),
         (lambda: MCP([sys.executable, "-c", "exit(1)"]), EpisodeError, "cannot be reached: "),
-        (lambda: MCP([sys.executable, "-c", "import time; time.sleep(60)"]), EpisodeError, "setup_s"),
+        (lambda: MCP([sys.executable, "-c", "import time; time.sleep(600)"]), EpisodeError, "setup_s"),
         (lambda: MCP(url="http://127.0.0.1:1/mcp"), EpisodeError, "cannot be reached: "),
     ],
 )
 def test_a_server_that_cannot_be_had_is_named(make, error, says):
-    setup_s = 1.0 if says == "setup_s" else 30.0
+    setup_s = 1.0 if says == "setup_s" else 120.0
     with pytest.raises(error, match=says), playing(make(), setup_s=setup_s):
         pass
 

@@ -64,7 +64,7 @@ def test_calls_of_the_whole_episode_are_capped():
 @pytest.mark.parametrize("is_async", [False, True])
 def test_read_only_and_async_tools_run_at_the_same_time(is_async):
     number = 8
-    barrier = threading.Barrier(number, timeout=20)
+    barrier = threading.Barrier(number, timeout=60)
     arrived = []
 
     def meet(place: int) -> int:
@@ -138,12 +138,12 @@ def test_a_call_that_hung_is_answered_and_the_others_run():
 
 def test_async_tools_are_given_up_in_time_without_a_kill():
     async def sleeps() -> str:
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         return ""
 
     async def turns_it_into_an_error() -> str:
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             raise ValueError("x") from None
         return ""
@@ -154,8 +154,8 @@ def test_async_tools_are_given_up_in_time_without_a_kill():
     known = tools(sleeps, turns_it_into_an_error, quick)
     began = time.perf_counter()
     calls = [call(name, number=i) for i, name in enumerate(known)]
-    answers = run_calls(calls, known, context=context_of(tool_s=0.1))
-    assert time.perf_counter() - began < 5
+    answers = run_calls(calls, known, context=context_of(tool_s=1.5))
+    assert time.perf_counter() - began < 60
     assert [m.failure for m, _ in answers] == ["timeout", "timeout", None]
 
 

@@ -15,7 +15,7 @@ from rlhf.episodes.warm_script import WarmScript
 from rlhf.errors import ConfigError, EpisodeError
 
 
-def run(folder, code, *, limit_s=20.0, **options):
+def run(folder, code, *, limit_s=120.0, **options):
     path = folder / "agent.py"
     path.write_text(code)
     folder = folder / "episode"
@@ -38,8 +38,11 @@ async def main():
     await asyncio.sleep(0)
     return "looped"
 
-late = threading.Timer(0.05, print, ["and a thread's"])
-late.start()
+def after_all():
+    threading.main_thread().join()
+    print("and a thread's")
+
+threading.Thread(target=after_all).start()
 print(json.dumps([__name__, sys.argv, dict(os.environ), os.getcwd(), asyncio.run(main()), beside.VALUE,
                   Plain.__module__, len(os.listdir("/proc/self/fd")), os.getpgid(0) == os.getpid(),
                   sys.stdin.read()]))
@@ -88,9 +91,9 @@ def test_script_is_killed_with_its_children_at_the_deadline(tmp_path):
         "print(os.getpid(), child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    finished = run(tmp_path, code, limit_s=1.0)
+    finished = run(tmp_path, code, limit_s=3.0)
     assert finished.exit_code is None
-    left, ends = [int(pid) for pid in finished.stdout.split()], time.monotonic() + 10
+    left, ends = [int(pid) for pid in finished.stdout.split()], time.monotonic() + 60
     assert len(left) == 2
     while any(map(_is_alive, left)) and time.monotonic() < ends:
         time.sleep(0.02)

@@ -15,7 +15,7 @@ CASES = str(Path(__file__).with_name("reward_cases.py"))
 
 
 def use(function: str, **keys: Any) -> RewardConfig:
-    return RewardConfig(use=f"{CASES}:{function}", **{"limit_s": 1.0, **keys})
+    return RewardConfig(use=f"{CASES}:{function}", **{"limit_s": 60.0, **keys})
 
 
 def group_of(
@@ -78,7 +78,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

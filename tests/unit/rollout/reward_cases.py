@@ -42,8 +42,7 @@ def _act(completion: str, reference: str | None) -> object:
         os.fork()
         return 1.0
     elif completion.startswith("slow "):
-        time.sleep(float(completion.removeprefix("slow ")))
-        return 1.0
+        return _slow(completion.removeprefix("slow "))
     elif completion == "modules":
         return RewardResult(value=1.0, detail={"modules": " ".join(m for m in sys.modules if "." not in m)})
     values: dict[str, object] = {
@@ -58,6 +57,17 @@ def _act(completion: str, reference: str | None) -> object:
         "bad outcome": RewardResult(value=1.0, outcome="fine"),  # type: ignore[arg-type]
     }
     return values.get(completion, completion == reference)
+
+
+def _slow(how: str) -> float:
+    """Sleep so many seconds; or, `once FILE`, for ever the first time, when there is no such file yet."""
+    mark = how.removeprefix("once ")
+    if mark == how:
+        time.sleep(float(how))
+    elif not os.path.exists(mark):
+        open(mark, "x").close()
+        time.sleep(1000)
+    return 1.0
 
 
 def batch(prompts: Sequence[Prompt], trajectories: Sequence[Trajectory]) -> list[object]:
@@ -193,9 +203,9 @@ async def crowd(completion: str) -> dict[str, float]:
     """Tell how many run in this worker at the same time."""
     global AT_ONCE  # noqa: PLW0603
     AT_ONCE += 1
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.25)
     seen = AT_ONCE
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.25)
     AT_ONCE -= 1
     return {"score": seen, "pid": os.getpid()}
 

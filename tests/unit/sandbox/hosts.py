@@ -114,7 +114,7 @@ def on(host: Host, code: str, folder: Path, **given: Any) -> Any:
         command,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
         cwd="/",
         env={"PATH": os.defpath, "HOME": str(home), "TMPDIR": str(home)},

@@ -9,7 +9,7 @@ from rlhf.sandbox.client import Sandbox
 from rlhf.sandbox.launcher import FIRST_SLOT, NUM_SLOTS
 from rlhf.sandbox.tree import ProcessTree
 
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 
 
 def mounts() -> int:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor(4) as pool: assert sum(pool.map(abs, range(-10, 1))) == 55
 q = queue.Queue()
 threading.Thread(target=q.put, args=("works",)).start()
-print(q.get(timeout=5))""",
+print(q.get(timeout=60))""",
     "subprocess": """
 import subprocess, sys
 assert subprocess.run(["sh", "-c", "exit 3"]).returncode == 3
@@ -75,8 +75,9 @@ with sqlite3.connect("x.db") as db:
 import os, signal, time
 def late(*_): raise TimeoutError
 signal.signal(signal.SIGALRM, late)
-signal.setitimer(signal.ITIMER_REAL, 0.05)
-try: time.sleep(5)
+try:
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    time.sleep(600)
 except TimeoutError: print("works")""",
     "recursion": """
 import sys

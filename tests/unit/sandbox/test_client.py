@@ -30,7 +30,7 @@ def test_code_behaves_as_in_an_interpreter_of_its_own(sandbox: Sandbox) -> None:
     code = """
 import atexit, threading
 atexit.register(print, "third")
-threading.Timer(0.05, print, ("second",)).start()
+threading.Thread(target=lambda: print(*["second"] * (threading.main_thread().join() is None))).start()
 print("first", __name__, __file__, exit, sorted(n for n in globals() if n[0] != "_"))
 1 / 0
 """
@@ -76,19 +76,22 @@ def test_unknown_program_is_refused(sandbox: Sandbox) -> None:
     ("code", "status"),
     [
         ("while True: pass", "cpu_limit"),
-        ("import time; time.sleep(100)", "wall_limit"),
+        ("import time; time.sleep(1000)", "wall_limit"),
         ("import os\nwhile True: os.write(1, b'x' * 4096)", "output_limit"),
         ("import os\nos.kill(os.getpid(), 9)", "signalled"),
     ],
 )
 def test_limit_ends_a_program_and_is_named(sandbox: Sandbox, code: str, status: str) -> None:
-    execution = sandbox.run(Program(code=code), limits=SHORT)
+    limits = SHORT if status == "wall_limit" else replace(SHORT, wall_s=60.0)
+    execution = sandbox.run(Program(code=code), limits=limits)
     assert execution.status == status, execution
-    assert execution.wall_s < SHORT.net_s + 1
+    assert execution.wall_s < 20
 
 
 def test_memory_limit_holds(sandbox: Sandbox) -> None:
-    execution = sandbox.run(Program(code="x = bytearray(1 << 30)\nprint('got it')"), limits=SHORT)
+    execution = sandbox.run(
+        Program(code="x = bytearray(1 << 30)\nprint('got it')"), limits=replace(SHORT, wall_s=60.0)
+    )
     assert execution.stdout == b""
     assert b"MemoryError" in execution.stderr
 
@@ -102,11 +105,11 @@ for _ in range(6):
     if os.fork() == 0:
         x = bytearray(100 << 20)
         for i in range(0, len(x), 4096): x[i] = 1
-        time.sleep(5)
+        time.sleep(600)
         os._exit(0)
-time.sleep(5)
+time.sleep(600)
 """
-    execution = sandbox.run(Program(code=code), limits=replace(SHORT, cpu_s=5))
+    execution = sandbox.run(Program(code=code), limits=replace(SHORT, cpu_s=10, wall_s=60.0))
     assert execution.status == "memory_limit", execution
 
 
@@ -117,13 +120,13 @@ count = 0
 try:
     while count < 100:
         if os.fork() == 0:
-            time.sleep(5)
+            time.sleep(600)
             os._exit(0)
         count += 1
 except OSError: pass
 print(count, flush=True)
 """
-    execution = sandbox.run(Program(code=code), limits=SHORT)
+    execution = sandbox.run(Program(code=code), limits=replace(SHORT, wall_s=60.0))
     assert execution.status == "process_limit" or int(execution.stdout) < SHORT.processes, execution
 
 
@@ -155,14 +158,14 @@ def test_channel_joins_program_and_client(sandbox: Sandbox) -> None:
     code = "import socket\ns = socket.socket(fileno=3)\ns.sendall(s.recv(10).upper())"
     with sandbox.start(Program(code=code), channel=True) as job:
         assert job.channel is not None
-        job.channel.settimeout(10)
+        job.channel.settimeout(60)
         job.channel.sendall(b"abc")
         assert job.channel.recv(10) == b"ABC"
         assert job.wait().status == "exited"
 
 
 def test_caller_can_kill(sandbox: Sandbox) -> None:
-    with sandbox.start(Program(code="import time\ntime.sleep(100)")) as job:
+    with sandbox.start(Program(code="import time\ntime.sleep(1000)")) as job:
         execution = job.kill()
     assert execution.status == "killed"
 

@@ -13,7 +13,7 @@ from rlhf.sandbox.policy import ISOLATED
 from rlhf.sandbox.session import Session
 
 SECRET = b"a secret of the host"
-SMALL = Limits(cpu_s=2.0, wall_s=8.0, memory_mb=256, processes=10, file_mb=4, disk_mb=16)
+SMALL = Limits(cpu_s=10.0, wall_s=60.0, memory_mb=256, processes=10, file_mb=4, disk_mb=16)
 FLIP = """
 import os
 os.mkdir("d")
@@ -87,7 +87,8 @@ def test_reads_and_writes_of_a_session_do_not_follow_links_that_come_and_go(
         step = session.exec(FLIP.replace("TARGET", repr(str(host))))
         assert b"ready" in step.stdout, step
         end, read, written = time.monotonic() + 1.0, 0, 0
-        while time.monotonic() < end:
+        while time.monotonic() < end or not read + written:
+            assert time.monotonic() < end + 60
             try:
                 assert session.read("d/out") in (b"mine", b"new")
                 read += 1
@@ -136,4 +137,5 @@ except OSError: pass
             except FileNotFoundError:
                 continue
         session.write({"leased": b"x"})
-        assert time.monotonic() - began < 2
+        # The kernel breaks a lease after 45 s, and a pipe that nobody writes to opens never.
+        assert time.monotonic() - began < 30

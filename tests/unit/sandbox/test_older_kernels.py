@@ -50,7 +50,7 @@ def child(code: str, *, folder: Path | str = "", loses: tuple[str, ...] = ()) ->
     """What `code` tells, run with the standard library alone on a kernel without the calls in `loses`."""
     setup = f"lose(*{loses!r})\n" if loses else ""
     command = [sys.executable, "-P", "-s", "-S", "-c", _START + setup + code, str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if "PermissionError" in done.stderr and "unshare" in done.stderr:
         pytest.skip("mount namespaces are denied here")
     assert done.returncode == 0, done.stderr

