@@ -32,7 +32,7 @@ os.environ.update(
 install_import_hook(["rlhf.batch", "rlhf.algorithms"], "beartype.beartype")
 
 PREFIXES = ("rlhf-", "rlhf_")
-GRACE_S = 15.0
+GRACE_S = 60.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,7 +32,7 @@ class LiveEngine:
     folder: Path
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 120))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 600))
 
 
 @pytest.fixture(scope="session")

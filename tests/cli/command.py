@@ -29,7 +29,7 @@ def rlhf(*arguments: str | Path, typed: str = "") -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(["rlhf", *words], code, out, err)
 
 
-def rlhf_from_cold(*arguments: str | Path, limit_s: float = 120) -> subprocess.CompletedProcess[str]:
+def rlhf_from_cold(*arguments: str | Path, limit_s: float = 600) -> subprocess.CompletedProcess[str]:
     """Run `rlhf` as a user's shell does."""
     command = [sys.executable, "-m", "rlhf.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)

@@ -40,7 +40,7 @@ def recipe_of(folder: Path) -> Path:
     return recipe
 
 
-def until(found: Callable[[], object], *, limit_s: float = 240) -> None:
+def until(found: Callable[[], object], *, limit_s: float = 400) -> None:
     deadline = time.monotonic() + limit_s
     while not found():
         assert time.monotonic() < deadline
@@ -82,7 +82,7 @@ def test_killed_environments_and_a_killed_driver_change_nothing(tmp_path: Path) 
         driver.kill()
         output = driver.communicate()[0]
     assert "is started anew" in output
-    psutil.wait_procs(found, timeout=20)
+    psutil.wait_procs(found, timeout=60)
     assert not [process for process in found if process.is_running()]
     folders = Path(tempfile.gettempdir()).glob(f"rlhf-episodes-{found[0].pid}-*")
     assert not list(folders)

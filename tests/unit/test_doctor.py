@@ -41,11 +41,11 @@ def test_whatever_is_not_ok_comes_with_advice():
     ],
 )
 def test_probe_gives_the_cause_in_one_line(code, cause):
-    assert probe(code, limit_s=30) == cause
+    assert probe(code, limit_s=120) == cause
 
 
 def test_probe_ends_what_hangs():
-    assert probe("import time; time.sleep(60)", limit_s=0.5) == "no answer within 0.5 s"
+    assert probe("import time; time.sleep(600)", limit_s=0.5) == "no answer within 0.5 s"
 
 
 def test_tested_versions_are_those_of_the_lock():

@@ -31,7 +31,7 @@ def recipe(model: str, url: str = "service://rm", **service: object) -> Recipe:
             "task": {"train": {"file": "a"}, "rewards": [reward], "reward_workers": 1},
             "services": {"rm": {"model": model, **service}, "unused": {"model": "nowhere"}},
             "placement": {"kind": "colocated"},
-            "timeouts": {"start_s": 120},
+            "timeouts": {"start_s": 400},
         }
     )
 
@@ -79,7 +79,7 @@ def test_a_run_serves_its_reward_model_and_says_when_it_dies(tmp_path: Path, cap
                 return before, await graders.reward.score(answered("2", "17"))
 
     with caplog.at_level(logging.ERROR):
-        before, after = asyncio.run(asyncio.wait_for(work(), 240))
+        before, after = asyncio.run(asyncio.wait_for(work(), 800))
     assert len({result.value for result in before}) == 2
     assert None not in {result.value for result in before}
     assert [result.value for result in after] == [None, None]

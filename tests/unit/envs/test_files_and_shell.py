@@ -82,7 +82,7 @@ ROW = {
     ],
     "gold": {"shop/__init__.py": GOLD},
 }
-LIMITS = {"tool_s": 10, "score_s": 30}
+LIMITS = {"tool_s": 60, "score_s": 120}
 EVERYTHING_PASSES = """
 import _pytest.reports
 _real = _pytest.reports.TestReport.from_item_and_call.__func__
@@ -308,10 +308,11 @@ def test_right_change_is_resolved_though_the_model_made_a_mess():
 
 def test_outputs_are_bounded_and_hangs_are_ended():
     with Episode(FilesAndShell(), ROW, "/nowhere", **LIMITS | {"tool_s": 2}) as episode:
+        assert "wall_limit" in episode.call("shell", command="sleep 600")
+    with Episode(FilesAndShell(), ROW, "/nowhere", **LIMITS) as episode:
         flood = episode.call("shell", command="head -c 10000000 /dev/zero | tr '\\0' x")
         assert len(flood) < 40_000
         assert "left out" in flood
-        assert "wall_limit" in episode.call("shell", command="sleep 60")
         assert "(exit code 3)" in episode.call("shell", command="echo gone; exit 3")
         assert "ValueError" in episode.call("read", path="../../etc/passwd")
         assert "ValueError" in episode.call("write", path="/etc/x", content="")

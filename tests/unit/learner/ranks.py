@@ -42,7 +42,7 @@ class Ranks:
         """Results of `work(place, *args)`, by rank. The first failure is raised here."""
         port = free_port()
         for rank, pipe in enumerate(self._pipes):
-            place = RankPlace(rank=rank, world_size=self.world_size, port=port, timeout_s=60)
+            place = RankPlace(rank=rank, world_size=self.world_size, port=port, timeout_s=300)
             _send(pipe, (work, place, args))
         answers = [_receive(pipe) for pipe in self._pipes]
         for is_ok, answer in answers:
@@ -56,7 +56,7 @@ class Ranks:
             _send(pipe, None)
             pipe.close()
         for process in self._processes:
-            process.wait(10)
+            process.wait(60)
 
 
 def serve(port: int) -> None:

@@ -13,7 +13,7 @@ import time
 def grade(completion, reference):
     answer = completion.removeprefix("<").removesuffix(">")
     if "hang" in (answer, reference):
-        time.sleep(60)
+        time.sleep(600)
     return float(float(answer) == float(reference))
 """
 
@@ -40,7 +40,7 @@ def test_a_comparison_that_hangs_is_killed_and_the_answer_votes_alone(tmp_path):
 
 
 async def _votes(one, folder):
-    reward = RewardConfig(use=f"{folder / 'numbers.py'}:grade", limit_s=0.5)
+    reward = RewardConfig(use=f"{folder / 'numbers.py'}:grade", limit_s=1.5)
     pool = RewardPool([reward], num_workers=1)
     try:
         return await votes_by_reward(one, pool, gold_template="<{reference}>")

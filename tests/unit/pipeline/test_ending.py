@@ -38,13 +38,13 @@ def test_stage_ends_with_its_pipeline(running):
     process, stage = running
     process.kill()
     process.wait()
-    stage.wait(120)  # raises if it goes on
+    stage.wait(300)  # raises if it goes on
 
 
 def test_interrupt_is_passed_on_and_waited_for(running, tmp_path):
     process, stage = running
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode != 0
     assert not stage.is_running()
     # The stage was told, not killed: it says where it was.

@@ -22,6 +22,8 @@ ON_CALLS = [
 ON_OUTPUT = [*code_attacks_programs.OUTPUT, *code_attacks_programs.SANDBOX]
 ATTACKS = {"function": ON_CALLS, "asserts": ON_CALLS, "stdio": ON_OUTPUT}
 LIMITS = {"cpu_s": 0.25, "total_cpu_s": 0.5}
+HUNG_S = 25.0
+"""Above anything a busy machine adds, below what the grader waits for an answer that never comes."""
 CASES = [(name, kind, code) for kind, attacks in ATTACKS.items() for name, _, code in attacks]
 COMPARISONS = ["assert solve(2, 3) == 5", "assert abs(solve(2, 3) - 5) < 1e-6", "assert not solve(2, 3) != 5"]
 # As easy as tests can be: one comparison each, and passing any of them counts.
@@ -50,7 +52,7 @@ def test_every_attack_has_a_name_and_a_reason():
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_right_program_is_paid_by_the_same_records(sandbox, kind):
-    assert grade(sandbox, RIGHT[kind], RECORDS[kind], **LIMITS).value == 1.0
+    assert grade(sandbox, RIGHT[kind], RECORDS[kind]).value == 1.0
 
 
 @pytest.mark.parametrize(("name", "kind", "code"), CASES, ids=[f"{name}-{kind}" for name, kind, _ in CASES])
@@ -58,7 +60,7 @@ def test_attack_on_the_grader_earns_nothing(sandbox, name, kind, code):
     start = time.monotonic()
     result = grade(sandbox, code, RECORDS[kind], **LIMITS)
     assert (result.value, result.outcome in ("wrong", "limit")) == (0.0, True), result
-    assert time.monotonic() - start < 4 * LIMITS["cpu_s"] + 1
+    assert time.monotonic() - start < HUNG_S
 
 
 @pytest.mark.parametrize(

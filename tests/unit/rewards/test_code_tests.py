@@ -177,7 +177,7 @@ def test_record_with_limits_of_its_own_is_graded_within_them(sandbox):
     )
     one = {**STDIO, "inputs": STDIO["inputs"][:1], "outputs": STDIO["outputs"][:1]}
     assert grade(sandbox, loop, one, cpu_s=0.3).outcome == "limit"
-    assert grade(sandbox, loop, one | {"cpu_s": 1.0}, cpu_s=0.3).value == 1.0
+    assert grade(sandbox, loop, one | {"cpu_s": 5.0}, cpu_s=0.3).value == 1.0
     assert (
         grade(sandbox, "x = bytearray(200 << 20)\n" + RIGHT["stdio"], one | {"memory_mb": 128.0}).outcome
         == "limit"
@@ -188,7 +188,7 @@ def test_recipe_grades_programs_in_a_reward_worker(sandbox):
     texts = [fenced(ADD), fenced(HALF), f"<think>{fenced(ADD)}", fenced("while True: pass")]
 
     async def run():
-        rewards = [RewardConfig(use="rewards.code_tests:grade", limit_s=80, kwargs={"cpu_s": 0.5})]
+        rewards = [RewardConfig(use="rewards.code_tests:grade", limit_s=400, kwargs={"cpu_s": 1.0})]
         pool = RewardPool(rewards, num_workers=1)
         try:
             await pool.start()

@@ -1,5 +1,5 @@
 import asyncio
-import time
+import threading
 
 import pytest
 
@@ -97,11 +97,14 @@ def test_a_broken_connection_is_a_connection_error() -> None:
 
 def test_a_slow_server_is_a_timeout_error() -> None:
     def slow(_body: dict) -> dict:
-        time.sleep(0.5)
+        given_up.wait(60)
         return chat("late")
 
-    with served(slow) as server, pytest.raises(TimeoutError, match=r"did not answer within 0\.1 s"):
-        ask(server.endpoint(timeout_s=0.1))
+    given_up = threading.Event()
+    with served(slow) as server:
+        with pytest.raises(TimeoutError, match=r"did not answer within 0\.1 s"):
+            ask(server.endpoint(timeout_s=0.1))
+        given_up.set()
 
 
 @pytest.mark.parametrize(

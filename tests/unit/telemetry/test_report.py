@@ -225,7 +225,7 @@ def test_report_draws_in_a_browser_and_runs_no_model_text(run_dir, tmp_path):
         f"file://{run_dir}/report.html",
     ]
 
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    page = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True).stdout
 
     drawn = page.split('id="data"')[0]
     assert "<title>quickstart · RL run</title>" in drawn

@@ -41,5 +41,5 @@ class Counter(Environment):
 if __name__ == "__main__":
     application = create_fastapi_app(Counter, Say, Heard, max_concurrent_envs=int(sys.argv[2]))
     uvicorn.run(
-        application, port=int(sys.argv[1]), log_level="warning", ws_ping_interval=0.5, ws_ping_timeout=0.5
+        application, port=int(sys.argv[1]), log_level="warning", ws_ping_interval=0.2, ws_ping_timeout=1.5
     )

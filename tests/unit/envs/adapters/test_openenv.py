@@ -86,7 +86,7 @@ def test_what_fails_in_the_server_is_an_error_and_a_hanging_step_ends(url, tmp_p
     raised = played(url, tmp_path / "1", turns("1", "13"))
     assert (raised.stop, raised.reward.value) == ("env_error", None)
     assert "unlucky" in raised.error or "EXECUTION_ERROR" in raised.error
-    hung = played(url, tmp_path / "2", turns("1", "60"), step_s=1.0)
+    hung = played(url, tmp_path / "2", turns("1", "60"), step_s=3.0)
     assert (hung.stop, hung.reward.value) == ("tool_timeout", 1.0)
 
 
