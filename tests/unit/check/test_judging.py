@@ -200,7 +200,7 @@ def test_a_hanging_reward_is_named_with_the_row(grader, rows, tmp_path):
 
 @pytest.mark.slow
 def test_grading_stops_when_too_many_workers_had_to_be_killed(tmp_path):
-    found = checked(tmp_path, use("hangs_on_wrong", limit_s=0.3), rows=SUMS)
+    found = checked(tmp_path, use("hangs_on_wrong", limit_s=0.2), rows=SUMS)
     (kind,) = found.fatal
     assert "grading stopped" in kind
     assert "reward workers had to be killed" in found.reasons(kind)[0]
