@@ -33,6 +33,7 @@ install_import_hook(["rlhf.batch", "rlhf.algorithms"], "beartype.beartype")
 
 PREFIXES = ("rlhf-", "rlhf_")
 GRACE_S = 60.0
+"""What other runs on this machine, such as the tests beside these, leave behind for a moment goes away."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,7 +58,7 @@ print("ESCAPED")""",
 for i in range(50):
     with open(f"f{{i}}", "wb") as f: f.write(b"x" * (2 << 20))
 import time
-time.sleep(0.2)
+time.sleep(1)
 print("ESCAPED")""",
     "endless output": """
 import os
