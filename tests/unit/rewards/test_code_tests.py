@@ -179,7 +179,7 @@ def test_record_with_limits_of_its_own_is_graded_within_them(sandbox):
     assert grade(sandbox, loop, one, cpu_s=0.3).outcome == "limit"
     assert grade(sandbox, loop, one | {"cpu_s": 5.0}, cpu_s=0.3).value == 1.0
     assert (
-        grade(sandbox, "x = bytearray(200 << 20)\n" + RIGHT["stdio"], one | {"memory_mb": 128.0}).outcome
+        grade(sandbox, "x = bytearray(400 << 20)\n" + RIGHT["stdio"], one | {"memory_mb": 128.0}).outcome
         == "limit"
     )
 

@@ -1,5 +1,9 @@
 """Hundreds of mixed jobs: nothing grows. `benchmarks/sandbox_soak.py` runs ten thousand."""
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from benchmarks.sandbox_soak import soak
@@ -8,7 +12,17 @@ from rlhf.sandbox.policy import ISOLATED
 from tests.unit.sandbox.conftest import policy
 
 
+@pytest.fixture
+def folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sandboxes of other tests come and go in the system's."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("folder_of_its_own")
 @pytest.mark.parametrize("sandbox", ISOLATED, indirect=True)
 def test_mixed_jobs_leave_memory_descriptors_mounts_and_files_flat(sandbox: Sandbox) -> None:
     with Sandbox(policy(sandbox.tier)) as own:
