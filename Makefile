@@ -17,8 +17,7 @@ SUITABLE := import os, sys, sysconfig, venv, ensurepip; \
 	headers = os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")); \
 	sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13) and headers))
 
-# Two files of tests at a time on two cores: half of a test's time is one process's start. On a shared machine a stall can
-# fail a test of limits: it gets a second try, which the closing line counts.
+# Two files of tests at a time on two cores: half of a test's time is one process's start.
 CORES := from rlhf.machine import usable_cores; print(max(1, min(4, usable_cores())))
 
 .PHONY: help quickstart test test-long check bench clean
@@ -35,7 +34,7 @@ quickstart: $(RUNTIME)
 	@$(BIN)/rlhf train $(RECIPE)
 
 test: $(RUNTIME) $(DEV)
-	@$(BIN)/python -m pytest -n $${WORKERS:-$$($(BIN)/python -c '$(CORES)')} --dist loadfile --no-loadscope-reorder --reruns 1 -m "$(or $(MARKS),not long)"
+	@$(BIN)/python -m pytest -n $${WORKERS:-$$($(BIN)/python -c '$(CORES)')} --dist loadfile --no-loadscope-reorder -m "$(or $(MARKS),not long)"
 
 test-long: MARKS = long
 test-long: test

@@ -264,7 +264,6 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, override, says):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_weights_of_another_model_at_the_same_path_are_refused(tmp_path):
     recipe = write_recipe(tmp_path)
     save_tiny(tmp_path / "model")

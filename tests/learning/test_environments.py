@@ -100,7 +100,6 @@ def test_plain_openai_script_is_trained_as_its_conversation_is_natively(
     assert column(steps, "rollout/reward_mean")[:5] == pytest.approx(first, abs=1e-6)
 
 
-@pytest.mark.long
 def test_episodes_are_learned_asynchronously(tmp_path: Path) -> None:
     steps = played(
         tmp_path,
@@ -112,7 +111,6 @@ def test_episodes_are_learned_asynchronously(tmp_path: Path) -> None:
     assert 0 < max(column(steps, "buffer/staleness_max")) <= 3
 
 
-@pytest.mark.long
 def test_scores_by_chance_teach_nothing(tmp_path: Path) -> None:
     steps = played(tmp_path, shuffled=True, engine={"kind": "hf"}, **QUICK)
     assert rise(steps) < 0.1
