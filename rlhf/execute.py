@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING
 from rlhf.config.algorithm import frozen_models
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.config.services import with_no_addresses
+from rlhf.config.trainer import SftConfig
 from rlhf.errors import PlacementError
 from rlhf.machine import usable_cores
 from rlhf.run_folder import RunFolder
+from rlhf.stages.following import Child
 from rlhf.stages.model_folder import prepare_model_folder
+from rlhf.stages.trainer_stage import early_child
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.logs import logged_to
 from rlhf.telemetry.report import write_report
@@ -164,9 +167,18 @@ def prepare(
 
     `reward_columns` are those that `preflight` gave, which the data must have.
     """
-    from rlhf.materials import gather_materials, local_model, renderer_for
+    if recipe.sft is None:
+        return _gathered(recipe, folder, view, reward_columns or {})
+    with early_child("sft", recipe.sft, folder.path / "sft") as child:
+        materials = _gathered(recipe, folder, view, reward_columns or {})
+        return _after_cold_start(recipe.sft, materials, view, child)
+
+
+def _gathered(
+    recipe: Recipe, folder: RunFolder, view: LiveView, reward_columns: Mapping[str, Sequence[str]]
+) -> "Materials":
+    from rlhf.materials import gather_materials
     from rlhf.rollout.reward_totals import check_columns
-    from rlhf.stages.sft import run_sft
 
     view.phase("preparing the model")
     start = prepare_model_folder(recipe.model, str(folder.path / "start"), seed=recipe.seed)
@@ -174,20 +186,28 @@ def prepare(
     for source, prompts in (("train", materials.train), ("heldout", materials.heldout)):
         for name in recipe.task.scenarios or [""]:
             own, key = [p for p in prompts if p.scenario == name], f"{recipe.task.key_of(name)}.{source}"
-            check_columns(recipe.task.all_rewards, reward_columns or {}, own, key=key)
-    if recipe.sft is None:
-        return materials
+            check_columns(recipe.task.all_rewards, reward_columns, own, key=key)
+    return materials
+
+
+def _after_cold_start(
+    config: SftConfig, materials: "Materials", view: LiveView, child: Child | None
+) -> "Materials":
+    from rlhf.materials import gather_materials, local_model, renderer_for
+    from rlhf.stages.sft import run_sft
 
     def progress(line: Mapping[str, float]) -> None:
         loss = f"{line['loss']:.3f}" if "loss" in line else "?"
         view.phase(f"supervised cold start · loss {loss}", line["step"], line["num_steps"])
 
+    recipe, folder = materials.recipe, materials.folder
     tuned = run_sft(
-        recipe.sft,
-        renderer=renderer_for(recipe, start),
+        config,
+        renderer=renderer_for(recipe, materials.model_folder),
         out_folder=folder.path / "sft",
         seed=recipe.seed,
         on_progress=progress,
+        child=child,
     )
     return gather_materials(recipe.model_copy(update={"model": local_model(recipe, tuned)}), folder, tuned)
 

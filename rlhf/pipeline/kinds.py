@@ -20,6 +20,7 @@ from rlhf.telemetry.sinks import read_metrics
 
 if TYPE_CHECKING:
     from rlhf.episodes.render import Renderer
+    from rlhf.stages.trainer_stage import Kind, TrainerConfig
 
 Trained = SftStage | DpoStage | RewardModelStage
 
@@ -62,22 +63,43 @@ def _rl(job: Job, recipe: Recipe, code_dir: Path) -> Outcome:
 
 
 def _train(job: Job, section: Trained, view: LiveView) -> Outcome:
-    """A stage that trains through TRL."""
-    from rlhf.stages.dpo import run_dpo
-    from rlhf.stages.reward_model import run_reward_model
-    from rlhf.stages.sft import run_sft
+    """A stage that trains through TRL, in a process that loads it while this one loads the rest."""
+    from rlhf.stages.trainer_stage import early_child
 
+    kind, what, config = _trainer(section)
+    out, shown = job.folder / "model", _progress(view, what)
+    with early_child(kind, config, out) as child:
+        from rlhf.stages.dpo import run_dpo
+        from rlhf.stages.reward_model import run_reward_model
+        from rlhf.stages.sft import run_sft
+
+        match section:
+            case SftStage():
+                run = partial(run_sft, section.sft)
+            case DpoStage():
+                run = partial(run_dpo, section.dpo)
+            case RewardModelStage():
+                run = partial(run_reward_model, section.reward_model)
+        model, renderer = _start(job, section)
+        run(
+            renderer=renderer,
+            out_folder=out,
+            seed=section.seed,
+            on_progress=shown,
+            model=model,
+            child=child,
+        )
+    return Outcome(metrics=_trained(out, kind))
+
+
+def _trainer(section: Trained) -> "tuple[Kind, str, TrainerConfig]":
     match section:
         case SftStage():
-            kind, what, run = "sft", "supervised fine-tuning", partial(run_sft, section.sft)
+            return "sft", "supervised fine-tuning", section.sft
         case DpoStage():
-            kind, what, run = "dpo", "preference optimization", partial(run_dpo, section.dpo)
+            return "dpo", "preference optimization", section.dpo
         case RewardModelStage():
-            kind, what, run = "reward_model", "reward model", partial(run_reward_model, section.reward_model)
-    model, renderer = _start(job, section)
-    out, shown = job.folder / "model", _progress(view, what)
-    run(renderer=renderer, out_folder=out, seed=section.seed, on_progress=shown, model=model)
-    return Outcome(metrics=_trained(out, kind))
+            return "reward_model", "reward model", section.reward_model
 
 
 def _merge(job: Job, section: MergeStage, view: LiveView) -> Outcome:

@@ -7,6 +7,7 @@ import numpy
 from rlhf.config.schema import ModelConfig
 from rlhf.config.trainer import DpoConfig, RewardModelConfig
 from rlhf.episodes.render import Renderer
+from rlhf.stages.following import Child
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.stages.preference_rows import PairRows, read_pairs
 from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
@@ -20,6 +21,7 @@ def run_dpo(  # noqa: PLR0913  # one signature for every trained stage
     seed: int,
     on_progress: Progress | None = None,
     model: ModelConfig | None = None,
+    child: Child | None = None,
 ) -> str:
     """Train the model of `renderer.model_folder` on pairs and return the folder of the result, as `run_sft` does.
 
@@ -45,7 +47,7 @@ def run_dpo(  # noqa: PLR0913  # one signature for every trained stage
         findings=findings,
         warnings=warnings,
     )
-    return run_stage(stage, out_folder=out_folder, on_progress=on_progress)
+    return run_stage(stage, out_folder=out_folder, on_progress=on_progress, child=child)
 
 
 def read_stage_pairs(

@@ -5,6 +5,7 @@ import selectors
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,24 +31,31 @@ def trainer_environment(*, num_ranks: int, threads: int) -> dict[str, str]:
     }
 
 
-def follow(
-    command: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    log: Path,
-    silence_s: float,
-    on_line: Callable[[str], None],
-) -> None:
-    """Run a process to its end and hand over what it writes to the descriptor given as its last argument.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A training process that was started, perhaps before there is a job for it."""
 
-    `log` takes what it prints; the log's name without its suffix is that of the stage in errors.
+    process: subprocess.Popen[bytes]
+    channel: IO[bytes]
+    """What it writes to the descriptor given as its last argument."""
+    log: Path
+    """What it prints; the name without its suffix is that of the stage in errors."""
 
-    Blank lines are signs of life and are not handed over. The process should end when its stdin closes, so
-    that it never outlives this one.
-    Raises LearnerError when it fails, DeadlineError when it is silent for `silence_s` seconds; its process
-    group is killed then, and when `on_line` raises.
+    def end(self) -> None:
+        """Kill its process group if it still runs."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.channel.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def launch(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
+    """Start a training process, with a descriptor to write to as its last argument.
+
+    It should end when its stdin closes, so that it never outlives this one.
     """
-    name = log.stem
     reader, writer = os.pipe()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -60,20 +68,30 @@ def follow(
             process_group=0,
         )
     os.close(writer)
-    with process, open(reader, "rb", buffering=0) as channel:
-        try:
-            for line in _lines(channel, process, silence_s):
-                if line:
-                    on_line(line)
-            code = process.wait(silence_s)
-        except subprocess.TimeoutExpired as error:
-            raise DeadlineError(
-                f"{name}: the training process made no progress for {silence_s:g} s and was ended "
-                f"(log: {log}):\n{_last_lines(log)}"
-            ) from error
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    return Child(process=process, channel=open(reader, "rb", buffering=0), log=log)
+
+
+def follow(child: Child, *, silence_s: float, on_line: Callable[[str], None]) -> None:
+    """Wait for the end of a training process and hand over the lines that it writes to its channel.
+
+    Blank lines are signs of life and are not handed over.
+    Raises LearnerError when it fails, DeadlineError when it is silent for `silence_s` seconds; its process
+    group is killed then, and when `on_line` raises.
+    """
+    process, log = child.process, child.log
+    name = log.stem
+    try:
+        for line in _lines(child.channel, process, silence_s):
+            if line:
+                on_line(line)
+        code = process.wait(silence_s)
+    except subprocess.TimeoutExpired as error:
+        raise DeadlineError(
+            f"{name}: the training process made no progress for {silence_s:g} s and was ended "
+            f"(log: {log}):\n{_last_lines(log)}"
+        ) from error
+    finally:
+        child.end()
     if code != 0:
         raise LearnerError(
             f"{name}: the training process ended with code {code} (log: {log}):\n{_last_lines(log)}"

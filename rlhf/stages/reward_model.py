@@ -10,6 +10,7 @@ from rlhf.episodes.render import Renderer
 from rlhf.errors import ModelError
 from rlhf.run_folder import replace_file
 from rlhf.stages.dpo import read_stage_pairs
+from rlhf.stages.following import Child
 from rlhf.stages.scoring_template import FILE, scoring_template
 from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
 
@@ -22,6 +23,7 @@ def run_reward_model(  # noqa: PLR0913  # one signature for every trained stage
     seed: int,
     on_progress: Progress | None = None,
     model: ModelConfig | None = None,
+    child: Child | None = None,
 ) -> str:
     """Train a scalar head on the model of `renderer.model_folder` and return the folder of the result.
 
@@ -51,7 +53,7 @@ def run_reward_model(  # noqa: PLR0913  # one signature for every trained stage
         findings=findings,
         warnings=warnings,
     )
-    out = run_stage(stage, out_folder=out_folder, on_progress=on_progress)
+    out = run_stage(stage, out_folder=out_folder, on_progress=on_progress, child=child)
     replace_file(Path(out) / FILE, scoring_template(renderer))
     return out
 

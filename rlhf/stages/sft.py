@@ -12,6 +12,7 @@ from rlhf.episodes.demonstration import demonstration_ids, learned_turns
 from rlhf.episodes.endpoint_wire import read_messages
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, ModelError
+from rlhf.stages.following import Child
 from rlhf.stages.trained_rows import that_fit
 from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
 from rlhf.types import Prompt
@@ -30,12 +31,13 @@ def run_sft(  # noqa: PLR0913  # one signature for every trained stage
     seed: int,
     on_progress: Progress | None = None,
     model: ModelConfig | None = None,
+    child: Child | None = None,
 ) -> str:
     """Fine-tune the model of `renderer.model_folder` on `config.source` and return the folder of the result.
 
     The result is a Hugging Face folder with tokenizer, generation config, sft_metrics.jsonl and sft.json. A folder
     that was finished with the same settings, rows and starting weights is used again; an unfinished one goes on.
-    Prompts are rendered as in RL. `model` gives the adapters, if any.
+    Prompts are rendered as in RL. `model` gives the adapters, if any, and `child` is what `early_child` gave.
     Raises DataError for a row without a completion or longer than `config.max_length`, LearnerError when the
     training process dies, DeadlineError when it makes no progress for ten minutes.
     """
@@ -69,7 +71,7 @@ def run_sft(  # noqa: PLR0913  # one signature for every trained stage
         extra={"packing": config.packing},
         findings={"trainer/rows": len(one_pass), "trainer/dropped_rows": num_dropped},
     )
-    return run_stage(stage, out_folder=out_folder, on_progress=on_progress)
+    return run_stage(stage, out_folder=out_folder, on_progress=on_progress, child=child)
 
 
 def tokenised_rows(prompts: Sequence[Prompt], renderer: Renderer, *, key: str) -> list[Row]:

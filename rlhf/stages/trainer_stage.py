@@ -4,13 +4,14 @@ The folder ends as a Hugging Face folder with `<kind>_metrics.jsonl` and, writte
 {"identity", "config", "metrics", "warnings"}. While it trains it also holds `scratch/` with the job and checkpoints.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +27,7 @@ from rlhf.episodes.render import Renderer
 from rlhf.errors import ConfigError, DependencyError, PlacementError
 from rlhf.machine import usable_cores
 from rlhf.run_folder import replace_file
-from rlhf.stages.following import follow, trainer_environment
+from rlhf.stages.following import Child, follow, launch, trainer_environment
 from rlhf.stages.trained_rows import Rows, model_digest, rows_digest, write_rows
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 SILENCE_S = 600.0
 """Longest wait for a sign of life, which the child gives after loading and after every optimizer step: longer
 than reading tens of gigabytes from a network disk, or than the slowest step on a laptop."""
+Kind = Literal["sft", "dpo", "reward_model"]
+TrainerConfig = SftConfig | DpoConfig | RewardModelConfig
+JOB = "job.json"
 COMPLETE = "complete"
 """The last file that is written into a checkpoint."""
 _NOT_LEARNED_FROM = {"threads", "source", "heldout", "repeat", "checkpoint_every"}
@@ -46,8 +50,8 @@ Progress = Callable[[Mapping[str, float]], None]
 class TrainerStage:
     """What is trained, from what, and what is known of it before."""
 
-    kind: Literal["sft", "dpo", "reward_model"]
-    config: SftConfig | DpoConfig | RewardModelConfig
+    kind: Kind
+    config: TrainerConfig
     renderer: Renderer
     """Its model_folder holds the starting weights."""
     seed: int
@@ -71,15 +75,32 @@ class TrainerStage:
         return math.ceil(passes * len(self.one_pass) / self.config.batch_size)
 
 
-def run_stage(stage: TrainerStage, *, out_folder: str | Path, on_progress: Progress | None) -> str:
+@contextlib.contextmanager
+def early_child(kind: Kind, config: TrainerConfig, out_folder: str | Path) -> Iterator[Child | None]:
+    """The stage's training process, which loads its libraries while the block prepares the job and gives it to
+    `run_stage`; it ends with the block. None where the folder holds a result.
+    """
+    out = Path(out_folder)
+    child = None if _summary(out, kind).is_file() else _launch(kind, config, out)
+    try:
+        yield child
+    finally:
+        if child is not None:
+            child.end()
+
+
+def run_stage(
+    stage: TrainerStage, *, out_folder: str | Path, on_progress: Progress | None, child: Child | None = None
+) -> str:
     """Train to the end in `out_folder` and return it; a finished or unfinished stage of the same identity is used.
 
+    `child` is what `early_child` gave for this stage.
     Raises ConfigError, DependencyError and PlacementError for what this machine cannot do, LearnerError when the
     training process dies, DeadlineError when it makes no progress for SILENCE_S seconds.
     """
     check_adapter(stage.kind, stage.config, stage.lora)
     out = Path(out_folder)
-    summary = out / f"{stage.kind}.json"
+    summary = _summary(out, stage.kind)
     identity = _identity(stage)
     if summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["identity"] == identity:
         logger.info("%s: %s is already finished with these settings; used again", stage.kind, out)
@@ -87,17 +108,17 @@ def run_stage(stage: TrainerStage, *, out_folder: str | Path, on_progress: Progr
         return str(out)
     for warning in stage.warnings:
         logger.warning("%s: %s", stage.kind, warning)
-    scratch = _open_scratch(stage, out, identity)
-    threads = stage.config.threads or max(1, usable_cores() // stage.config.num_ranks)
-    job = _job(stage, out, threads=threads)
-    (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    follow(
-        _command(stage, scratch / "job.json"),
-        environment=trainer_environment(num_ranks=stage.config.num_ranks, threads=threads),
-        log=out / f"{stage.kind}.log",
-        silence_s=SILENCE_S,
-        on_line=lambda line: on_progress(json.loads(line)) if on_progress is not None else None,
-    )
+    child = child or _launch(stage.kind, stage.config, out)
+    try:
+        scratch = _open_scratch(stage, out, identity)
+        replace_file(scratch / JOB, json.dumps(_job(stage, out)))
+        follow(
+            child,
+            silence_s=SILENCE_S,
+            on_line=lambda line: on_progress(json.loads(line)) if on_progress is not None else None,
+        )
+    finally:
+        child.end()
     found = json.loads((scratch / "found.json").read_text(encoding="utf-8"))
     for warning in found["warnings"]:
         logger.warning("%s: %s", stage.kind, warning)
@@ -112,9 +133,7 @@ def run_stage(stage: TrainerStage, *, out_folder: str | Path, on_progress: Progr
     return str(out)
 
 
-def check_adapter(
-    kind: str, config: SftConfig | DpoConfig | RewardModelConfig, lora: LoraConfig | None
-) -> None:
+def check_adapter(kind: str, config: TrainerConfig, lora: LoraConfig | None) -> None:
     """Refuse what model.lora, bitsandbytes or the GPUs of this machine do not allow."""
     if lora is None:
         for key, is_given in (
@@ -168,12 +187,17 @@ def _open_scratch(stage: TrainerStage, out: Path, identity: str) -> Path:
         )
         logger.info("%s: %s was left unfinished and %s", stage.kind, out, where)
         return scratch
-    if out.exists() and any(out.iterdir()):
+    others = [path for path in out.iterdir() if path != _log(out, stage.kind) and path != scratch]
+    if others or written.is_file():
         logger.info(
             "%s: %s holds another training (other settings, rows or weights); begun anew", stage.kind, out
         )
-    shutil.rmtree(out, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    for path in (*others, scratch):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    scratch.mkdir()
     stage.renderer.tokenizer.save_pretrained(out)
     write_rows(stage.rows, scratch / "rows.arrow")
     if stage.heldout:
@@ -186,7 +210,7 @@ def _open_scratch(stage: TrainerStage, out: Path, identity: str) -> Path:
     return scratch
 
 
-def _job(stage: TrainerStage, out: Path, *, threads: int) -> dict[str, Any]:
+def _job(stage: TrainerStage, out: Path) -> dict[str, Any]:
     config = stage.config
     keys = {
         "batch_size",
@@ -211,16 +235,36 @@ def _job(stage: TrainerStage, out: Path, *, threads: int) -> dict[str, Any]:
         "scratch": str(out / "scratch"),
         "metrics": str(out / f"{stage.kind}_metrics.jsonl"),
         "seed": stage.seed,
-        "threads": threads,
+        "threads": _threads(config),
         "has_heldout": bool(stage.heldout),
     }
 
 
-def _command(stage: TrainerStage, job: Path) -> Sequence[str]:
-    module = f"rlhf.stages.{stage.kind}_process"
-    if stage.config.num_ranks == 1:
-        return [sys.executable, "-m", module, str(job)]
-    return [sys.executable, "-m", "rlhf.stages.ranks", str(stage.config.num_ranks), module, str(job)]
+def _launch(kind: Kind, config: TrainerConfig, out: Path) -> Child:
+    """The training process, which waits for its job."""
+    job = out / "scratch" / JOB
+    job.unlink(missing_ok=True)  # that of an earlier process
+    out.mkdir(parents=True, exist_ok=True)
+    module = [f"rlhf.stages.{kind}_process"]
+    if config.num_ranks > 1:
+        module = ["rlhf.stages.ranks", str(config.num_ranks), *module]
+    return launch(
+        [sys.executable, "-m", *module, str(job)],
+        environment=trainer_environment(num_ranks=config.num_ranks, threads=_threads(config)),
+        log=_log(out, kind),
+    )
+
+
+def _threads(config: TrainerConfig) -> int:
+    return config.threads or max(1, usable_cores() // config.num_ranks)
+
+
+def _summary(out: Path, kind: Kind) -> Path:
+    return out / f"{kind}.json"
+
+
+def _log(out: Path, kind: Kind) -> Path:
+    return out / f"{kind}.log"
 
 
 def _identity(stage: TrainerStage) -> str:

@@ -32,7 +32,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 def main(train: Callable[[Job, TextIO], None]) -> None:
     """Run `train(job, channel)` for the command line `MODULE job.json DESCRIPTOR`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = _awaited(Path(sys.argv[1]))
     torch.set_num_threads(job["threads"])
     with os.fdopen(int(sys.argv[2]), "w", encoding="utf-8") as channel:
         train(job, channel)
@@ -297,6 +297,14 @@ class Report(TrainerCallback):  # type: ignore[misc]
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         say(self._channel, json.dumps(line))
+
+
+def _awaited(file: Path) -> Job:
+    """The job, once the parent has written it: by rename, so what is there is whole."""
+    while not file.is_file():
+        time.sleep(0.02)
+    job: Job = json.loads(file.read_text(encoding="utf-8"))
+    return job
 
 
 def _end_with_parent() -> None:

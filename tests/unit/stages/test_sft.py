@@ -15,10 +15,11 @@ from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, DeadlineError, LearnerError, ModelError
 from rlhf.machine import usable_cores
 from rlhf.run_folder import replace_file
-from rlhf.stages.following import follow
+from rlhf.stages.following import follow, launch
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.stages.sft import run_sft, tokenised_rows
 from rlhf.stages.sft_process import packed_batch, padded_batch
+from rlhf.stages.trainer_stage import early_child
 
 TINY = {
     "model_type": "qwen3",
@@ -169,6 +170,28 @@ def test_finished_folder_loses_what_a_kill_left_beside_its_summary(tmp_path, ren
 
 
 @pytest.mark.slow
+def test_process_that_was_started_early_trains_what_it_is_given_then(tmp_path, renderer):
+    out, seen = tmp_path / "out", []
+    (out / "scratch" / "checkpoint-7").mkdir(parents=True)
+    (out / "scratch" / "job.json").write_text("{}")  # of an earlier process
+    config = settings(tmp_path).model_copy(update={"num_steps": 3})
+    with early_child("sft", config, out) as child:
+        run_sft(config, renderer=renderer, out_folder=out, seed=0, on_progress=seen.append, child=child)
+        assert child.process.returncode == 0
+    assert [line["step"] for line in seen] == [1, 2, 3]
+    assert not (out / "scratch").exists()
+    assert "Error" not in (out / "sft.log").read_text()
+    with early_child("sft", config, out) as child:
+        assert child is None
+
+
+def test_process_that_was_started_early_ends_with_what_prepares_its_job(tmp_path):
+    with pytest.raises(KeyboardInterrupt), early_child("sft", settings(tmp_path), tmp_path / "out") as child:
+        raise KeyboardInterrupt
+    assert child.process.returncode == -9
+
+
+@pytest.mark.slow
 def test_training_that_dies_says_why(tmp_path, renderer):
     folder = tmp_path / "broken"
     folder.mkdir()
@@ -199,13 +222,8 @@ for part in (b"\\n", b"\\n", b"one\\ntw", b"o\\n"):
 
 def run_child(code, tmp_path, silence_s):
     lines = []
-    follow(
-        [sys.executable, "-c", code],
-        environment=os.environ,
-        log=tmp_path / "log",
-        silence_s=silence_s,
-        on_line=lines.append,
-    )
+    child = launch([sys.executable, "-c", code], environment=os.environ, log=tmp_path / "log")
+    follow(child, silence_s=silence_s, on_line=lines.append)
     return lines
 
 
@@ -220,14 +238,9 @@ def is_alive(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_silent_process_is_ended_with_its_children(tmp_path):
     pids = []
+    child = launch([sys.executable, "-c", HANGS], environment=os.environ, log=tmp_path / "log")
     with pytest.raises(DeadlineError, match=r"(?s)no progress for 3 s.*stuck in a lock"):
-        follow(
-            [sys.executable, "-c", HANGS],
-            environment=os.environ,
-            log=tmp_path / "log",
-            silence_s=3.0,
-            on_line=lambda line: pids.append(int(line)),
-        )
+        follow(child, silence_s=3.0, on_line=lambda line: pids.append(int(line)))
     deadline = time.monotonic() + 60
     while is_alive(pids[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
