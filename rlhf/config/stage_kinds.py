@@ -100,6 +100,16 @@ class RejectStage(Section):
         return Recipe(name=name, learner=learner, **values)
 
 
+class SelectStage(Section):
+    """Another selection from samples that a reject stage has drawn and graded: nothing is drawn again."""
+
+    seed: int = 0
+    samples: str
+    """The folder of a complete collection: `${reject.samples}`."""
+    select: SelectConfig = SelectConfig()
+    """Its filters must be among the rewards and filters that the samples were graded with."""
+
+
 class MergeStage(Section):
     """One model of several, or of a base and its adapters; also another type."""
 
@@ -131,6 +141,7 @@ class StageKind:
 
 _MODEL = MappingProxyType({"model": "model"})
 _ROWS = MappingProxyType({"rows": "rows.jsonl", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl"})
+_DRAWN = MappingProxyType({**_ROWS, "samples": "collected"})
 _SCORES = MappingProxyType({"scores": "eval.json", "samples": "samples.jsonl"})
 _UNREAD = frozenset({"task.heldout", "task.curriculum"})
 _OF_RECIPE = frozenset({"name", "run_dir"})
@@ -145,7 +156,8 @@ KINDS: Mapping[str, StageKind] = MappingProxyType(
         "on_policy_distill": StageKind(
             section=Recipe, artefacts=_MODEL, own=_OF_RECIPE, unshared=_OF_SFT, preset=_DISTILL
         ),
-        "reject": StageKind(section=RejectStage, artefacts=_ROWS, unread=_UNREAD),
+        "reject": StageKind(section=RejectStage, artefacts=_DRAWN, unread=_UNREAD),
+        "select": StageKind(section=SelectStage, artefacts=_ROWS),
         "dpo": StageKind(section=DpoStage, artefacts=_MODEL),
         "reward_model": StageKind(section=RewardModelStage, artefacts=_MODEL),
         "merge": StageKind(section=MergeStage, artefacts=_MODEL),

@@ -114,16 +114,27 @@ def take_over(plan: CollectPlan, source: Path, folder: Path) -> None:
     logger.info("samples and grades taken from %s", source)
 
 
+def asked_of(folder: Path) -> Mapping[str, Any]:
+    """What was asked of a complete collection. DataError for a folder that is not one."""
+    _refuse_incomplete(folder)
+    asked: Mapping[str, Any] = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    return asked
+
+
 def read_collected(folder: Path) -> Iterator[Collected]:
     """Every prompt of a complete collection, in the order of the prompts, one at a time in memory.
 
     Raises DataError for a folder that is not complete.
     """
+    _refuse_incomplete(folder)
+    return read_lines(sorted(folder.glob("chunk-*.jsonl")))
+
+
+def _refuse_incomplete(folder: Path) -> None:
     if not (folder / DONE).is_file():
         raise DataError(
             f"{folder} is no complete collection: it has no {DONE}. Run the stage to its end first."
         )
-    return read_lines(sorted(folder.glob("chunk-*.jsonl")))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,10 +17,11 @@ from rlhf.data.selection import Rules
 from rlhf.errors import ConfigError
 from rlhf.materials import Materials, gather_materials, worker_settings
 from rlhf.offline.collect import CollectPlan, OnProgress, Progress, collect, is_collected, take_over
+from rlhf.offline.rules import rules_of
 from rlhf.offline.selected import write_selected
 from rlhf.processes import open_drawing
-from rlhf.rollout.reward_totals import check_columns, short_names
-from rlhf.rollout.scoring import ENVIRONMENT, RewardPool
+from rlhf.rollout.reward_totals import check_columns
+from rlhf.rollout.scoring import RewardPool
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
@@ -72,26 +73,6 @@ async def reject(  # noqa: PLR0913 -- each is a part of what a stage is given
                 await collect(drawing.rollout, drawing.reward, plan, collected, progress=_shown(view))
     view.phase("selecting")
     return write_selected(collected, rules, folder)
-
-
-def rules_of(recipe: Recipe, config: SelectConfig) -> Rules:
-    """`select` as rules. ConfigError for a `rank_by` that no reward has, and for what episodes cannot be made into."""
-    task = recipe.task
-    names = short_names((*task.rewards, *(one.reward for one in config.filters)))
-    known = (*([] if task.environment is None else [ENVIRONMENT]), *names)
-    if config.rank_by is not None and config.rank_by.partition("/")[0] not in known:
-        raise ConfigError(
-            f"select.rank_by is {config.rank_by!r}, expected a part of the reward: one of {', '.join(known)}, or "
-            "<one of these>/<a part of its own>."
-        )
-    if task.environment is not None and (config.pairs is not None or config.format == "parquet"):
-        found = "select.pairs" if config.pairs is not None else "select.format: parquet"
-        raise ConfigError(
-            f"{found} is given and so is task.environment: episodes become rows of messages, as JSON lines, and no "
-            "pairs. Remove the first."
-        )
-    filters = dict(zip(names[len(task.rewards) :], config.filters, strict=True))
-    return Rules(config=config, filters=filters)
 
 
 def _plan(materials: Materials, config: CollectConfig, prompts: SourcePrompts, rules: Rules) -> CollectPlan:

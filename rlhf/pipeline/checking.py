@@ -11,10 +11,11 @@ from rlhf.check.trained import Shown, check_demonstrations, check_pairs
 from rlhf.config.evaluation import EvaluationFile, recipe_of_set
 from rlhf.config.loading import checked_section, load_recipe, read_with_overrides
 from rlhf.config.pipeline import load_pipeline
-from rlhf.config.references import Reference, replaced
+from rlhf.config.references import Reference, only_reference, replaced
+from rlhf.config.reject import SelectConfig
 from rlhf.config.schema import Recipe
 from rlhf.config.section import Section
-from rlhf.config.stage_kinds import KINDS, DpoStage, RejectStage, RewardModelStage, SftStage
+from rlhf.config.stage_kinds import KINDS, DpoStage, RejectStage, RewardModelStage, SelectStage, SftStage
 from rlhf.errors import RlhfError
 from rlhf.pipeline.graph import Stage
 from rlhf.pipeline.opened import Pipeline, Standing
@@ -100,6 +101,8 @@ async def _check_stage(section: Section, checking: Checking) -> None:
             await check_recipe(section, checking)
         case RejectStage():
             await _check_rejection(section, checking)
+        case SelectStage():
+            _check_selection(section, checking)
         case EvaluationFile():
             await _check_sets(section, checking)
         case SftStage():
@@ -115,15 +118,31 @@ async def _check_stage(section: Section, checking: Checking) -> None:
 
 async def _check_rejection(stage: RejectStage, checking: Checking) -> None:
     """The task with its filters, which grade beside its rewards, and the test sets to keep apart from."""
-    from rlhf.offline.reject import rules_of
+    from rlhf.offline.rules import rules_of
 
     recipe = stage.recipe("reject")
     rules_of(recipe, stage.select)
     rewards = (*recipe.task.rewards, *(one.reward for one in stage.select.filters))
     task = recipe.task.model_copy(update={"rewards": rewards})
     await check_tasks(recipe.model_copy(update={"task": task}), checking)
-    if stage.select.decontaminate is not None:
-        for name, source in stage.select.decontaminate.against.items():
+    _check_benchmarks(stage.select, checking)
+
+
+def _check_selection(stage: SelectStage, checking: Checking) -> None:
+    """The rules against the samples, if they are drawn, and the test sets to keep apart from."""
+    from rlhf.offline.rules import graded_rules
+
+    if only_reference(stage.samples) is not None:
+        checking.report.say("samples", f"{stage.samples} is not there yet")
+    else:
+        graded_rules(Path(stage.samples), stage.select)
+        checking.report.say("samples", stage.samples)
+    _check_benchmarks(stage.select, checking)
+
+
+def _check_benchmarks(config: SelectConfig, checking: Checking) -> None:
+    if config.decontaminate is not None:
+        for name, source in config.decontaminate.against.items():
             key = f"select.decontaminate.against.{name}"
             rows = read_source(source, key, checking)
             checking.report.say(key, f"{len(rows)} prompts", rows=len(rows))

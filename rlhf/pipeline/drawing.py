@@ -61,6 +61,8 @@ def size_of(stage: Stage, standings: Sequence[Standing] = ()) -> list[str]:
             lines.append(f"{times} x {size} {what}{total}")
     if "collect" in settings:
         lines += _of_reject(settings)
+    elif "select" in settings:
+        lines.append(_of_select(settings["select"]))
     if "sets" in settings:
         samples, prompts = (
             settings["eval"]["num_samples"],
@@ -94,6 +96,12 @@ def _of_reject(settings: Mapping[str, Any]) -> list[str]:
     if prompts is not None:
         asked = f"{prompts:,} prompts x {samples} samples = {prompts * samples:,}"
     return [asked, f"kept: {at_most}{' per prompt' if prompts is None and kept is not None else ''}"]
+
+
+def _of_select(select: Mapping[str, Any]) -> str:
+    kept, limit = select["per_prompt"], select["limit"]
+    each = "all" if kept is None else f"at most {kept} per prompt"
+    return f"kept: {each}" + ("" if limit is None else f", {limit:,} rows at most")
 
 
 def _root(model: ModelConfig, standings: Sequence[Standing]) -> ModelConfig:

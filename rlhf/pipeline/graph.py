@@ -10,7 +10,7 @@ from rlhf.config.presets import lay_over
 from rlhf.config.references import Reference, only_reference, references_in
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.config.section import Section
-from rlhf.config.stage_kinds import KINDS, RejectStage, StageKind
+from rlhf.config.stage_kinds import KINDS, RejectStage, SelectStage, StageKind
 from rlhf.errors import ConfigError
 
 _INHERITED = ("dtype", "trust_remote_code", "chat_template")
@@ -84,7 +84,7 @@ def _refuse_absent(stages: list[Stage]) -> None:
     without_pairs = {
         stage.name
         for stage in stages
-        if isinstance(stage.section, RejectStage) and stage.section.select.pairs is None
+        if isinstance(stage.section, RejectStage | SelectStage) and stage.section.select.pairs is None
     }
     for stage in stages:
         for need in stage.needs:

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config.evaluation import EvaluationFile
+from rlhf.config.reject import SelectConfig
 from rlhf.config.schema import ModelConfig, Recipe
-from rlhf.config.stage_kinds import DpoStage, MergeStage, RejectStage, RewardModelStage, SftStage
+from rlhf.config.stage_kinds import (
+    DpoStage,
+    MergeStage,
+    RejectStage,
+    RewardModelStage,
+    SelectStage,
+    SftStage,
+)
 from rlhf.pipeline.child import Outcome
 from rlhf.pipeline.job import Job
 from rlhf.telemetry.live import LiveView
@@ -37,6 +45,8 @@ def execute_stage(job: Job, code_dir: Path) -> Outcome:
                 return _merge(job, section, view)
             case RejectStage() as section:
                 return _reject(job, section, code_dir, view)
+            case SelectStage() as section:
+                return _select(job, section, view)
             case EvaluationFile() as section:
                 return _evaluate(job, section, code_dir, view)
     raise AssertionError(f"stage {job.stage}: no executor for {type(job.section).__name__}")
@@ -127,11 +137,23 @@ def _reject(job: Job, section: RejectStage, code_dir: Path, view: LiveView) -> O
             before=job.before,
         )
     )
-    ending = section.select.format
-    artefacts = {"rows": f"rows.{ending}", "prompts": "prompts.jsonl"}
-    if section.select.pairs is not None:
-        artefacts["pairs"] = "pairs.jsonl"
-    return Outcome(metrics=metrics, artefacts=artefacts)
+    return Outcome(metrics=metrics, artefacts={**_selected(section.select), "samples": "collected"})
+
+
+def _select(job: Job, section: SelectStage, view: LiveView) -> Outcome:
+    from rlhf.offline.rules import graded_rules
+    from rlhf.offline.selected import write_selected
+
+    view.phase("selecting")
+    samples = Path(section.samples)
+    metrics = write_selected(samples, graded_rules(samples, section.select), job.folder)
+    return Outcome(metrics=metrics, artefacts=_selected(section.select))
+
+
+def _selected(config: SelectConfig) -> dict[str, str]:
+    """What a selection leaves."""
+    artefacts = {"rows": f"rows.{config.format}", "prompts": "prompts.jsonl"}
+    return artefacts if config.pairs is None else {**artefacts, "pairs": "pairs.jsonl"}
 
 
 def _evaluate(job: Job, section: EvaluationFile, code_dir: Path, view: LiveView) -> Outcome:

@@ -74,6 +74,18 @@ def test_rows_without_an_answer_and_equal_pairs_are_errors_of_their_stages(check
     assert kinds == [("stages.bad", "row is no demonstration")] * 2 + [("stages.dpo", "row is no pair")]
 
 
+def test_selection_is_checked_against_the_samples_where_they_are(checked, tmp_path):
+    filters = [{"use": "m:f", "at_least": 1}]
+    empty = {"kind": "select", "samples": str(tmp_path), "select": {"filters": filters}}
+    later = {"kind": "select", "samples": "${rows.samples}", "select": {"filters": filters}}
+    code, found = checked(rows=reject(use("right")), later=later, empty=empty)
+    assert code == 1
+    assert lines(found, "stages.later: samples") == "${rows.samples} is not there yet"
+    (finding,) = found["findings"]
+    assert finding["where"] == "stages.empty"
+    assert "is no complete collection" in finding["reason"]
+
+
 def test_stage_that_cannot_be_checked_does_not_hide_the_others(checked):
     code, found = checked(bad=sft("taught.jsonl", mapper="no.such:mapper"), good=sft("taught.jsonl"))
     assert code == 1

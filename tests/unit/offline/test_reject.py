@@ -14,7 +14,8 @@ from rlhf.config.task import SourceConfig
 from rlhf.data.prompt_stream import SourcePrompts
 from rlhf.errors import ConfigError, DataError
 from rlhf.materials import gather_materials
-from rlhf.offline.reject import check_prompts, rules_of
+from rlhf.offline.reject import check_prompts
+from rlhf.offline.rules import rules_of
 from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
 from tests.rejecting import ROOT, capitals, command, is_right

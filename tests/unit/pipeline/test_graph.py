@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from rlhf.config.pipeline import load_pipeline
+from rlhf.config.references import Reference
 from rlhf.config.schema import Recipe
 from rlhf.errors import ConfigError
 from rlhf.pipeline.drawing import depth_of, size_of
@@ -89,6 +90,17 @@ def test_distillation_on_policy_sets_its_estimator(path):
     )
     assert found["student"].section.algorithm.advantages == "distill"
     assert found["student"].stages_needed == ("rl",)
+
+
+def test_selection_names_the_samples_that_another_stage_has_drawn(path):
+    stage = (
+        "stages.student={kind: select, samples: '${reject.samples}', select: {per_prompt: null, limit: 2000}}"
+    )
+    student = stages_of(path, stage)["student"]
+    assert student.needs == (Reference("reject", "samples"),)
+    assert size_of(student) == ["kept: all, 2,000 rows at most"]
+    with pytest.raises(ConfigError, match=r"stages\.student\.select\.pairs is not set"):
+        stages_of(path, stage, "stages.final.sft.source.file=${student.pairs}")
 
 
 def test_sizes_of_stages(path):

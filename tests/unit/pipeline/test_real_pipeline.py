@@ -49,6 +49,10 @@ def write_file(folder: Path) -> Path:
                 "collect": {"samples_per_prompt": 2, "prompts_per_chunk": 4},
                 "select": {"require_correct": False, "allow_truncated": True},
             },
+            "again": {
+                "kind": "select", "samples": "${reject.samples}",
+                "select": {"require_correct": False, "allow_truncated": True},
+            },
             "final": {"kind": "sft", "model": "base", "sft": {"source": {"file": "${reject.rows}"}, **FINE_TUNING}},
             "rm": {
                 "kind": "reward_model", "model": "${cold_start}",
@@ -78,13 +82,13 @@ def test_pipeline_runs_to_its_table_and_report_and_does_nothing_the_second_time(
     path = write_file(tmp_path)
     done = rlhf("pipeline", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for number, stage in enumerate(("cold_start", "rl", "reject", "final", "rm", "scores"), 1):
-        assert f"[{number}/6] {stage}: done in" in done.stderr
+    for number, stage in enumerate(("cold_start", "rl", "reject", "again", "final", "rm", "scores"), 1):
+        assert f"[{number}/7] {stage}: done in" in done.stderr
     for model in ("Dev1", "Dev2", "Dev3"):
         assert model in done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
     for text in (
-        "6 of 6 stages done",
+        "7 of 7 stages done",
         "digits accuracy",
         "reward_model.ServedScorer",
         "biased",
@@ -92,10 +96,15 @@ def test_pipeline_runs_to_its_table_and_report_and_does_nothing_the_second_time(
         "reject/",
     ):
         assert text in page
+    drawn, selected = ((tmp_path / "run").glob(f"stages/{name}-*") for name in ("reject", "again"))
+    (drawn,), (selected,) = drawn, selected
+    for name in ("rows.jsonl", "prompts.jsonl", "summary.json"):
+        assert (selected / name).read_bytes() == (drawn / name).read_bytes()
+    assert not (selected / "collected").exists()
     (evaluated,) = (tmp_path / "run").glob("stages/scores-*/eval.json")
     # Nothing of where the run lies: the same pipeline elsewhere writes the same bytes.
     assert str(tmp_path) not in evaluated.read_text().replace(str(TOY), "")
     assert json.loads(evaluated.read_text())["models"]["Dev1"]["model"] == "inputs/cold_start.model"
     again = rlhf("pipeline", path)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count(": done\n") == 6
+    assert again.stderr.count(": done\n") == 7
