@@ -98,6 +98,8 @@ def broken_rule(sample: Sample, rules: Rules) -> str | None:
         return "ungradable"
     if sample.is_episode and not sample.messages:
         return "not_one_conversation"
+    if _is_empty(sample):
+        return "empty"
     if _is_cut(sample) and not config.allow_truncated:
         return "truncated"
     if config.require_correct and not sample.is_correct:
@@ -130,7 +132,8 @@ def pairs(collected: Collected, selection: Selection, config: SelectConfig) -> l
     if how is None or OF_PROMPT & set(selection.dropped.values()):
         return []
     wrong = [s for s in collected.samples if s.reward is not None and not s.is_correct]
-    wrong = in_order([s for s in wrong if config.allow_truncated or not _is_cut(s)], config)
+    wrong = [s for s in wrong if not _is_empty(s) and (config.allow_truncated or not _is_cut(s))]
+    wrong = in_order(wrong, config)
     rejected = [sample for sample, is_repeated in _marked(wrong, config.deduplicate) if not is_repeated]
     if how.rejected == "worst":
         rejected.reverse()
@@ -149,6 +152,11 @@ def _apart(
             if right.reward - wrong.reward >= gap:
                 yield right, free.pop(place)
                 break
+
+
+def _is_empty(sample: Sample) -> bool:
+    """Whether there is nothing to learn: the model ended at once."""
+    return not sample.is_episode and not sample.completion
 
 
 def _is_cut(sample: Sample) -> bool:

@@ -70,6 +70,7 @@ def slow_reasons(one, config):
     broken = [
         ("pass_rate", [slow_is_outside(one, config.pass_rate)] * len(one.samples)),
         ("ungradable", [s.reward is None for s in one.samples]),
+        ("empty", [s.completion == "" for s in one.samples]),
         ("truncated", [s.stop == "length" and not config.allow_truncated for s in one.samples]),
         ("wrong", [config.require_correct and not s.is_correct for s in one.samples]),
         ("low_reward", [(s.reward or 0.0) < (config.min_reward or -1) for s in one.samples]),
@@ -173,6 +174,7 @@ def test_pairs_set_right_against_wrong_samples_each_used_once(one, config):
     for chosen, rejected in found:
         assert chosen.is_correct
         assert not rejected.is_correct
+        assert "" not in (chosen.completion, rejected.completion)
         assert chosen.reward - rejected.reward >= config.pairs.min_gap
         assert chosen in selection.ranked
     if "pass_rate" in selection.dropped.values():

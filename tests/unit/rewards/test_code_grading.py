@@ -8,6 +8,8 @@ from tests.unit.rewards.code_cases import ASSERTS, FUNCTION, RECORDS, RIGHT, STD
 
 __all__ = ["sandbox"]
 FAST = {"cpu_s": 0.5, "total_cpu_s": 2.0}
+PATIENT = {"cpu_s": 5.0, "total_cpu_s": 20.0}
+"""For what no limit of time ends: a machine may stall for the two seconds that FAST allows."""
 HUNG_S = 25.0
 """Above anything a busy machine adds, below what the grader waits for an answer that never comes."""
 ADD = RIGHT["function"]
@@ -67,12 +69,16 @@ FAILURES = {
 }
 
 
+def limits_for(failure):
+    return FAST if failure in ("cpu_limit", "wall_limit") else PATIENT
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("kind", ["function", "asserts"])
 def test_each_failure_of_a_program_has_its_kind(sandbox, kind, failure):
     code, outcome = FAILURES[failure]
     start = time.monotonic()
-    result = grade(sandbox, code, RECORDS[kind], **FAST)
+    result = grade(sandbox, code, RECORDS[kind], **limits_for(failure))
     assert (result.detail["kind"], result.outcome, result.value) == (failure, outcome, 0.0)
     assert result.detail["failed_test"] == 0
     assert time.monotonic() - start < HUNG_S
@@ -94,7 +100,7 @@ STDIO_FAILURES = {
 @pytest.mark.parametrize("failure", STDIO_FAILURES)
 def test_each_failure_of_a_standard_input_program_has_its_kind(sandbox, failure):
     start = time.monotonic()
-    result = grade(sandbox, STDIO_FAILURES[failure], STDIO, **FAST)
+    result = grade(sandbox, STDIO_FAILURES[failure], STDIO, **limits_for(failure))
     assert (result.detail["kind"], result.value) == (failure, 0.0)
     assert time.monotonic() - start < HUNG_S
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sandbox_soak import soak
+from rlhf.errors import SandboxError
 from rlhf.sandbox.client import Sandbox
+from rlhf.sandbox.execution import Tier
 from rlhf.sandbox.policy import ISOLATED
 from tests.unit.sandbox.conftest import policy
 
@@ -23,9 +25,14 @@ def folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder_of_its_own")
-@pytest.mark.parametrize("sandbox", ISOLATED, indirect=True)
-def test_mixed_jobs_leave_memory_descriptors_mounts_and_files_flat(sandbox: Sandbox) -> None:
-    with Sandbox(policy(sandbox.tier)) as own:
+@pytest.mark.parametrize("tier", ISOLATED)
+def test_mixed_jobs_leave_memory_descriptors_mounts_and_files_flat(tier: Tier) -> None:
+    # Not the sandbox that other tests share: its folder would go with this one's.
+    with Sandbox(policy(tier)) as own:
+        try:
+            assert own.tier == tier
+        except SandboxError as error:
+            pytest.skip(str(error))
         _, first, *_, last = soak(own, jobs=300, parts=3)
     assert last.client_descriptors == first.client_descriptors
     assert last.launcher_descriptors == first.launcher_descriptors
