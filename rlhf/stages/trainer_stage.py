@@ -192,6 +192,7 @@ def _open_scratch(stage: TrainerStage, out: Path, identity: str) -> Path:
         logger.info(
             "%s: %s holds another training (other settings, rows or weights); begun anew", stage.kind, out
         )
+    written.unlink(missing_ok=True)  # first: what a kill leaves of the rest must not look unfinished
     for path in (*others, scratch):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
