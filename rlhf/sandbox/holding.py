@@ -14,7 +14,7 @@ from rlhf.sandbox import cell as cells
 from rlhf.sandbox import files, wire
 from rlhf.sandbox.cell import Cell
 from rlhf.sandbox.storage import disk_use, remove
-from rlhf.sandbox.tree import ProcessTree
+from rlhf.sandbox.tree import ProcessTree, wait_for_helper
 
 END_S = 10.0
 """Longest wait for killed processes to be gone."""
@@ -234,7 +234,7 @@ def kill_user(uid: int) -> None:
             cells.become(uid)
             os.kill(-1, signal.SIGKILL)
         os._exit(0)
-    os.waitpid(pid, 0)
+    wait_for_helper(pid)
 
 
 def _reap() -> bool:

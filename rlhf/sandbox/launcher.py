@@ -27,7 +27,7 @@ from rlhf.sandbox.execution import Limits, Tier
 from rlhf.sandbox.holding import kill_user
 from rlhf.sandbox.monitor import Monitor
 from rlhf.sandbox.storage import remove
-from rlhf.sandbox.tree import children
+from rlhf.sandbox.tree import children, wait_for_helper
 
 FIRST_SLOT = 60578
 """User ids that no distribution gives to anybody (systemd's UIDS-GIDS: unused)."""
@@ -186,11 +186,11 @@ class Launcher:
                 self._slots.append(worker.uid)
 
     def _bury(self, dead: _Worker) -> bool:
-        """End what a worker watched, which has come to us, and remove its folder; whether nothing is left."""
+        """End what a worker watched, which has come to us, and remove its folder; whether no process is left."""
         deadline = time.monotonic() + _BURIAL_S
         while orphans := children(os.getpid()) - {worker.pid for worker in self._workers}:
             if time.monotonic() > deadline:
-                return False
+                break
             if dead.uid is not None:
                 kill_user(dead.uid)
             for pid in orphans:
@@ -200,7 +200,7 @@ class Launcher:
         if self._tier != "namespaces":
             for folder in glob.glob(f"{self._settings['folder']}/rlhf-sandbox-{dead.pid}-*"):
                 remove(folder)
-        return True
+        return not orphans
 
 
 def _is_stopped(pid: int) -> bool:
@@ -250,7 +250,7 @@ def _as_user(uid: int, action: Callable[[], object]) -> bool:
         except OSError:
             os._exit(1)
         os._exit(0)
-    return os.waitpid(pid, 0)[1] == 0
+    return wait_for_helper(pid) == 0
 
 
 def _enter_own_namespaces(slots: list[int], without: list[str]) -> list[int]:

@@ -5,12 +5,13 @@ import os
 import stat
 from collections.abc import Sequence
 
-from rlhf.sandbox.tree import ProcessTree
+from rlhf.sandbox.tree import ProcessTree, wait_for_helper
 
 MAX_FILES = 20_000
 """Entries in the scratch folder."""
 _MAX_DEPTH = 200
 _LOOKS = 10
+_TRIES = 100
 _BLOCKS_PER_MB = 2048
 
 
@@ -32,8 +33,13 @@ def remove(folder: str) -> None:
 
 
 def _run(*argv: str) -> None:
+    """Run a program to its own end: again, should somebody kill it."""
     quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (1, 2)]
-    os.waitpid(os.posix_spawn(_program(argv[0]), argv, os.environ, file_actions=quiet), 0)
+    for _ in range(_TRIES):
+        if not os.WIFSIGNALED(
+            wait_for_helper(os.posix_spawn(_program(argv[0]), argv, os.environ, file_actions=quiet))
+        ):
+            return
 
 
 def disk_use(

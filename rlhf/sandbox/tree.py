@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -236,6 +237,13 @@ def buffers_mb(open_files: Sequence[tuple[str, os.stat_result]]) -> float:
     """What the kernel may hold for the pipes and sockets among them at most."""
     targets = {target for target, _ in open_files}
     return sum(_BUFFER_MB.get(target.partition(":")[0], 0.0) for target in targets)
+
+
+def wait_for_helper(pid: int) -> int:
+    """Wait for a child that does a moment's work of ours; its wait status. Should somebody stop it, it is killed."""
+    while os.WIFSTOPPED(status := os.waitpid(pid, os.WUNTRACED)[1]):
+        os.kill(pid, signal.SIGKILL)
+    return status
 
 
 def children(parent: int) -> set[int]:

@@ -115,6 +115,23 @@ def test_folders_are_removed_whatever_their_modes_and_names(tmp_path: Path) -> N
     assert (outside / "kept").exists()
 
 
+@pytest.mark.parametrize("number", ["KILL", "STOP"])
+def test_folder_goes_though_what_removes_it_is_killed_or_stopped(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, folder = tmp_path / "rm", tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    program.write_text(
+        f'#!/bin/sh\n[ -e "$0.once" ] || {{ : > "$0.once"; kill -{number} $$; }}\nexec /bin/rm "$@"\n',
+        encoding="utf-8",
+    )
+    program.chmod(0o700)
+    monkeypatch.setattr(storage, "_program", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    storage.remove(str(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rm", "rm.once"]
+
+
 def test_second_name_of_anothers_file_is_not_given_away(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     os.link(tmp_path / "secret", tmp_path / "mine")
