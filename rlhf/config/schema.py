@@ -260,7 +260,7 @@ class Recipe(Section):
     """Default: runs/<name>."""
     model: ModelConfig
     sft: SftConfig | None = None
-    """A cold start before RL, through TRL in a process of its own."""
+    """A cold start before RL, through TRL in a process of its own, of every weight: `model.lora` is of the RL."""
     task: TaskConfig
     services: dict[str, ServiceConfig] = Field(default_factory=dict)
     """Models that rewards ask, as `service://NAME` in their kwargs; each starts with the run if one names it."""
@@ -337,6 +337,16 @@ class Recipe(Section):
                     f"{key}.rewards: by their first_step and last_step no reward but gates counts at step {bare}, "
                     "where nothing would tell good answers from bad. Widen one of them, or add a reward for that time."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _cold_start_is_whole(self) -> "Recipe":
+        if self.sft is not None and (self.sft.lora_result == "adapter" or self.sft.load_in_4bit):
+            key = "load_in_4bit" if self.sft.load_in_4bit else "lora_result"
+            raise ValueError(
+                f"sft.{key} is {getattr(self.sft, key)}, but a recipe's cold start trains every weight, also where "
+                "model.lora is set. Remove it, or begin with a stage of kind sft (docs/pipeline.md)."
+            )
         return self
 
     @model_validator(mode="after")

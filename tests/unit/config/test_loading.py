@@ -258,3 +258,12 @@ def test_differences_are_what_was_said_beyond_the_defaults(write):
 def test_loading_does_not_import_torch():
     code = "import sys, rlhf.config.loading; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
+
+
+@pytest.mark.parametrize("key", ["load_in_4bit=true", "lora_result=adapter"])
+def test_cold_start_of_adapters_is_refused_with_the_stage_that_has_them(write, key):
+    path = write(MINIMAL | {"sft": {"source": {"file": "b.jsonl"}}})
+    load_recipe(path, ["model.lora.rank=8"])
+    said = message_of(path, ["model.lora.rank=8", f"sft.{key}"])
+    assert f"sft.{key.partition('=')[0]} is" in said
+    assert "a stage of kind sft" in said
