@@ -15,6 +15,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
+from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers, get_tensor_load_numel
 
 from rlhf.errors import SyncError
 from rlhf.weight_sync.files import read_weights
@@ -51,6 +52,7 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         # Found now: apart, a tied head and its owner no longer share one parameter.
         self._heads = tied_heads(self.model)
         initialize_layerwise_reload(self.model)
+        self._sizes = parameter_sizes(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As the parent's, without its accelerator synchronisation where there is none."""
@@ -65,7 +67,7 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         """
         try:
             self._load(list(self.read(asdict(update_info))))
-            missing = incomplete_layers(self.model, except_for=[head for _, head in self._heads])
+            missing = incomplete_layers(self.model, self._sizes, except_for=[head for _, head in self._heads])
             if missing:
                 raise SyncError(
                     f"version {update_info.version} left parameters without new weights: "
@@ -88,7 +90,7 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
         counted = [tensor for name, tensor in tensors if name.rpartition(".")[2] not in SKIP_LOAD_TENSORS]
         received = sum(tensor.numel() for tensor in counted)
         # Under tensor parallelism every worker loads only its share of each tensor.
-        if self.parallel_config.world_size == 1 and loaded_elements(self.model) < received:
+        if self.parallel_config.world_size == 1 and loaded_elements(self._sizes) < received:
             passed_over = [name for name, _ in tensors if engine_name(self.model, name) not in loaded]
             raise SyncError(
                 f"received but not loaded: {', '.join(passed_over[:5])} ({len(passed_over)} tensors). "
@@ -132,27 +134,40 @@ def engine_name(model: nn.Module, name: str) -> str:
     return name
 
 
-def loaded_elements(model: nn.Module) -> int:
+def parameter_sizes(model: nn.Module) -> dict[nn.Module, int]:
+    """Elements that each layer expects since the reload began: of its parameters, biases included, not its buffers."""
+    return {
+        layer: sum(
+            get_tensor_load_numel(tensor)
+            for name, tensor in get_layer_params_buffers(layer)[0].items()
+            if name not in SKIP_LOAD_TENSORS
+        )
+        for layer in model.modules()
+    }
+
+
+def loaded_elements(sizes: Mapping[nn.Module, int]) -> int:
     """Elements that went into any layer since the reload began (a layer that is complete counts in full)."""
     total = 0
-    for layer in model.modules():
+    for layer, size in sizes.items():
         info = get_layerwise_info(layer)
-        parameters, _ = info.restore_metadata
-        total += int(info.load_numel) if info.can_load() else sum(p.numel() for p in parameters.values())
+        total += int(info.load_numel) if info.can_load() else size
     return total
 
 
-def incomplete_layers(model: nn.Module, *, except_for: Sequence[nn.Module]) -> list[str]:
+def incomplete_layers(
+    model: nn.Module, sizes: Mapping[nn.Module, int], *, except_for: Sequence[nn.Module]
+) -> list[str]:
     """Layers that have not got all their weights since the reload began, as 'name (loaded of total)'."""
     tied = {id(layer) for layer in except_for}
     missing = []
     for name, layer in model.named_modules():
-        info = get_layerwise_info(layer)
-        if not layer._parameters or id(layer) in tied or not info.can_load():
+        info, total = get_layerwise_info(layer), sizes.get(layer, 0)
+        if id(layer) in tied or not info.can_load():
             continue
         # A vocabulary is padded to the kernel's block: its last rows are never loaded.
         padded = isinstance(layer, VocabParallelEmbedding)
-        loaded, total = int(info.load_numel), int(info.load_numel_total or 0)
+        loaded = int(info.load_numel)
         if total > 0 and (loaded == 0 or (loaded < total and not padded)):
             missing.append(f"{name} ({loaded} of {total})")
     return missing
