@@ -3,7 +3,7 @@
 from tests.unit.sandbox.attacks import LIBC, Attack
 
 DISK = frozenset({"exited", "disk_limit"})
-_HELD = '\ntime.sleep(0.4)\nprint("ESCAPED")\n'
+_HELD = '\ntime.sleep(1.5)\nprint("ESCAPED")\n'
 
 FILES = {
     "folders deeper than a path can say": Attack(
@@ -54,7 +54,7 @@ def work():
         file = os.open("f", os.O_RDWR | os.O_CREAT)
         os.unlink("f")
         os.write(file, bytes(3 << 20))
-    time.sleep(0.4)
+    time.sleep(1.5)
     print("ESCAPED")
 threading.Thread(target=work).start()""",
         verdicts=DISK,
@@ -192,7 +192,7 @@ while True: os.write(f, bytes(9999))""",
     ),
     "after the end": Attack(
         why="a child may go on when its parent has ended",
-        code="import os, time\nif os.fork() == 0:\n    time.sleep(0.3)\n    os.write(1, b'ESCAPED')",
+        code="import os, time\nif os.fork() == 0:\n    time.sleep(1.5)\n    os.write(1, b'ESCAPED')",
     ),
     "streams closed": Attack(
         why="no stream is open any more, and nobody listens",

