@@ -33,13 +33,14 @@ def remove(folder: str) -> None:
 
 
 def _run(*argv: str) -> None:
-    """Run a program to its own end: again, should somebody kill it."""
+    """Run a program to its own end: again, should somebody kill it. OSError when that happens every time."""
     quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (1, 2)]
     for _ in range(_TRIES):
         if not os.WIFSIGNALED(
             wait_for_helper(os.posix_spawn(_program(argv[0]), argv, os.environ, file_actions=quiet))
         ):
             return
+    raise OSError(f"{' '.join(argv)} was killed {_TRIES} times")
 
 
 def disk_use(

@@ -132,6 +132,18 @@ def test_folder_goes_though_what_removes_it_is_killed_or_stopped(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rm", "rm.once"]
 
 
+def test_folder_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, folder = tmp_path / "rm", tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    program.write_text("#!/bin/sh\nkill -KILL $$\n", encoding="utf-8")
+    program.chmod(0o700)
+    monkeypatch.setattr(storage, "_program", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(storage, "_TRIES", 3)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    with pytest.raises(OSError, match=rf"rm -rf -- {folder} was killed 3 times"):
+        storage.remove(str(folder))
+
+
 def test_second_name_of_anothers_file_is_not_given_away(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     os.link(tmp_path / "secret", tmp_path / "mine")

@@ -12,6 +12,7 @@ from torch import nn
 from rlhf.config.schema import EngineConfig
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.vllm import VllmEngine, engine_environment
+from rlhf.errors import SyncError
 from rlhf.weight_sync.files import FileSender
 from rlhf.weight_sync.probe import Probe, probe_sequences
 from rlhf.weight_sync.verified import VerifiedSync
@@ -34,6 +35,17 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
 IN_EVERY_RUN = ("qwen2",)
 
 
+class Forgetful(FileSender):
+    """Sends all tensors but one."""
+
+    def __init__(self, *, run: str, rank: int, lost: str) -> None:
+        super().__init__(run=run, rank=rank)
+        self._lost = lost
+
+    def send(self, weights, version):
+        return super().send([pair for pair in weights if pair[0] != self._lost], version)
+
+
 def other(seed: int, changes: dict[str, Any]) -> nn.Module:
     """Random everywhere: biases begin at 0 in a new model."""
     model = tiny_model(seed, **changes).eval()
@@ -50,7 +62,7 @@ def other(seed: int, changes: dict[str, Any]) -> nn.Module:
     "family",
     [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.long) for name in FAMILIES],
 )
-def test_weights_of_a_family_arrive(family, tmp_path, monkeypatch):
+def test_weights_of_a_family_arrive_and_a_lost_bias_is_named(family, tmp_path, monkeypatch):
     pytest.importorskip("vllm")
     changes = FAMILIES[family]
     config = EngineConfig(max_sequences=8, kv_cache_mb=64)
@@ -70,6 +82,10 @@ def test_weights_of_a_family_arrive(family, tmp_path, monkeypatch):
                 learner = LocalLearner(other(version, changes), FileSender(run="families", rank=0))
                 metrics = await VerifiedSync(learner, OneEngine(engine), probe=probe).publish(version)
                 assert metrics["sync/probe_gap"] < 1e-4
+            if biases := [name for name, _ in learner.model.named_parameters() if name.endswith("bias")]:
+                learner = LocalLearner(other(3, changes), Forgetful(run="families", rank=0, lost=biases[0]))
+                with pytest.raises(SyncError, match="left parameters without new weights"):
+                    await VerifiedSync(learner, OneEngine(engine), probe=probe).publish(3)
         finally:
             await engine.close()
 
