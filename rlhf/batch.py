@@ -5,10 +5,13 @@ N tokens, B rows (segments). Element t of a per-token field speaks about token t
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from rlhf.image_codes import ImageCodes
 
 _PER_ROW = frozenset(
     {
@@ -54,6 +57,16 @@ class Batch:
     """Experts that the engine chose in each decoder layer when the token was the input; -1: not recorded."""
     kept_ids: Int[Tensor, "N K"] | None = None
     """Ids of which the engine sampled the token, then -1; a row of -1 alone: of the whole vocabulary."""
+    images: tuple[str, ...] = ()
+    """References of the images that rows show, each once."""
+    image_ids: Int[Tensor, " N"] | None = None
+    """For an image token the place of its image in `images`, else -1; None: no row shows any."""
+    banned: tuple[int, ...] = ()
+    """Ids that the engine never draws: the distributions that are compared are over the others."""
+    code_mask: Bool[Tensor, " N"] | None = None
+    """True for image codes that the policy drew; None: it draws text alone."""
+    image_codes: ImageCodes | None = None
+    """The rule by which they were drawn: distributions are over the tokens of a token's kind."""
     task_rewards: Float[Tensor, " B"] | None = None
     """As graded. None while `rewards` are not shaped."""
     advantages: Float[Tensor, " N"] | None = None
@@ -88,6 +101,16 @@ class Batch:
         return int(self.tokens.numel())
 
     @property
+    def is_empty(self) -> bool:
+        """N is 0."""
+        return self.num_tokens == 0
+
+    @property
+    def num_computed(self) -> int:
+        """Forward passes over each row: a guided one has its null row beside it."""
+        return 2 if self.image_codes is not None and self.image_codes.is_guided else 1
+
+    @property
     def num_rows(self) -> int:
         """B."""
         return int(self.rewards.numel())
@@ -113,8 +136,8 @@ class Batch:
         """For each token, the place of the first that says the same: same group, same tokens before it.
 
         A row shares its beginning (a prompt, earlier turns) with the first row of its group as far as the two
-        agree, in recorded experts, too; all other tokens are their own origin. Where nothing later acts on what
-        is earlier, as in a causal model, a token and its origin have the same hidden state.
+        agree, in recorded experts and images, too; all other tokens are their own origin. Where nothing later acts
+        on what is earlier, as in a causal model, a token and its origin have the same hidden state.
         """
         places = torch.arange(self.num_tokens, device=self.tokens.device)
         if self.num_rows == 0:
@@ -129,6 +152,8 @@ class Batch:
         agrees = inside & (self.tokens[origin] == self.tokens)
         if self.routing is not None:
             agrees &= (self.routing[origin] == self.routing).flatten(1).all(1)
+        if self.image_ids is not None:
+            agrees &= self.image_ids[origin] == self.image_ids
         differs_at = torch.where(agrees, lengths[self.segment_ids], self.positions)
         shared = lengths.scatter_reduce(0, self.segment_ids, differs_at, "amin")
         return torch.where(self.positions < shared[self.segment_ids], origin, places)
@@ -136,14 +161,14 @@ class Batch:
     def select_rows(self, rows: Int[Tensor, " R"]) -> "Batch":
         """The batch made of `rows` in that order. Weights and advantages travel with their tokens."""
         index = self.token_index(rows)
-        changed = {n: t[rows] if n in _PER_ROW else t[index] for n, t in self._tensors()}
+        changed: dict[str, Any] = {n: t[rows] if n in _PER_ROW else t[index] for n, t in self._tensors()}
         order = torch.arange(rows.numel(), device=rows.device)
         changed["segment_ids"] = torch.repeat_interleave(order, self.row_lengths()[rows])
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        moved = {name: value.to(device) for name, value in self._tensors()}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors()}
         return replace(self, **moved)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from rlhf.cluster.transfer import Ends, choose_sync, open_sync
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.data.mixture import PromptMixture
 from rlhf.data.prompts import PromptStream
+from rlhf.episodes.render import Renderer
 from rlhf.interfaces import Placement, PromptLedger, RolloutFunction
 from rlhf.learner.plan import LearnerPlan, RankPlace
 from rlhf.machine import usable_cores
@@ -28,7 +29,7 @@ from rlhf.materials import Materials, local_model
 from rlhf.processes import kept_limit, make_rollout, open_graders, start_engines
 from rlhf.rollout.buffer import GroupBuffer
 from rlhf.rollout.evaluate import EvaluationPlan, evaluate
-from rlhf.rollout.group import Producer
+from rlhf.rollout.group import Producer, Sampled
 from rlhf.rollout.reward_totals import short_names
 from rlhf.rollout.scoring import RewardPool
 from rlhf.run import Annotator, Evaluator, Run, RunState, load_state
@@ -36,8 +37,8 @@ from rlhf.run_folder import RunFolder
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.telemetry.live import LiveView
 from rlhf.telemetry.recording import SampleRecorder
-from rlhf.telemetry.sinks import JsonlSink, Sink, TensorBoardSink, WandbSink
-from rlhf.types import Prompt, Sampling
+from rlhf.telemetry.sinks import open_sinks
+from rlhf.types import Prompt, Sampling, TrajectoryGroup
 from rlhf.weight_sync.probe import Probe, probe_sequences
 from rlhf.weight_sync.verified import VerifiedSync
 
@@ -90,7 +91,7 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
     prompts = _ledger(recipe, materials.train)
     state = _restore(materials.folder, prompts)
     _warn_of_one_epoch(recipe, materials.train)
-    buffer = GroupBuffer(
+    buffer: GroupBuffer[TrajectoryGroup] = GroupBuffer(
         schedule.prompts_per_step, schedule.max_staleness, max_discarded=schedule.max_discarded
     )
     sampling = Sampling(
@@ -100,10 +101,10 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
         top_k=recipe.sampling.top_k,
         stop_token_ids=materials.renderer.stop_token_ids,
         kept_limit=kept_limit(recipe),
+        banned=materials.banned,
+        image_codes=materials.image_codes,
     )
-    producer = Producer(
-        buffer=buffer,
-        prompts=prompts,
+    work = Sampled(
         rollout=rollout,
         reward=parts.reward,
         sampling=sampling,
@@ -111,7 +112,6 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
         seed=recipe.seed,
         drop_zero_variance=schedule.drop_zero_variance,
         temperature_points=recipe.sampling.temperature_points,
-        version=lambda: state.step,
         least_rewards=parts.algorithm.least_rewards,
         least_by_scenario=_least_by_scenario(recipe, parts.algorithm),
     )
@@ -125,13 +125,14 @@ def _assemble(materials: Materials, view: LiveView, parts: _Parts, rollout: Roll
         algorithm=parts.algorithm,
         annotators=_annotators(parts, schedule.minibatches * schedule.inner_epochs),
         reward_parts=short_names(recipe.task.all_rewards) if "reward_parts" in inputs else (),
+        vision=materials.renderer.vision,
         decode_steps=materials.renderer.decode if "step_rewards" in inputs else None,
         reward=parts.reward,
         prompts=prompts,
         buffer=buffer,
-        producer=producer,
+        producer=Producer(buffer=buffer, prompts=prompts, work=work, version=lambda: state.step),
         evaluator=_evaluator(materials, view, rollout, parts.reward),
-        sinks=_sinks(recipe, materials.folder.path, first_step=state.step + 1 if state.step else 0),
+        sinks=open_sinks(recipe, materials.folder.path, first_step=state.step + 1 if state.step else 0),
         recorder=SampleRecorder(
             materials.folder.path,
             decode=materials.renderer.pieces,
@@ -256,16 +257,32 @@ def make_learner(
 
 async def _open_sync(materials: Materials, learner: LearnerClient, engine: EngineClient) -> VerifiedSync:
     recipe = materials.recipe
-    sequences = probe_sequences(
+    random_ids = probe_sequences(
         materials.renderer.vocabulary_size,
         seed=recipe.seed,
         length=min(32, recipe.sampling.max_prompt_tokens),
         avoid=materials.renderer.special_ids,
     )
     tolerance = recipe.sync.tolerance or _probe_tolerance(recipe)
-    probe = Probe(sequences=sequences, tolerance=tolerance, every=recipe.sync.probe_every)
+    prompts, room = [*materials.train, *materials.heldout], recipe.longest_context - 1
+    sequences, images = with_images(random_ids, materials.renderer, prompts, longest=room)
+    probe = Probe(sequences=sequences, images=images, tolerance=tolerance, every=recipe.sync.probe_every)
     ends = Ends(learner=learner, engine=engine, scratch=materials.folder.path / "sync")
     return await open_sync(choose_sync(recipe, materials.device), recipe, ends, probe)
+
+
+def with_images(
+    sequences: Sequence[Sequence[int]], renderer: Renderer, prompts: Sequence[Prompt], *, longest: int
+) -> tuple[list[Sequence[int]], list[tuple[str, ...]]]:
+    """(sequences, images of each) of a probe: beside the random ones, one of them after the first prompt with images.
+
+    A stale tower shows in nothing but such a one.
+    """
+    shown = next((prompt for prompt in prompts if prompt.images), None)
+    if shown is None:
+        return list(sequences), []
+    seeing = (*renderer.encode_prompt(shown), *sequences[0])[:longest]
+    return [*sequences, seeing], [*[()] * len(sequences), shown.images]
 
 
 def _probe_tolerance(recipe: Recipe) -> float:
@@ -323,26 +340,14 @@ def _evaluator(
             max_tokens=config.max_tokens or sampling.max_tokens,
             temperature=config.temperature,
             stop_token_ids=materials.renderer.stop_token_ids,
+            banned=materials.banned,
+            image_codes=materials.image_codes,
         ),
         num_samples=config.num_samples,
         seed=materials.recipe.seed,
     )
     progress = functools.partial(view.phase, "evaluating on held-out prompts")
     return functools.partial(evaluate, rollout, reward, plan, progress=progress)
-
-
-def _sinks(recipe: Recipe, folder: Path, *, first_step: int) -> list[Sink]:
-    sinks: list[Sink] = [JsonlSink(folder, first_step=first_step)]
-    for kind in recipe.telemetry.sinks:
-        match kind:
-            case "tensorboard":
-                sinks.append(TensorBoardSink(folder, first_step=first_step))
-            case "wandb":
-                config: dict[str, Any] = recipe.model_dump(mode="json")
-                sinks.append(
-                    WandbSink(folder, project=recipe.telemetry.project, name=recipe.name, config=config)
-                )
-    return sinks
 
 
 def header(materials: Materials) -> dict[str, str]:

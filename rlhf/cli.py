@@ -42,7 +42,7 @@ def _interrupted(arguments: argparse.Namespace) -> str:
     if arguments.command is _pipeline and arguments.redo:
         return "interrupted; the same command, without --redo, goes on\n"
     hints = {_train: "; the same command resumes from the last checkpoint"}
-    hints |= dict.fromkeys((_pipeline, _stage, _evaluate), "; the same command goes on")
+    hints |= dict.fromkeys((_pipeline, _stage, _evaluate, _vision), "; the same command goes on")
     return f"interrupted{hints.get(arguments.command, '')}\n"
 
 
@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
+    _vision_arguments(commands)
+
     report = commands.add_parser(
         "report", help="write report.html for the folder of a run, a pipeline or an evaluation"
     )
@@ -132,6 +134,26 @@ def _pipeline_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentP
     stage.add_argument("--tied", action="store_true", help="end when standard input closes")
     _code_dir_argument(stage)
     stage.set_defaults(command=_stage)
+
+
+def _vision_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    vision = commands.add_parser("vision", help="retrieval alignment: teach a dual encoder taste")
+    kinds = vision.add_subparsers(required=True, metavar="train | build-orders | eval | bench")
+    for name, said in (
+        ("train", "align a retriever; resumes if its run folder holds a checkpoint"),
+        ("build-orders", "make the lists of a recipe and write them down"),
+        ("eval", "measure a recipe's model on its eval section"),
+        ("bench", "compare ways to align, tuned alike; exit code 1 where a gate is missed"),
+    ):
+        command = kinds.add_parser(name, help=said)
+        _recipe_arguments(command)
+        command.set_defaults(command=_vision, kind=name)
+        if name in ("train", "bench"):
+            command.add_argument("--dry-run", action="store_true", help="print the whole recipe and stop")
+        if name == "train":
+            command.add_argument("--fresh", action="store_true", help="delete the run folder first")
+        if name == "build-orders":
+            command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a JSONL file")
 
 
 def _count(text: str) -> int:
@@ -238,23 +260,30 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return asyncio.run(evaluate_file(Path(arguments.recipe), arguments.overrides, code_dir=code_dir))
 
 
+def _vision(arguments: argparse.Namespace) -> int:
+    from rlhf.vision import command
+
+    _prepend(arguments.code_dir)
+    path, overrides, code_dir = Path(arguments.recipe), arguments.overrides, arguments.code_dir.resolve()
+    if arguments.kind in ("train", "bench") and arguments.dry_run:
+        load = command.load_bench if arguments.kind == "bench" else command.load_alignment
+        sys.stdout.write(command.resolved(load(path, overrides)))
+        return 0
+    match arguments.kind:
+        case "train":
+            return command.train_command(path, overrides, code_dir=code_dir, fresh=arguments.fresh)
+        case "build-orders":
+            return command.orders_command(path, overrides, code_dir=code_dir, out=arguments.out)
+        case "eval":
+            return command.eval_command(path, overrides, code_dir=code_dir)
+        case _:
+            return command.bench_command(path, overrides)
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    from rlhf.telemetry.eval_report import write_eval_report
-    from rlhf.telemetry.report import write_report
+    from rlhf.reports import write_any_report
 
-    if (arguments.run_dir / "pipeline.yaml").is_file():
-        from rlhf.pipeline.report import write_pipeline_report
-
-        sys.stdout.write(f"{write_pipeline_report(arguments.run_dir)}\n")
-        return 0
-    if (arguments.run_dir / "eval.json").is_file():
-        sys.stdout.write(f"{write_eval_report(arguments.run_dir)}\n")
-        return 0
-    if not (arguments.run_dir / "config.yaml").is_file():
-        raise ConfigError(
-            f"{str(arguments.run_dir)!r} is not a run folder: it has no config.yaml, no eval.json and no pipeline.yaml."
-        )
-    sys.stdout.write(f"{write_report(arguments.run_dir)}\n")
+    sys.stdout.write(f"{write_any_report(arguments.run_dir)}\n")
     return 0
 
 

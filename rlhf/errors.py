@@ -28,6 +28,10 @@ class RewardError(RlhfError, RuntimeError):
     """Rewards failed (were not gradable) more often than the recipe allows."""
 
 
+class JudgeError(RlhfError, RuntimeError):
+    """A judge of images answered with something that is no score of them; names the judge, the query and the image."""
+
+
 class SyncError(RlhfError, RuntimeError):
     """The engine does not hold the weights the learner published; training on would be silently off-policy."""
 
@@ -74,3 +78,7 @@ class SandboxError(RlhfError, RuntimeError):
 
 class StageError(RlhfError, RuntimeError):
     """A stage of a pipeline that ended without its result."""
+
+
+class StaleError(RlhfError, RuntimeError):
+    """A list of images that other weights, another gallery or other judges made than those of this run."""

@@ -207,6 +207,7 @@ def _after_cold_start(
         out_folder=folder.path / "sft",
         seed=recipe.seed,
         on_progress=progress,
+        model=recipe.model.model_copy(update={"lora": None}),  # adapters are of RL
         child=child,
     )
     return gather_materials(recipe.model_copy(update={"model": local_model(recipe, tuned)}), folder, tuned)

@@ -33,6 +33,8 @@ class GenerateRequest:
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
     seeds: tuple[int, ...]
+    images: tuple[str, ...] = ()
+    """References, one for each run of image tokens in the prompt."""
 
 
 class Sampler(Protocol):
@@ -48,8 +50,13 @@ class RolloutEngine(Sampler, Protocol):
     async def forget_prefixes(self) -> None:
         """Drop cached prefixes."""
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
-        """[engine][sequence][T-1]: log-probability (temperature 1, full vocabulary) of each token after the first."""
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[list[float]]]:
+        """[engine][sequence][T-1]: log-probability (temperature 1, full vocabulary) of each token after the first.
+
+        `images` has the references of each sequence, as GenerateRequest has them; nothing: none shows any.
+        """
 
     async def pause(self) -> None:
         """Stop decoding; requests in flight keep their place."""
@@ -126,7 +133,9 @@ class Learner(Protocol):
     async def update_critic(self, minibatches: Sequence["Batch"], loss: LossFunction) -> UpdateMetrics:
         """As `update`, for the critic."""
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """[sequence][T-1], as RolloutEngine.probe."""
 
     async def save(self, folder: str) -> None:

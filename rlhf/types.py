@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhf.image_codes import DrawnImages, ImageCodes
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -104,6 +106,7 @@ class Prompt:
     reference: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
+    """References (rlhf/data/images.py); each stands as `<image>` in the messages, in order."""
     is_chat: bool = False
     """Whether the row's prompt was a list of messages rather than a text."""
     scenario: str = ""
@@ -125,6 +128,9 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     kept_limit: int = 0
     """Report what top-p and top-k left of the vocabulary, for sets of at most so many tokens; 0: do not."""
+    banned: tuple[int, ...] = ()
+    """Ids that are never drawn: the distribution is over the others."""
+    image_codes: ImageCodes | None = None
 
     @property
     def reports_kept(self) -> bool:
@@ -152,6 +158,8 @@ class Completion:
     kept: "tuple[NDArray[np.int32], ...] | None" = field(default=None, compare=False, repr=False)
     """[T] of what each token was sampled from: the ids that top-p and top-k left, ascending; none where they
     were more than `Sampling.kept_limit`."""
+    drawn: DrawnImages | None = None
+    """The images among the sampled tokens, where `Sampling.image_codes` asks for them."""
     num_cached: int | None = field(default=None, compare=False)
     """Tokens of the prompt that were in the engine's prefix cache; None where it keeps none."""
 
@@ -172,12 +180,15 @@ class Segment:
     rollout_logprobs: tuple[float, ...]
     versions: tuple[int, ...]
     images: tuple[str, ...] = ()
+    """References, one for each run of image tokens, in order."""
     reason: SegmentReason = "start"
     """Why it is not the last one's continuation."""
     routing: "NDArray[np.int16] | None" = field(default=None, compare=False, repr=False)
     """[T, L, k]: as Completion.routing; -1 also for tokens after the last sampled one."""
     kept: "tuple[NDArray[np.int32], ...] | None" = field(default=None, compare=False, repr=False)
     """[T]: as Completion.kept; nothing for tokens that were not sampled."""
+    drawn: DrawnImages | None = None
+    """As Completion.drawn, in the places of the segment."""
 
     def __post_init__(self) -> None:
         _same_length(

@@ -148,6 +148,7 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "desirable_weight": (lambda x: 0 < x < math.inf, "a number above 0"),
     "undesirable_weight": (lambda x: 0 < x < math.inf, "a number above 0"),
     "nll_coef": (lambda x: 0 <= x < math.inf, "a number of 0 or more"),
+    "kl_coef": (lambda x: 0 <= x < math.inf, "a number of 0 or more"),
     "margin": (lambda x: -math.inf < x < math.inf, "a finite number"),
     "centre_coef": (lambda x: 0 <= x < math.inf, "a number of 0 or more"),
 }

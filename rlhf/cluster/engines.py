@@ -111,9 +111,11 @@ class EngineClient:
             )
         )
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[list[float]]]:
         """[engine][sequence][T-1] log-probabilities."""
-        return await self.on_all("probe", sequences)
+        return await self.on_all("probe", sequences, images)
 
     async def pause(self) -> None:
         """Stop decoding everywhere; requests in flight keep their place."""

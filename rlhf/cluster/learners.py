@@ -28,14 +28,19 @@ class LearnerClient:
         """One optimizer step per mini-batch, in order."""
         return await self._update("update", minibatches, loss)
 
+    async def update_shares(self, shares: Sequence[Any]) -> UpdateMetrics:
+        """One optimizer step on micro-batches that are shared out already: [rank][micro-batch]."""
+        answers = await self._on_ranks("update", [([share],) for share in shares])
+        metrics: UpdateMetrics = answers[0]
+        return metrics
+
     async def update_critic(self, minibatches: Sequence[Batch], loss: LossFunction) -> UpdateMetrics:
         """One optimizer step of the critic per mini-batch, in order."""
         return await self._update("update_critic", minibatches, loss)
 
     async def _update(self, method: str, minibatches: Sequence[Batch], loss: LossFunction) -> UpdateMetrics:
         shares = [
-            split_microbatches(m, ranks=len(self.ranks), budget_tokens=self.microbatch_tokens)
-            for m in minibatches
+            split_microbatches(m, ranks=len(self.ranks), budget_tokens=self._budget(m)) for m in minibatches
         ]
         answers = await self._on_ranks(
             method, [([share[rank] for share in shares], loss) for rank in range(len(self.ranks))]
@@ -47,7 +52,7 @@ class LearnerClient:
         self, batch: Batch, *, reference: bool = False, teacher: str | None = None
     ) -> torch.Tensor:
         """[N] log-probabilities; 0 where not trained."""
-        plan = plan_microbatches(batch, ranks=len(self.ranks), budget_tokens=self.microbatch_tokens)
+        plan = plan_microbatches(batch, ranks=len(self.ranks), budget_tokens=self._budget(batch))
         answers = await self._on_ranks(
             "logprobs", [([batch.select_rows(rows) for rows in share], reference, teacher) for share in plan]
         )
@@ -59,7 +64,7 @@ class LearnerClient:
 
     async def values(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The critic's values before each trained token [N] (0 elsewhere) and after each row [B]."""
-        plan = plan_microbatches(batch, ranks=len(self.ranks), budget_tokens=self.microbatch_tokens)
+        plan = plan_microbatches(batch, ranks=len(self.ranks), budget_tokens=self._budget(batch))
         answers = await self._on_ranks("values", [([batch.select_rows(r) for r in share],) for share in plan])
         values, last_values = torch.zeros(batch.num_tokens), torch.zeros(batch.num_rows)
         for share, parts in zip(plan, answers, strict=True):
@@ -68,13 +73,18 @@ class LearnerClient:
                 last_values[rows] = last
         return values, last_values
 
+    def _budget(self, batch: Batch) -> int:
+        return self.microbatch_tokens // batch.num_computed
+
     async def reset_reference(self) -> None:
         """Make the current weights the reference."""
         await self._on_all("reset_reference")
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """[sequence][T-1] log-probabilities at temperature 1."""
-        answers = await self._on_all("probe", sequences)
+        answers = await self._on_all("probe", sequences, images)
         return answers[0]  # type: ignore[no-any-return]
 
     async def open_sender(self, make: SenderFactory) -> None:

@@ -14,8 +14,9 @@ from rlhf.cluster.actors import AsyncHost, SyncHost, named
 from rlhf.cluster.engines import EngineClient
 from rlhf.cluster.launch import thread_environment
 from rlhf.cluster.learners import LearnerClient
+from rlhf.cluster.pools import JudgeClient
 from rlhf.cluster.watchdog import Named, answer
-from rlhf.config.schema import Recipe
+from rlhf.config.alignment import AnyRecipe
 from rlhf.errors import DeadlineError, PlacementError
 
 
@@ -38,7 +39,7 @@ class Seating:
     engine_bundle: tuple[int, ...]
 
 
-def seat(recipe: Recipe, device: str) -> Seating:
+def seat(recipe: AnyRecipe, device: str) -> Seating:
     """Derive the placement group.
 
     split: a bundle per rank and per engine. colocated: engine i shares its bundle with the ranks whose devices
@@ -75,7 +76,7 @@ def seat(recipe: Recipe, device: str) -> Seating:
     )
 
 
-def seat_engines(recipe: Recipe, device: str) -> Seating:
+def seat_engines(recipe: AnyRecipe, device: str) -> Seating:
     """The placement group of engines without a learner: a bundle each."""
     engine, on_gpu = recipe.engine, device == "cuda"
     gpus = engine.tensor_parallel * float(on_gpu)
@@ -119,7 +120,7 @@ def reserve(seating: Seating, *, limit_s: float) -> PlacementGroup:
 class Cluster:
     """Starts the actors of a run in a reserved placement group."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     device: str
     seating: Seating
     group: PlacementGroup
@@ -168,6 +169,14 @@ class Cluster:
         starts = [answer(e.handle.start.remote(), actor=e, call="start", limit_s=limit) for e in engines]
         await asyncio.gather(*starts)
         return EngineClient(engines=engines, timeouts=self.recipe.timeouts)
+
+    async def judges(self, factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> JudgeClient:
+        """Start the judges of images, outside the placement group: they wait while learner and engines work."""
+        limit = self.recipe.timeouts.start_s
+        handle = SyncHost.options(num_cpus=0).remote(factory, dict(kwargs))  # type: ignore[attr-defined]
+        actor = await _named(handle, "judges", "judge", limit)
+        await answer(handle.start.remote({}), actor=actor, call="start", limit_s=limit)
+        return JudgeClient(actor=actor, timeouts=self.recipe.timeouts)
 
     def close(self) -> None:
         """Give the placement group back (its actors end with it)."""

@@ -10,7 +10,7 @@ import ray
 
 from rlhf.cluster.engines import EngineClient
 from rlhf.cluster.learners import LearnerClient
-from rlhf.config.schema import Recipe
+from rlhf.config.alignment import AnyRecipe
 from rlhf.engines.choice import choose_engine
 from rlhf.errors import ConfigError
 from rlhf.interfaces import SenderFactory, TensorSpec, WeightSender
@@ -22,7 +22,7 @@ from rlhf.weight_sync.verified import VerifiedSync
 SyncKind = Literal["cpu", "nccl", "ipc", "disk"]
 
 
-def choose_sync(recipe: Recipe, device: str) -> SyncKind:
+def choose_sync(recipe: AnyRecipe, device: str) -> SyncKind:
     """What `sync.kind: auto` means here. Raises ConfigError for a kind that device or engine cannot do."""
     kind = recipe.sync.kind
     if choose_engine(recipe.engine.kind)[0] == "hf":
@@ -57,7 +57,7 @@ class Ends:
     """Folder that every machine of the run sees (`disk`)."""
 
 
-async def open_sync(kind: SyncKind, recipe: Recipe, ends: Ends, probe: Probe) -> VerifiedSync:
+async def open_sync(kind: SyncKind, recipe: AnyRecipe, ends: Ends, probe: Probe) -> VerifiedSync:
     """Make a sender in every learner rank and return the sync that drives it."""
     factory = await _factory(kind, recipe, ends)
     await ends.learner.open_sender(factory)
@@ -70,7 +70,7 @@ async def open_sync(kind: SyncKind, recipe: Recipe, ends: Ends, probe: Probe) ->
     )
 
 
-async def _factory(kind: SyncKind, recipe: Recipe, ends: Ends) -> SenderFactory:
+async def _factory(kind: SyncKind, recipe: AnyRecipe, ends: Ends) -> SenderFactory:
     match kind:
         case "cpu":
             return partial(_file_sender, run=recipe.name, folder=None)

@@ -13,12 +13,13 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlhf.errors import DeadlineError, EngineError, LearnerError, RlhfError, ServiceError
+from rlhf.errors import DeadlineError, EngineError, JudgeError, LearnerError, RlhfError, ServiceError
 
 _ERRORS: Mapping[str, type[RlhfError]] = {
     "engine": EngineError,
     "learner": LearnerError,
     "service": ServiceError,
+    "judge": JudgeError,
 }
 
 
@@ -29,7 +30,7 @@ class Named:
     handle: Any
     name: str
     kind: str
-    """`engine`, `learner` or `service`: decides the error type of its death."""
+    """`engine`, `learner`, `service` or `judge`: decides the error type of its death."""
     node_id: str = ""
     pid: int = 0
     stack_file: str = ""
@@ -74,7 +75,7 @@ async def stack_of(actor: Named) -> str:
     strategy = NodeAffinitySchedulingStrategy(node_id=actor.node_id, soft=False)
     dump = _dump.options(num_cpus=0, scheduling_strategy=strategy).remote(actor.pid, actor.stack_file)
     looks = [_within(dump, 20)]
-    if actor.kind != "learner":
+    if actor.kind in ("engine", "service"):
         looks.append(_within(actor.handle.tasks.remote(), 5))
     return "\n".join(await asyncio.gather(*looks))
 

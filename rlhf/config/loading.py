@@ -17,6 +17,14 @@ from rlhf.errors import ConfigError
 
 EXTENDS = "extends"
 S = TypeVar("S", bound=Section)
+_KINDS = {
+    "stages": ("PipelineConfig", "rlhf pipeline"),
+    "alignment": ("BenchRecipe", "rlhf vision bench"),
+    "sets": ("EvaluationFile", "rlhf eval"),
+    "judges": ("AlignmentRecipe", "rlhf vision train"),
+    "task": ("Recipe", "rlhf train"),
+}
+"""Top-level key that tells a kind of file -> its section, the command that reads it."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,9 +39,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_with_overrides(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a file says, laid over the file it extends, with the overrides applied; unchecked."""
     values = _read_with_base(path)
+    apply_overrides(values, overrides)
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Lay `key.sub=value` overrides over what a file says."""
     for override in overrides:
         _apply_override(values, override)
-    return values
 
 
 def checked_section(section: type[S], values: Mapping[str, Any], *, where: str | Path, under: str = "") -> S:
@@ -41,7 +54,16 @@ def checked_section(section: type[S], values: Mapping[str, Any], *, where: str |
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(where, error, section, under)) from None
+        other = "" if under else _other_kind(section, values)
+        raise ConfigError(f"{where}: {other}" if other else _explain(where, error, section, under)) from None
+
+
+def _other_kind(section: type[Section], values: Mapping[str, Any]) -> str:
+    """What to say of a file that another command reads."""
+    for key, (name, command) in _KINDS.items():
+        if key in values and key not in section.model_fields:
+            return f"its key {key!r} makes it a file for `{command}`." if name != section.__name__ else ""
+    return ""
 
 
 def resolved_yaml(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig, CriticConfig, LoraConfig
+from rlhf.config.image_codes import ImageCodesConfig, image_codes_problem
 from rlhf.config.presets import lay_over_preset
 from rlhf.config.rewards import uncovered_step
 from rlhf.config.sandbox import SandboxConfig
@@ -15,6 +16,7 @@ from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 from rlhf.config.services import ServiceConfig, unknown_service
 from rlhf.config.task import TaskConfig
 from rlhf.config.trainer import SftConfig as SftConfig
+from rlhf.config.vision import FreezeConfig, ImageProcessorConfig
 
 
 class ModelConfig(Section):
@@ -26,14 +28,33 @@ class ModelConfig(Section):
     """A Hugging Face config (with `model_type`) to initialise at random instead of loading."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: the model's. `characters` makes one of single characters,
-    `characters+tags` one that also has <think>, </think>, <answer> and </answer>."""
+    `characters+tags` one that also has <think>, </think>, <answer> and </answer>, `characters+codes` one that has
+    <boi> (id 99) and the image codes <c0> to <c15> (from 100)."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute type of learner and engine. Master weights are always float32, optimizer state as
     `learner.optimizer_state` has it."""
     lora: LoraConfig | None = None
+    """Adapters; in a model that sees images, on the language model unless `targets` name modules of `visual`."""
+    freeze: FreezeConfig = FreezeConfig()
+    image_processor: ImageProcessorConfig | None = None
+    """With `config` of a model that sees images: how images are resized."""
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _suits_its_source(self) -> "ModelConfig":
+        if self.image_processor is not None and self.config is None:
+            raise ValueError(
+                "model.image_processor goes with model.config; a folder in model.path has its own "
+                "(preprocessor_config.json). Remove it, or change that file."
+            )
+        if self.lora is not None and self.freeze.text:
+            raise ValueError(
+                "model.lora trains adapters of the language model and model.freeze.text is true: nothing would be "
+                "trained. Remove one of the two."
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
@@ -65,6 +86,7 @@ class SamplingConfig(Section):
     """Compare log-probabilities over the tokens that top_p and top_k left, as recorded at sampling."""
     kept_limit: PositiveInt = 256
     """Largest such set that is recorded; a token sampled from a larger one is left out of the loss."""
+    image_codes: ImageCodesConfig | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "SamplingConfig":
@@ -350,9 +372,10 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _knows_its_services(self) -> "Recipe":
-        if (problem := unknown_service(self.task, self.services)) is not None:
-            raise ValueError(problem)
+    def _fits_together(self) -> "Recipe":
+        for problem in (unknown_service(self.task, self.services), image_codes_problem(self)):
+            if problem is not None:
+                raise ValueError(problem)
         return self
 
     @property

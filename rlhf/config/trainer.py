@@ -1,14 +1,22 @@
 """The sections of stages that train through TRL: supervised fine-tuning, preferences (DPO), reward models."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from rlhf.config.section import Count, Fraction, NonNegative, Positive, Section
 from rlhf.config.task import SourceConfig
 
-PreferenceLoss = Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "apo_zero", "apo_down"]
-"""TRL's losses that are a mean over pairs; those that look at a whole batch depend on how it is split."""
+PreferenceLoss = Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "bco_pair", "apo_zero", "apo_down"]
+"""TRL's losses that are a mean over pairs; those that look at a whole batch depend on how it is split.
+
+`bco_pair` is one of them: TRL's has no running mean of rewards, which BCO's paper subtracts.
+"""
+SFT_TERM = "sft"
+"""The name of the negative log-likelihood in a mapping of losses."""
+_SORTS_BATCHES = ("aot", "aot_unpaired")
 READ_LABEL_SMOOTHING = frozenset({"robust", "exo_pair"})
 
 
@@ -126,8 +134,9 @@ class DpoConfig(TrainerConfig, PreferenceConfig, Section):
     """Direct preference optimization."""
 
     lr: Positive = 1e-6
-    loss: PreferenceLoss = "sigmoid"
-    """As TRL has them: `ipo` is on log-ratios per token, at the same beta a very different loss from that on sums."""
+    loss: PreferenceLoss | dict[str, Positive] = "sigmoid"
+    """As TRL has them: `ipo` is on log-ratios per token, at the same beta a very different loss from that on sums. Or
+    several with their weights: {sigmoid: 0.8, bco_pair: 0.2, sft: 1.0} is MPO, where sft is the term of sft_coef."""
     beta: Positive = 0.1
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of pairs taken to be the wrong way round; read by `robust` and `exo_pair` alone."""
@@ -136,16 +145,50 @@ class DpoConfig(TrainerConfig, PreferenceConfig, Section):
     reference: str = "start"
     """`start`: the model before training; `none`: a uniform one; else a folder or hub name."""
 
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """The losses on pairs and their weights, the SFT term left out."""
+        given = {self.loss: 1.0} if isinstance(self.loss, str) else self.loss
+        return {name: weight for name, weight in given.items() if name != SFT_TERM}
+
+    @property
+    def sft_weight(self) -> float:
+        """Weight of the SFT term, from wherever it is given."""
+        return self.sft_coef if isinstance(self.loss, str) else self.loss.get(SFT_TERM, self.sft_coef)
+
+    @model_validator(mode="after")
+    def _knows_its_losses(self) -> Self:
+        known = (*get_args(PreferenceLoss), SFT_TERM)
+        for name in () if isinstance(self.loss, str) else self.loss:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}."
+                if name in _SORTS_BATCHES:
+                    hint = f"it sorts the pairs of a batch, so it depends on how that is split; {hint}"
+                raise ValueError(f"loss names {name!r}, which is no loss on pairs here: {hint}")
+        if not self.losses:
+            raise ValueError(
+                f"loss is {self.loss}, which has no loss on pairs. Name one of {', '.join(known[:-1])}, or use an sft "
+                "stage."
+            )
+        if not isinstance(self.loss, str) and SFT_TERM in self.loss and self.sft_coef:
+            raise ValueError(
+                f"loss.sft is {self.loss[SFT_TERM]:g} and sft_coef is {self.sft_coef:g}: they are the same term. Give "
+                "one of the two."
+            )
+        return self
+
     @model_validator(mode="after")
     def _reads_what_is_set(self) -> Self:
-        if self.label_smoothing and self.loss not in READ_LABEL_SMOOTHING:
+        named = ", ".join(self.losses)
+        if self.label_smoothing and READ_LABEL_SMOOTHING.isdisjoint(self.losses):
             raise ValueError(
-                f"label_smoothing is {self.label_smoothing} but loss is {self.loss}, which does not read it in TRL "
+                f"label_smoothing is {self.label_smoothing} but loss is {named}, which does not read it in TRL "
                 "(sigmoid ignores it in silence). Set loss: robust, or label_smoothing: 0."
             )
-        if not self.label_smoothing and self.loss in READ_LABEL_SMOOTHING:
+        if not self.label_smoothing and not READ_LABEL_SMOOTHING.isdisjoint(self.losses):
             raise ValueError(
-                f"loss is {self.loss} but label_smoothing is 0, at which it is not a loss of its own. "
+                f"loss is {named} but label_smoothing is 0, at which it is not a loss of its own. "
                 "Set label_smoothing to the share of wrong labels, or loss: sigmoid."
             )
         return self

@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf.batch import Batch
+from rlhf.data.image_tokens import find_runs
+from rlhf.data.images import distinct
 from rlhf.data.steps import Decode, step_rewards
 from rlhf.data.turns import turn_token_rewards
+from rlhf.data.vision_model import VisionModel
 from rlhf.errors import DataError, RewardError
+from rlhf.image_codes import ImageCodes
 from rlhf.types import Segment, Trajectory, TrajectoryGroup
 
 Truncated = Literal["train", "mask", "drop"]
@@ -31,14 +35,15 @@ def pack(
     reward_parts: Sequence[str] = (),
     decode: Decode | None = None,
     truncated: Mapping[str, Truncated] | None = None,
+    vision: VisionModel | None = None,
 ) -> Batch:
     """One row per segment, in group order, token for token as the engine saw them.
 
     `group_ids` are places in `groups`, `loss_mask` is the segments' `trained_mask`. `reward_parts` names the
     parts of the reward that become columns (NaN where a trajectory has no such part); `decode` asks for the
-    rewards of steps. `truncated` says what becomes of a scenario's trajectories that a limit ended: trained (also
-    where it says nothing), masked (in the baseline, not in the loss) or dropped (in neither). Raises RewardError for
-    a trajectory without a score or with one that is not finite, DataError for images, which are not packed yet.
+    rewards of steps. `truncated` says what becomes of a scenario's trajectories that a limit ended: trained (as where
+    it says nothing), masked (in the baseline, not in the loss) or dropped (in neither). `vision` is the model's. Raises
+    RewardError for a trajectory without a finite score, DataError for images unlike the runs of image tokens.
     """
     trajectories = [t for group in groups for t in group.trajectories]
     fates: list[Truncated] = [
@@ -48,8 +53,6 @@ def pack(
     num_segments = [len(t.segments) for t in trajectories]
     temperatures = [t.temperature for t in trajectories]
     segments = [segment for t in trajectories for segment in t.segments]
-    if any(segment.images for segment in segments):
-        raise DataError("a segment holds images, which are not packed yet: use text-only prompts")
     lengths = np.fromiter((len(s.token_ids) for s in segments), np.int64, len(segments))
     num_tokens = int(lengths.sum())
     starts = np.cumsum(lengths) - lengths
@@ -60,10 +63,13 @@ def pack(
     def per_row(values: Sequence[Any], dtype: type) -> Tensor:
         return torch.from_numpy(np.repeat(np.asarray(values, dtype), num_segments))
 
+    tokens = per_token((s.token_ids for s in segments), np.int64)
+    segment_ids = torch.from_numpy(np.repeat(np.arange(len(segments)), lengths))
+    images = distinct([s.images for s in segments])
     return Batch(
-        tokens=per_token((s.token_ids for s in segments), np.int64),
+        tokens=tokens,
         positions=torch.from_numpy(np.arange(num_tokens) - np.repeat(starts, lengths)),
-        segment_ids=torch.from_numpy(np.repeat(np.arange(len(segments)), lengths)),
+        segment_ids=segment_ids,
         loss_mask=per_token(_masks(trajectories, fates), np.bool_),
         rollout_logprobs=per_token((s.rollout_logprobs for s in segments), np.float32),
         versions=per_token((s.versions for s in segments), np.int64),
@@ -77,7 +83,59 @@ def pack(
         reward_parts=_reward_parts(trajectories, reward_parts, num_segments),
         routing=_routing(segments),
         kept_ids=_kept_ids(segments),
+        images=images,
+        image_ids=_image_ids(segments, images, (tokens, segment_ids), vision),
+        banned=() if vision is None else vision.banned,
+        image_codes=_image_codes(segments),
+        code_mask=_code_mask(segments, starts, num_tokens),
     )
+
+
+def _image_codes(segments: Sequence[Segment]) -> ImageCodes | None:
+    """The rule by which all of them drew images; None where none may draw any."""
+    rules = {None if s.drawn is None else s.drawn.rule for s in segments}
+    if len(rules) > 1:
+        raise DataError(
+            f"segments of one batch were sampled by {len(rules)} rules for image codes: "
+            f"{'; '.join(sorted(map(str, rules)))}. Expected one (sampling.image_codes)."
+        )
+    return next(iter(rules), None)
+
+
+def _code_mask(segments: Sequence[Segment], starts: NDArray[np.int64], num_tokens: int) -> Tensor | None:
+    """[N]: as Batch.code_mask; `starts` has where each segment begins."""
+    if all(s.drawn is None for s in segments):
+        return None
+    found = torch.zeros(num_tokens, dtype=torch.bool)
+    for start, segment in zip(starts.tolist(), segments, strict=True):
+        for first, stop in () if segment.drawn is None else segment.drawn.spans:
+            found[start + first : start + stop] = True
+    return found
+
+
+def _image_ids(
+    segments: Sequence[Segment],
+    images: Sequence[str],
+    tokens: tuple[Tensor, Tensor],
+    vision: VisionModel | None,
+) -> Tensor | None:
+    """[N]: as Batch.image_ids, of `tokens` (ids, rows)."""
+    if not images:
+        return None
+    token_ids, segment_ids = tokens
+    if vision is None:
+        raise DataError(f"segments show {len(images)} images, and the model sees none")
+    runs = find_runs(token_ids == vision.image_id, segment_ids)
+    found = torch.bincount(segment_ids[runs.starts], minlength=len(segments)).tolist()
+    for num_runs, segment in zip(found, segments, strict=True):
+        if num_runs != len(segment.images):
+            raise DataError(
+                f"a segment shows {len(segment.images)} images in {num_runs} runs of image tokens, expected one run "
+                "for each"
+            )
+    place = {reference: index for index, reference in enumerate(images)}
+    of_run = torch.tensor([place[reference] for s in segments for reference in s.images])
+    return torch.where(runs.of_token >= 0, of_run[runs.of_token], -1)
 
 
 def _routing(segments: Sequence[Segment]) -> Tensor | None:

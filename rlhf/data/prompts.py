@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy
 
 from rlhf.config.task import CurriculumConfig, SourceConfig
 from rlhf.data.curriculum import Curriculum
+from rlhf.data.images import keep_images
 from rlhf.data.records import REFERENCE_COLUMNS, parse_row
 from rlhf.data.sources import BadRows, read_rows
 from rlhf.errors import CheckpointError, DataError
@@ -17,13 +19,18 @@ from rlhf.types import Prompt
 
 
 def load_prompts(
-    source: SourceConfig, *, key: str, require_reference: bool, bad_rows: BadRows | None = None
+    source: SourceConfig,
+    *,
+    key: str,
+    require_reference: bool,
+    bad_rows: BadRows | None = None,
+    images: Path | None = None,
 ) -> list[Prompt]:
     """Every prompt of a source, in its order.
 
-    `key` is the recipe key of the source. Raises DataError naming the row for a malformed row, two rows with
-    one id, and, when `require_reference`, a row without a gold answer. `bad_rows` takes these errors instead, as
-    long as there is a good row.
+    `key` is the recipe key of the source. Image bytes of its rows are kept in the folder `images`, if there is one.
+    Raises DataError naming the row for a malformed row, two rows with one id, and, when `require_reference`, a row
+    without a gold answer. `bad_rows` takes these errors instead, as long as there is a good row.
     """
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
@@ -41,7 +48,7 @@ def load_prompts(
             bad_rows.append((location, error))
             continue
         seen[prompt.id] = location
-        prompts.append(prompt)
+        prompts.append(prompt if images is None else keep_images(prompt, images))
     if not prompts and bad_rows:
         raise bad_rows[0][1]
     return prompts

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any, get_args
 
+from rlhf.data.image_rows import Parts, content_of, placed, row_images
 from rlhf.errors import DataError
 from rlhf.types import Message, Prompt, Role
 
@@ -18,7 +19,7 @@ def parse_row(row: Mapping[str, Any], *, location: str, columns: Mapping[str, st
     """The Prompt of a row; `columns` renames first (ours -> the row's).
 
     Every column but prompt, id and images stays readable in `Prompt.columns`. Without a prompt, it is what a
-    conversation in `messages` begins with.
+    conversation in `messages` begins with. Images are references, and stand as `<image>` in the text.
     Raises DataError naming the row, the column, what was found and what was expected.
     """
     where = f"{key}: row {location}"
@@ -30,12 +31,17 @@ def parse_row(row: Mapping[str, Any], *, location: str, columns: Mapping[str, st
             f"{where} has no `prompt`; its columns are {sorted(row.keys() - {'prompt'})}. "
             f"Name the right one with {key}.columns: {{prompt: ...}}."
         )
+    inline: Parts = []
+    messages = _messages(row["prompt"], inline, where=where)
+    images, has_images = row_images(row, inline, where=where)
+    if has_images:
+        messages = placed(messages, len(images), where=where)
     return Prompt(
         id=_identity(row, default=location),
-        messages=_messages(row["prompt"], where=where),
+        messages=messages,
         reference=_reference(row),
         columns={name: value for name, value in row.items() if name not in CONSUMED_COLUMNS},
-        images=_images(row.get("images"), where=where),
+        images=images,
         is_chat=not isinstance(row["prompt"], str),
     )
 
@@ -67,14 +73,17 @@ def _identity(row: Mapping[str, Any], *, default: str) -> str:
     return default if found is None else str(found)
 
 
-def _messages(prompt: Any, *, where: str) -> tuple[Message, ...]:
+def _messages(prompt: Any, inline: Parts, *, where: str) -> tuple[Message, ...]:
+    """`inline` is given the images that stand in the messages themselves."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{where}: `prompt` is empty, expected text.")
         return (Message(role="user", content=prompt),)
     if not isinstance(prompt, Sequence) or not prompt:
         raise DataError(f"{where}: `prompt` is {prompt!r:.80}, expected text or a list of messages.")
-    messages = tuple(_message(item, where=f"{where}, prompt[{index}]") for index, item in enumerate(prompt))
+    messages = tuple(
+        _message(item, inline, where=f"{where}, prompt[{index}]") for index, item in enumerate(prompt)
+    )
     if messages[-1].role == "assistant":
         raise DataError(
             f"{where}: the last message of `prompt` is the assistant's, expected the user's or a tool's."
@@ -82,14 +91,20 @@ def _messages(prompt: Any, *, where: str) -> tuple[Message, ...]:
     return messages
 
 
-def _message(item: Any, *, where: str) -> Message:
-    if not isinstance(item, Mapping) or not isinstance(item.get("content"), str):
-        raise DataError(f"{where} is {item!r:.80}, expected {{role: ..., content: text}}.")
+def _message(item: Any, inline: Parts, *, where: str) -> Message:
+    content = item.get("content") if isinstance(item, Mapping) else None
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        content, found = content_of(content, where=where)
+        inline += found
+    if not isinstance(item, Mapping) or not isinstance(content, str):
+        raise DataError(
+            f"{where} is {item!r:.80}, expected {{role: ..., content: text, or a list of parts}}."
+        )
     if item.get("role") not in get_args(Role):
         raise DataError(
             f"{where} has role {item.get('role')!r}, expected one of {', '.join(get_args(Role))}."
         )
-    return Message(role=item["role"], content=item["content"])
+    return Message(role=item["role"], content=content)
 
 
 def _reference(row: Mapping[str, Any]) -> str | None:
@@ -100,11 +115,3 @@ def _reference(row: Mapping[str, Any]) -> str | None:
     if isinstance(found, bool | int | float | list | tuple | dict):
         return json.dumps(found, ensure_ascii=False, default=str)
     return None if found is None else str(found)
-
-
-def _images(images: Any, *, where: str) -> tuple[str, ...]:
-    if images is None:
-        return ()
-    if isinstance(images, str) or not all(isinstance(image, str) for image in images):
-        raise DataError(f"{where}: `images` is {images!r:.80}, expected a list of paths or addresses.")
-    return tuple(images)

@@ -14,9 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
+from transformers.core_model_loading import PrefixChange, WeightRenaming, revert_weight_conversion
 
+from rlhf.data.vision_model import auto_model, find_vision
+from rlhf.engines.drawing import Drawing, mixed, open_drawing
 from rlhf.engines.experts import ChosenExperts
+from rlhf.engines.hf_vision import Shown, ShownImages, next_positions
 from rlhf.engines.kept import check_limit
 from rlhf.engines.settings import EngineSettings
 from rlhf.engines.simulated_fp8 import SimulatedFp8
@@ -34,21 +38,30 @@ class _Row:
 
     request: int
     place: int
-    prompt: tuple[int, ...]
+    prompt: Shown
     sampling: Sampling
     generator: torch.Generator
+    position: int | None = None
+    """Of the next token, where the model sees images; elsewhere the cache knows it."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     kept: list[NDArray[np.int32]] = field(default_factory=list)
     routing: list[NDArray[np.int16]] = field(default_factory=list)
     """[tokens, layers, k] of each forward pass."""
+    drawing: Drawing | None = None
     finish: FinishReason | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        return self.drawing is not None and self.drawing.rule.is_guided
 
     def append(self, token: int, logprob: float, version: int) -> None:
         self.token_ids.append(token)
         self.logprobs.append(logprob)
         self.versions.append(version)
+        if self.drawing is not None:
+            self.drawing.add(token)
         if token in self.sampling.stop_token_ids:
             self.finish = "stop"
         elif len(self.token_ids) >= self.sampling.max_tokens:
@@ -60,18 +73,30 @@ class HfEngine:
 
     def __init__(self, settings: EngineSettings, *, read: ReadWeights) -> None:
         torch.set_num_threads(settings.config.threads)
-        self._model = AutoModelForCausalLM.from_pretrained(
-            settings.model,
-            dtype=getattr(torch, settings.dtype),
-            trust_remote_code=settings.trust_remote_code,
-            attn_implementation="sdpa",
-        ).to(settings.device)
-        self._model.eval()
+        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+        model = (
+            auto_model(config.to_dict())
+            .from_pretrained(
+                settings.model,
+                dtype=getattr(torch, settings.dtype),
+                trust_remote_code=settings.trust_remote_code,
+                attn_implementation="sdpa",
+            )
+            .to(settings.device)
+        )
+        self._start(model, settings, read, tied=model.config.tie_word_embeddings)
         self._experts = ChosenExperts(self._model) if settings.record_routing else None
         self._fp8 = SimulatedFp8(self._model) if settings.config.quantization == "fp8" else None
         self._kept_limit = settings.kept_limit
-        self._device = torch.device(settings.device)
+        vision = find_vision(settings.model)
+        self._images = None if vision is None else ShownImages(vision, self._device)
+        self._names = _own_names(self._model)
         self._max_rows = settings.config.max_sequences
+
+    def _start(self, model: Any, settings: EngineSettings, read: ReadWeights, *, tied: bool = False) -> None:
+        self._tied = set(model.all_tied_weights_keys) if tied else set()
+        self._model = model.eval()
+        self._device = torch.device(settings.device)
         self._read = read
         self._gate = asyncio.Lock()
         self._holds: set[str] = set()
@@ -94,7 +119,14 @@ class HfEngine:
 
     def _rows(self, requests: Sequence[GenerateRequest]) -> list[_Row]:
         return [
-            _Row(index, place, r.prompt_token_ids, r.sampling, torch.Generator().manual_seed(seed))
+            _Row(
+                index,
+                place,
+                (r.prompt_token_ids, r.images),
+                r.sampling,
+                torch.Generator().manual_seed(seed),
+                drawing=open_drawing(r),
+            )
             for index, r in enumerate(requests)
             for place, seed in enumerate(r.seeds)
         ]
@@ -110,7 +142,8 @@ class HfEngine:
                 finished = [row for row in rows if row.finish is not None]
                 rows = [rows[i] for i in kept]
                 if finished and rows:
-                    cache.batch_select_indices(torch.tensor(kept, device=self._device))
+                    null_rows = [len(kept) + len(finished) + i for i in kept if rows[0].is_guided]
+                    cache.batch_select_indices(torch.tensor([*kept, *null_rows], device=self._device))
                 if rows:
                     logits = await asyncio.to_thread(self._step, cache, rows)
             for row in finished:
@@ -118,40 +151,78 @@ class HfEngine:
 
     @torch.inference_mode()
     def _prefill(self, rows: Sequence[_Row]) -> tuple[DynamicCache, Tensor]:
-        """One forward pass per distinct prompt, its cache repeated for its samples. logits [rows, V]."""
-        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        """One forward pass per distinct prompt, its cache repeated for its samples. logits [rows, V].
+
+        Guided rows come twice, the second time as their null rows.
+        """
+        asked = [row.prompt for row in rows]
+        if rows[0].is_guided:
+            asked += [(row.drawing.rule.null_row(row.prompt[0]), ()) for row in rows if row.drawing]
+        prompts = list(dict.fromkeys(asked))
         place = {prompt: i for i, prompt in enumerate(prompts)}
-        ids = torch.tensor(prompts, device=self._device)
+        ids = torch.tensor([tokens for tokens, _ in prompts], device=self._device)
         cache = DynamicCache(config=self._model.config)
-        logits = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        shown = self._shown(prompts)
+        logits = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **shown).logits[
+            :, -1
+        ]
+        if shown:
+            positions = next_positions(shown)
+            for row in rows:
+                row.position = positions[place[row.prompt]]
         if self._experts is not None:
             chosen = self._experts.of_last_pass(len(prompts))
             for row in rows:
                 row.routing.append(chosen[place[row.prompt]])
-        order = torch.tensor([place[row.prompt] for row in rows], device=self._device)
+        order = torch.tensor([place[prompt] for prompt in asked], device=self._device)
         cache.batch_select_indices(order)
-        return cache, logits[order]
+        return cache, self._guided(rows, logits[order])
+
+    def _guided(self, rows: Sequence[_Row], logits: Tensor) -> Tensor:
+        """[rows, V] of [rows, V], or of twice as many where the rows are guided."""
+        if not rows[0].is_guided:
+            return logits
+        return mixed(logits, [row.drawing for row in rows if row.drawing])
+
+    def _shown(self, prompts: Sequence[Shown]) -> dict[str, Any]:
+        if self._images is not None:
+            return self._images.inputs(prompts)
+        if any(images for _, images in prompts):
+            raise EngineError("a prompt shows images, and the model of the engine sees none")
+        return {}
 
     @torch.inference_mode()
     def _step(self, cache: DynamicCache, rows: Sequence[_Row]) -> Tensor:
-        ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=self._device)
-        logits: Tensor = self._model(ids, past_key_values=cache, use_cache=True).logits[:, -1]
+        last = [row.token_ids[-1] for row in rows]
+        if rows[0].is_guided:
+            last += [row.drawing.rule.null_row(row.token_ids[-1:])[0] for row in rows if row.drawing]
+        ids = torch.tensor(last, device=self._device)[:, None]
+        at: dict[str, Tensor] = {}
+        if self._images is not None:
+            next_ = torch.tensor([(row.position or 0) + len(row.token_ids) - 1 for row in rows])
+            at = {"position_ids": next_.to(self._device)[None, :, None].expand(3, -1, 1)}
+        logits: Tensor = self._model(ids, past_key_values=cache, use_cache=True, **at).logits[:, -1]
         if self._experts is not None:
             for row, chosen in zip(rows, self._experts.of_last_pass(len(rows)), strict=True):
                 row.routing.append(chosen)
-        return logits
+        return self._guided(rows, logits)
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """[sequence][T-1] log-probability (temperature 1, full vocabulary) of each token after the first."""
         async with self._gate:
-            return await asyncio.to_thread(self._score, sequences)
+            return await asyncio.to_thread(self._score, sequences, images or [()] * len(sequences))
 
     @torch.inference_mode()
-    def _score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def _score(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
         scores = []
-        for sequence in sequences:
+        for sequence, seen in zip(sequences, images, strict=True):
             ids = torch.tensor([list(sequence)], device=self._device)
-            logprobs = self._model(ids).logits[0, :-1].float().log_softmax(-1)
+            shown = self._shown([(tuple(sequence), tuple(seen))])
+            logprobs = self._model(ids, **shown).logits[0, :-1].float().log_softmax(-1)
             scores.append(logprobs.gather(-1, ids[0, 1:, None])[:, 0].tolist())
         return scores
 
@@ -196,10 +267,9 @@ class HfEngine:
 
     async def update(self, info: Mapping[str, Any]) -> None:
         """Load every tensor of the message. Raises SyncError naming what is missing or unknown."""
-        weights = {name: tensor.to(self._device) for name, tensor in self._read(info)}
+        weights = {self._names.get(name, name): t.to(self._device) for name, t in self._read(info)}
         missing, unknown = self._model.load_state_dict(weights, strict=False)
-        tied = set(self._model.all_tied_weights_keys) if self._model.config.tie_word_embeddings else set()
-        missing = [name for name in missing if name not in tied]
+        missing = [name for name in missing if name not in self._tied]
         if missing or unknown:
             raise SyncError(
                 f"version {info['version']}: not received: {missing[:5] or 'none'}, "
@@ -228,14 +298,34 @@ class HfEngine:
 
 
 def _batches(rows: Sequence[_Row], size: int) -> Iterable[list[_Row]]:
-    """Rows of equal prompt length, at most `size` at a time, shortest first, else in order."""
-    for _, group in groupby(sorted(rows, key=lambda row: len(row.prompt)), key=lambda row: len(row.prompt)):
+    """Rows of equal prompt length, at most `size` at a time, shortest first, else in order; none guided with others."""
+    for _, group in groupby(sorted(rows, key=_alike), key=_alike):
         same = list(group)
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
+def _alike(row: _Row) -> tuple[int, bool]:
+    return len(row.prompt[0]), row.is_guided
+
+
+def _own_names(model: PreTrainedModel) -> dict[str, str]:
+    """Checkpoint name -> name in the model, where transformers renames a tensor and leaves it as it is."""
+    kept = [c for c in model._weight_conversions or () if not isinstance(c, PrefixChange)]
+    if not any(isinstance(conversion, WeightRenaming) for conversion in kept):
+        return {}
+    model._weight_conversions = kept
+    found = {}
+    for name, tensor in model.state_dict().items():
+        published = list(revert_weight_conversion(model, {name: tensor.to("meta")}))
+        if len(published) == 1:
+            found[published[0]] = name
+    return found
+
+
 def _draw(rows: Sequence[_Row], logits: Tensor, version: int) -> None:
     for row, scores in zip(rows, logits.float().cpu(), strict=True):
+        if row.drawing is not None:
+            scores = row.drawing.of_kind(scores)
         logprobs = processed_logprobs(scores, row.sampling)
         if row.sampling.temperature == 0:
             token = int(logprobs.argmax())
@@ -248,7 +338,9 @@ def _draw(rows: Sequence[_Row], logits: Tensor, version: int) -> None:
 
 
 def processed_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[V] log-probabilities of what is sampled from: temperature, top-k, top-p (temperature 0: as is)."""
+    """[V] log-probabilities of what is sampled from: bans, temperature, top-k, top-p (temperature 0: bans alone)."""
+    if sampling.banned:
+        logits = logits.index_fill(0, torch.tensor(sampling.banned), -torch.inf)
     if sampling.temperature == 0:
         return logits.log_softmax(-1)
     logits = logits / sampling.temperature
@@ -280,4 +372,5 @@ def _completion(row: _Row) -> Completion:
         finish_reason=row.finish,
         routing=routing,
         kept=tuple(row.kept) if row.sampling.reports_kept else None,
+        drawn=None if row.drawing is None else row.drawing.drawn,
     )

@@ -45,8 +45,11 @@ class ScriptedEngine:
             finish_reason="stop" if stopped else "length",
         )
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """Zeros: there is no model."""
+        del images
         return [[0.0] * (len(sequence) - 1) for sequence in sequences]
 
     async def pause(self) -> None:

@@ -27,3 +27,7 @@ class EngineSettings:
     """Fill Completion.routing; the model must have experts."""
     kept_limit: int = 0
     """The largest Sampling.kept_limit that will be asked for."""
+    max_images: int = 0
+    """Most images of one prompt; more than 0 where the model sees any."""
+    tokenizer: str | None = None
+    """Where vLLM finds the tokenizer that its image processing asks for; None: in the model folder."""

@@ -5,12 +5,9 @@ them all, and an update or a sleep holds it while it lasts. `_gate` keeps them a
 """
 
 import asyncio
-import contextlib
 import gc
 import itertools
-import os
-import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +17,18 @@ from rlhf.config.schema import EngineConfig
 from rlhf.engines.kept import check_limit, num_reported
 from rlhf.engines.precision import precision_arguments
 from rlhf.engines.settings import EngineSettings
+from rlhf.engines.vllm_images import image_arguments, show, shown_again
 from rlhf.engines.vllm_outputs import completion, prompt_logprobs
+from rlhf.engines.vllm_params import sampling_params
+from rlhf.engines.vllm_sockets import removed_sockets
 from rlhf.errors import DependencyError, EngineError, SyncError
 from rlhf.interfaces import GenerateRequest
-from rlhf.types import Completion, Sampling
+from rlhf.types import Completion
 
 _CPU_KV_CACHE_MB = 512
 _CPU_BLOCK_TOKENS = 32
 _RECORDER = "rlhf.engines.recorder.RoutingRecorder"
 _VLLM_TRANSFERS = ("nccl", "ipc")
-_SOCKETS = "VLLM_RPC_BASE_PATH"
 
 
 def engine_environment(config: EngineConfig, device: str, *, record_routing: bool = False) -> dict[str, str]:
@@ -89,7 +88,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments |= {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": True}
         if config.kv_cache_mb is not None:
             arguments["kv_cache_memory_bytes"] = config.kv_cache_mb << 20
-    return arguments | config.args
+    return arguments | image_arguments(settings) | config.args
 
 
 class VllmEngine:
@@ -110,7 +109,7 @@ class VllmEngine:
     @classmethod
     async def start(cls, settings: EngineSettings) -> "VllmEngine":
         """Load the model and start the engine core. Takes 10 s and more."""
-        with _removed_sockets():
+        with removed_sockets():
             engine = cls(_launch(settings), settings)
             # Once it has answered, both ways to the core are open.
             await engine._llm.update_weight_version("0")
@@ -164,22 +163,33 @@ class VllmEngine:
         async with self._gate:
             if self._collecting:
                 # What they run beside is chance already, and a pause for every turn of an episode costs more than it.
-                return [[await self._add(r, seed) for seed in r.seeds] for r in requests]
+                return [await self._add(request) for request in requests]
             await self._stop_scheduler()
             try:
-                return [[await self._add(r, seed) for seed in r.seeds] for r in requests]
+                return [await self._add(request) for request in requests]
             finally:
                 await self._llm.resume_generation()
 
-    async def _add(self, request: GenerateRequest, seed: int) -> Any:
+    async def _add(self, request: GenerateRequest) -> list[Any]:
         check_limit(request.sampling, most=self._settings.kept_limit)
         num_logprobs = num_reported(request.sampling, self._llm.model_config.get_vocab_size())
-        params = sampling_params(request.sampling, seed, num_logprobs=num_logprobs)
-        return await self._enqueue(request.prompt_token_ids, params)
+        prompt = await self._prompt(request.prompt_token_ids, request.images)
+        streams = []
+        for seed in request.seeds:
+            params = sampling_params(request.sampling, seed, num_logprobs=num_logprobs)
+            streams.append(await self._enqueue(prompt, params))
+            if request.images and len(streams) == 1:
+                prompt = shown_again(self._llm, prompt)
+        return streams
 
-    async def _enqueue(self, token_ids: Sequence[int], params: Any) -> Any:
+    async def _prompt(self, token_ids: Sequence[int], images: Sequence[str]) -> dict[str, Any]:
         # The salt keeps prefixes computed under older weights from being reused while requests are in flight.
-        prompt = {"type": "token", "prompt_token_ids": list(token_ids), "cache_salt": str(self._version)}
+        prompt = {"prompt_token_ids": list(token_ids), "cache_salt": str(self._version)}
+        if not images:
+            return {"type": "token", **prompt}
+        return await show(self._llm, prompt, images)
+
+    async def _enqueue(self, prompt: dict[str, Any], params: Any) -> Any:
         return await self._llm.add_request(str(next(self._ids)), prompt, params)
 
     async def _collect(
@@ -206,7 +216,9 @@ class VllmEngine:
         if self._settings.record_routing:
             await self._llm.collective_rpc("forget_routing", args=(ids,))
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """[sequence][T-1] log-probability (temperature 1, full vocabulary) of each token after the first."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -216,7 +228,9 @@ class VllmEngine:
         params = SamplingParams(
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        streams = [await self._enqueue(sequence, params) for sequence in sequences]
+        asked = zip(sequences, images or [()] * len(sequences), strict=True)
+        prompts = [await self._prompt(sequence, seen) for sequence, seen in asked]
+        streams = [await self._enqueue(prompt, params) for prompt in prompts]
         outputs = [await _last_output(stream) for stream in streams]
         await self._forget_routing([stream.request_id for stream in streams])
         return [prompt_logprobs(output) for output in outputs]
@@ -331,23 +345,6 @@ class VllmEngine:
             raise SyncError(f"engine {self._settings.index}: {method} failed: {error}") from error
 
 
-@contextlib.contextmanager
-def _removed_sockets() -> Iterator[None]:
-    """A folder for the sockets that vLLM names in this time, removed at its end.
-
-    It never removes them, and sockets that are connected need no names: so a kill leaves none behind either.
-    """
-    before = {name: value for name, value in os.environ.items() if name == _SOCKETS}
-    # Short: the path of a socket has room for 107 bytes.
-    with tempfile.TemporaryDirectory(prefix=f"rlhf-{os.getpid()}-", dir=before.get(_SOCKETS)) as folder:
-        os.environ[_SOCKETS] = folder
-        try:
-            yield
-        finally:
-            del os.environ[_SOCKETS]
-            os.environ.update(before)
-
-
 def _launch(settings: EngineSettings) -> Any:
     try:
         from vllm.config import WeightTransferConfig
@@ -365,27 +362,6 @@ def _launch(settings: EngineSettings) -> Any:
         )
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"vLLM did not start on {settings.model}: {error}") from error
-
-
-def sampling_params(sampling: Sampling, seed: int, *, num_logprobs: int = 0) -> Any:
-    """One sample's SamplingParams; `num_logprobs` of the likeliest tokens are reported beside the sampled one."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=True,
-        seed=seed,
-        logprobs=num_logprobs,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        skip_clone=True,
-    )
 
 
 async def _last_output(stream: Any) -> Any:

@@ -67,6 +67,8 @@ class Episode:
         """Decided here, and not in the episode's process."""
         self._limit: StopReason | None = None
         """Why the model did not answer, or only in part, when it was asked last."""
+        self._is_over_time = False
+        """Its time has passed while it was at work between two questions: the next one is not answered."""
         self._hung: list[str] = []
         """Calls that hung since the model spoke last."""
         self._sampling: dict[asyncio.Task[None], int | None] = {}
@@ -130,14 +132,17 @@ class Episode:
             what = name or "what came after the end of the episode"
             return Verdict(stop="env_error", error=f"{what} took too long. {process.output()}")
         is_waiting = bool(self._sampling)
+        if not (name or is_waiting or self._is_over_time):
+            self._is_over_time = True
+            self._phases.ends += _SLACK_S
+            return None
         if not name:
-            self._stop = "episode_timeout"
-            self._phases.ends = time.monotonic() + self._policy.limits.score_s
+            self._out_of_time()
         elif name == "step" or self._hung or self._config.on_tool_timeout == "end":
             self._stop = "tool_timeout"
         else:
             self._hung = [name]
-        if is_waiting and self._stop == "episode_timeout":
+        if is_waiting and not name:
             asked = list(self._sampling.values())
             await end_tasks(self._sampling)
             self._sampling.clear()
@@ -147,6 +152,10 @@ class Episode:
             self._phases.clear()
             process.kill()
         return None
+
+    def _out_of_time(self) -> None:
+        self._stop = "episode_timeout"
+        self._phases.ends = time.monotonic() + self._policy.limits.score_s
 
     def _gone(self, process: EpisodeProcess) -> Verdict:
         if self._stop is None and self._hung:
@@ -185,6 +194,9 @@ class Episode:
     def _answer(self, message: Mapping[str, Any], process: EpisodeProcess) -> None:
         """What the process asks of the model's side."""
         match message["do"]:
+            case "sample" if self._is_over_time:
+                self._out_of_time()
+                process.tell({"id": message["id"], "ended": self._stop})
             case "sample":
                 self._hung.clear()
                 self._limit = None

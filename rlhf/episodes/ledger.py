@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.errors import EpisodeError
+from rlhf.image_codes import DrawnImages
 from rlhf.types import (
     NOT_SAMPLED,
     Completion,
@@ -56,6 +57,8 @@ class _RunningSeal:
         self._hash.update(array("d", part.logprobs).tobytes())
         for ids in part.kept or ():
             self._hash.update(array("q", [len(ids), *ids]).tobytes())
+        if part.drawn is not None:
+            self._hash.update(repr(part.drawn).encode())
         self.num_tokens += len(part.token_ids)
 
     def close(self, segments: Iterable["_RunningDigest"], dropped: Sequence[Dropped]) -> str:
@@ -69,14 +72,16 @@ class _RunningSeal:
 class _OpenSegment:
     """A segment that still grows; five lists of one length, and the routing of its first tokens."""
 
-    def __init__(self, reason: SegmentReason) -> None:
+    def __init__(self, reason: SegmentReason, images: tuple[str, ...]) -> None:
         self.reason = reason
+        self.images = images
         self.token_ids: list[int] = []
         self.loss_mask: list[bool] = []
         self.logprobs: list[float] = []
         self.versions: list[int] = []
         self.kept: list[NDArray[np.int32]] = []
         self.routing: list[NDArray[np.int16]] = []
+        self.drawn: DrawnImages | None = None
         self.digest = _RunningDigest()
         self.records: tuple[bool, bool] | None = None
         """Whether the engine reports (routing, kept sets); None before it has said."""
@@ -96,6 +101,8 @@ class _OpenSegment:
                 f"ledger: (routing, kept sets) of an episode were reported {self.records}, now {records}"
             )
         self.records = records
+        if completion.drawn is not None:
+            self._drew(completion.drawn.moved(len(self.token_ids)))
         self.token_ids += completion.token_ids
         self.digest.add(completion.token_ids)
         self.loss_mask += [True] * len(completion.token_ids)
@@ -104,6 +111,14 @@ class _OpenSegment:
         self.kept += completion.kept or [_NO_IDS] * len(completion.token_ids)
         if completion.routing is not None:
             self._routed(completion.routing)
+
+    def _drew(self, drawn: DrawnImages) -> None:
+        if self.drawn is not None and self.drawn.rule != drawn.rule:
+            raise ValueError(
+                f"ledger: images of an episode were drawn by {self.drawn.rule}, now by {drawn.rule}"
+            )
+        before = () if self.drawn is None else self.drawn.spans
+        self.drawn = replace(drawn, spans=(*before, *drawn.spans))
 
     def _routed(self, routing: NDArray[np.int16]) -> None:
         if len(routing) != len(self.token_ids):
@@ -126,9 +141,11 @@ class _OpenSegment:
             loss_mask=tuple(self.loss_mask),
             rollout_logprobs=tuple(self.logprobs),
             versions=tuple(self.versions),
+            images=self.images,
             reason=self.reason,
             routing=self._all_routing() if has_routing else None,
             kept=tuple(self.kept) if has_kept else None,
+            drawn=self.drawn,
         )
 
 
@@ -156,9 +173,9 @@ class TokenLedger:
         """`Trajectory.seal` of everything the engine returned so far."""
         return self._seal.close([self._segments[i].digest for i in self._kept()], self._dropped)
 
-    def open(self, ids: Sequence[int], reason: SegmentReason = "start") -> int:
-        """Begin a segment with ids that nobody samples now; its place."""
-        self._segments.append(_OpenSegment(reason))
+    def open(self, ids: Sequence[int], reason: SegmentReason = "start", images: tuple[str, ...] = ()) -> int:
+        """Begin a segment with ids, and the images in them, that nobody samples now; its place."""
+        self._segments.append(_OpenSegment(reason, images))
         self._segments[-1].given(ids)
         return len(self._segments) - 1
 
@@ -309,4 +326,5 @@ def _returned(segment: Segment, turn: Turn) -> Completion:
         versions=segment.versions[part],
         finish_reason=turn.finish or "stop",
         kept=None if segment.kept is None else segment.kept[part],
+        drawn=None if segment.drawn is None else segment.drawn.of_part(turn.start, turn.stop),
     )

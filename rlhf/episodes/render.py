@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.vision_model import VisionModel, find_vision
+from rlhf.episodes.image_prompts import ImagePrompts, refuse_images
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.types import Message, Prompt
 
@@ -81,12 +83,18 @@ class Renderer:
         return ids
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a prompt, ready for the model's turn. Raises DataError for text without tokens."""
-        if self.template == CHAT:
-            ids = self._encode_chat(prompt)
-        else:
-            ids = self.tokenizer.encode(self.template.replace(SLOT, self._only_text(prompt)))
-        return self._known(ids, where=f"prompt {prompt.id}")
+        """Token ids of a prompt, ready for the model's turn; of its images, too.
+
+        Raises DataError for text without tokens, and for images that the model does not see.
+        """
+        if self._images is None:
+            refuse_images(prompt, self.model_folder)
+            return self._known(self._encode(prompt), where=f"prompt {prompt.id}")
+        spelt = prompt
+        if prompt.images:
+            spelt = replace(prompt, messages=self._images.spelt(prompt.messages))
+        known = self._known(self._encode(spelt), where=f"prompt {prompt.id}")
+        return tuple(self._images.expanded(known, prompt))
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids that spell `text` without any special or added token, even if it reads like one."""
@@ -114,6 +122,11 @@ class Renderer:
         """The text of each id on its own, special tokens by name: for people to read."""
         return [str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False)) for token in ids]
 
+    @cached_property
+    def vision(self) -> VisionModel | None:
+        """What the model says of the images that it sees; None where it sees none."""
+        return find_vision(self.model_folder)
+
     @property
     def vocabulary_size(self) -> int:
         """Ids that the tokenizer can spell, 0 to this."""
@@ -121,22 +134,28 @@ class Renderer:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of special tokens."""
-        return tuple(self.tokenizer.all_special_ids)
+        """Ids of special tokens, those around and of images among them."""
+        of_images = (
+            () if self.vision is None else (*self.vision.banned, self.vision.start_id, self.vision.end_id)
+        )
+        return tuple(dict.fromkeys((*self.tokenizer.all_special_ids, *of_images)))
 
     def check_prompts(self, prompts: Iterable[Prompt], *, max_prompt_tokens: int, key: str) -> int:
         """Render every prompt and return the longest length in tokens.
 
         Raises DataError when some are longer than `max_prompt_tokens`: says how many and names the longest.
         """
-        lengths = {prompt.id: len(self.encode_prompt(prompt)) for prompt in prompts}
+        rendered = {prompt.id: self.encode_prompt(prompt) for prompt in prompts}
+        lengths = {name: len(ids) for name, ids in rendered.items()}
         longest = max(lengths, key=lengths.__getitem__)
+        num_seen = 0 if self.vision is None else rendered[longest].count(self.vision.image_id)
         num_long = sum(length > max_prompt_tokens for length in lengths.values())
         if num_long:
             raise DataError(
                 f"{key}: {num_long} of {len(lengths)} prompts are longer than sampling.max_prompt_tokens "
-                f"({max_prompt_tokens}); the longest is row {longest} with {lengths[longest]} tokens. "
-                "Raise the limit, or leave the rows out with a mapper."
+                f"({max_prompt_tokens}); the longest is row {longest} with {lengths[longest]} tokens"
+                + (f", {num_seen} of them of its images, which are never cut" if num_seen else "")
+                + ". Raise the limit, or leave the rows out with a mapper."
             )
         return lengths[longest]
 
@@ -180,6 +199,16 @@ class Renderer:
         """The Jinja text of model.chat_template; None: the tokenizer's own. ModelError when there is none at all."""
         return self._chat_template()
 
+    @cached_property
+    def _images(self) -> ImagePrompts | None:
+        return None if self.vision is None else ImagePrompts(self.vision, self.tokenizer)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if self.template == CHAT:
+            return self._encode_chat(prompt)
+        ids: list[int] = self.tokenizer.encode(self.template.replace(SLOT, self._only_text(prompt)))
+        return ids
+
     def _encode_chat(self, prompt: Prompt) -> list[int]:
         messages = self.with_system_prompt(prompt.messages)
         ids: list[int] = self.tokenizer.apply_chat_template(
@@ -198,6 +227,9 @@ class Renderer:
                     f"model.chat_template: there is no file {self.chat_template!r} (looked in {Path.cwd()})."
                 )
             return file.read_text(encoding="utf-8")
+        of_processor = Path(self.model_folder) / "chat_template.json"
+        if self.tokenizer.chat_template is None and of_processor.is_file():
+            return str(json.loads(of_processor.read_text(encoding="utf-8"))["chat_template"])
         if self.tokenizer.chat_template is None:
             raise ModelError(
                 f"task.template is 'chat', but the tokenizer of {self._tokenizer_source!r} has no chat "

@@ -44,10 +44,12 @@ class SingleTurn:
     async def __call__(self, prompt: Prompt, *, seeds: Sequence[int], sampling: Sampling) -> list[Trajectory]:
         """One trajectory per seed, in order; all samples go to the engine as one request."""
         ids = self._renderer.encode_prompt(prompt)
-        request = GenerateRequest(prompt_token_ids=ids, sampling=sampling, seeds=tuple(seeds))
+        request = GenerateRequest(
+            prompt_token_ids=ids, sampling=sampling, seeds=tuple(seeds), images=prompt.images
+        )
         completions = await self._ask(request)
         samples = enumerate(zip(completions, seeds, strict=True))
-        return [self._record(ids, completion, index=i, seed=seed) for i, (completion, seed) in samples]
+        return [self._record(request, completion, index=i, seed=seed) for i, (completion, seed) in samples]
 
     async def _ask(self, request: GenerateRequest) -> list[Completion]:
         if not isinstance(self._engine, Lockstep):
@@ -57,9 +59,11 @@ class SingleTurn:
         finally:
             self._engine.leave()
 
-    def _record(self, ids: tuple[int, ...], completion: Completion, *, index: int, seed: int) -> Trajectory:
-        ledger = TokenLedger()
-        segment = ledger.open(ids)
+    def _record(
+        self, request: GenerateRequest, completion: Completion, *, index: int, seed: int
+    ) -> Trajectory:
+        ledger, ids = TokenLedger(), request.prompt_token_ids
+        segment = ledger.open(ids, images=request.images)
         message = Message(role="assistant", content=self._renderer.decode(completion.token_ids))
         ledger.append(segment, completion, seen=ids, message=message)
         segments, turns, _ = ledger.finish()

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 from rlhf.batch import Batch
 from rlhf.errors import LearnerError
 from rlhf.learner.attention import Packing, build_packing
+from rlhf.learner.guidance import Kinds, kinds_of, lay, mix
 from rlhf.learner.plan import EntropyMode
 from rlhf.learner.routing import hook_routers
+from rlhf.learner.vision import ImageReader, Seen, without_images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,9 @@ class Inputs:
     """What one forward pass needs, on the device: U tokens without repeats, M trained ones out of N."""
 
     tokens: Tensor
-    """[U], as `positions`."""
+    """[U]"""
     positions: Tensor
+    """[U], or [3, U] in a model that sees images."""
     packing: Packing
     before: Tensor
     """[M]: which of the U predicts each trained token."""
@@ -37,6 +40,12 @@ class Inputs:
     """[M, K]: the tokens among which each target was sampled, as Batch.kept_ids gives them."""
     routing: Tensor | None = None
     """[U, L, k]: as Batch.routing gives them; a shared token has those of its origin."""
+    seen: Seen | None = None
+    banned: tuple[int, ...] = ()
+    """Ids that are left out of every distribution."""
+    kinds: Kinds | None = None
+    null_before: Tensor | None = None
+    """[M]: as `before`, of what else predicts each trained token where it is guided (Laid.null_before)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +62,12 @@ class PackedPolicy(nn.Module):
     The root FSDP module: head and embeddings are gathered while its forward runs.
     """
 
-    def __init__(self, model: PreTrainedModel, chunk: int) -> None:
+    def __init__(self, model: PreTrainedModel, chunk: int, reader: ImageReader | None = None) -> None:
+        """`reader`: of a model that sees images."""
         super().__init__()
         self.model = model
         self.chunk = chunk
+        self.reader = reader
         self._routing_problem = hook_routers(model.get_decoder())
 
     @property
@@ -69,9 +80,13 @@ class PackedPolicy(nn.Module):
         if inputs.routing is not None:
             self.require_routing()
         head = self.model.get_output_embeddings()
-        hidden = decode(self.decoder, inputs, routing=inputs.routing)
-        settings = _HeadSettings(inputs.targets, inputs.temperatures, self.chunk, entropy, inputs.kept)
+        hidden = decode(trunk(self.model, self.reader), inputs, routing=inputs.routing)
+        settings = _HeadSettings(
+            inputs.targets, inputs.temperatures, self.chunk, entropy, inputs.kept, inputs.banned, inputs.kinds
+        )
         before = hidden.index_select(0, inputs.before)
+        if inputs.null_before is not None and inputs.kinds is not None:
+            before = mix(before, hidden.index_select(0, inputs.null_before), inputs.kinds.rule)
         return _ChunkedHead.apply(before, head.weight, head.bias, settings)  # type: ignore[no-untyped-call,no-any-return]
 
     def require_routing(self) -> None:
@@ -83,39 +98,61 @@ class PackedPolicy(nn.Module):
             )
 
 
-def decode(decoder: Any, inputs: Inputs, *, routing: Tensor | None = None) -> Tensor:
-    """Hidden states [U, H] of the last layer; that of a token knows the tokens up to itself.
+def trunk(model: PreTrainedModel, reader: ImageReader | None) -> Any:
+    """What gives hidden states: the decoder, or all of a model that sees images but its head."""
+    return model.get_decoder() if reader is None else model.base_model
+
+
+def decode(network: Any, inputs: Inputs, *, routing: Tensor | None = None) -> Tensor:
+    """Hidden states [U, H] of the last layer of a trunk; that of a token knows the tokens up to itself.
 
     `routing` reaches the layers as `packing` does; without it a mixture of experts chooses for itself.
     """
-    hidden: Tensor = decoder(
+    sees = inputs.positions.ndim == 2
+    seen = (
+        {}
+        if inputs.seen is None
+        else {"pixel_values": inputs.seen.pixels, "image_grid_thw": inputs.seen.grids}
+    )
+    hidden: Tensor = network(
         input_ids=inputs.tokens[None],
-        position_ids=inputs.positions[None],
+        position_ids=inputs.positions[:, None] if sees else inputs.positions[None],
         use_cache=False,
         packing=inputs.packing,
         routing=routing,
+        **seen,
     ).last_hidden_state[0]
-    return hidden
+    return without_images(network.visual, hidden) if sees and not seen else hidden
 
 
-def prepare(batch: Batch) -> Inputs:
-    """The inputs of a batch, which may be empty: then one token stands in, so that collectives still run."""
+def prepare(batch: Batch, reader: ImageReader | None = None, *, guided: bool = True) -> Inputs:
+    """The inputs of a batch, which may be empty: then one token stands in, so that collectives still run.
+
+    `guided`: with the null rows of image codes, where they have any part in their distribution.
+    """
     device = batch.tokens.device
-    kept = routing = None
+    kept = routing = seen = kinds = null_before = None
+    if reader is None and batch.image_ids is not None:
+        raise LearnerError("rows show images, and one of the models that score them sees none")
     if batch.num_tokens == 0:
         zero = torch.zeros(1, dtype=torch.long, device=device)
         packing, tokens, positions, trained = build_packing([1], device), zero, zero, zero[:0]
         before = targets = last = trained
+        positions = positions if reader is None else positions.expand(3, -1)
     else:
-        origins = batch.origins()
-        lengths = batch.row_lengths()
-        packing = build_packing(lengths.tolist(), device, origins)
-        own = torch.nonzero(origins == torch.arange(origins.numel(), device=device)).flatten()
-        tokens, positions = batch.tokens[own], batch.positions[own]
         # The first token of a row has nothing before it that could predict it.
         trained = torch.nonzero(batch.loss_mask & (batch.positions > 0)).flatten()
+        laid = lay(batch, trained if guided else trained[:0])
+        packing = build_packing(laid.lengths.tolist(), device, laid.origins)
+        own = torch.nonzero(laid.origins == torch.arange(laid.origins.numel(), device=device)).flatten()
+        tokens, positions = laid.tokens[own], laid.positions[own]
+        if reader is not None:
+            seen, positions = reader.read(batch, own)
+        if laid.null_before is not None:
+            null_before = packing.place[laid.null_before]
+        kinds = kinds_of(batch, trained)
         before, targets = packing.place[trained - 1], batch.tokens[trained]
-        last = packing.place[torch.cumsum(lengths, 0) - 1]
+        last = packing.place[torch.cumsum(batch.row_lengths(), 0) - 1]
         kept = None if batch.kept_ids is None else batch.kept_ids[trained]
         routing = None if batch.routing is None else batch.routing[own]
     return Inputs(
@@ -129,12 +166,16 @@ def prepare(batch: Batch) -> Inputs:
         temperatures=None if batch.temperatures is None else batch.temperatures[batch.segment_ids[trained]],
         kept=kept,
         routing=routing,
+        seen=seen,
+        banned=batch.banned,
+        kinds=kinds,
+        null_before=null_before,
     )
 
 
-def score_tokens(policy: nn.Module, batch: Batch, entropy: EntropyMode) -> TokenScores:
+def score_tokens(policy: PackedPolicy, batch: Batch, entropy: EntropyMode) -> TokenScores:
     """Run the policy on a batch already on its device; element t is about token t itself."""
-    inputs = prepare(batch)
+    inputs = prepare(batch, policy.reader)
     logprobs, entropies = policy(inputs, entropy)
     size = batch.num_tokens
     return TokenScores(
@@ -155,10 +196,23 @@ class _HeadSettings:
     chunk: int
     entropy: EntropyMode
     kept: Tensor | None
+    banned: tuple[int, ...] = ()
+    kinds: Kinds | None = None
 
     def support(self, part: slice) -> tuple[Tensor, Tensor] | None:
         """Kept sets and targets of a chunk."""
         return None if self.kept is None else (self.kept[part], self.targets[part])
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+        """Logits of a chunk over their temperatures, so low that their probability is 0 for what is never drawn."""
+        logits = linear(hidden, weight, bias).float()
+        temperatures = _take(self.temperatures, part)
+        logits = logits if temperatures is None else logits.div_(temperatures)
+        if self.banned:
+            logits[:, list(self.banned)] = torch.finfo(logits.dtype).min / 2
+        if self.kinds is not None:
+            logits.masked_fill_(self.kinds.outside(logits.shape[1], part), torch.finfo(logits.dtype).min / 2)
+        return logits
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -175,7 +229,7 @@ class _ChunkedHead(torch.autograd.Function):
         logprobs = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         entropy = None if settings.entropy == "none" else torch.empty_like(logprobs)
         for part in _parts(hidden.shape[0], settings.chunk):
-            logits = _logits(hidden[part], weight, bias, _take(settings.temperatures, part))
+            logits = settings.logits(hidden[part], weight, bias, part)
             log_p = log_softmax(logits, settings.support(part))
             logprobs[part] = log_p.gather(1, settings.targets[part, None])[:, 0]
             if entropy is not None:
@@ -198,7 +252,7 @@ class _ChunkedHead(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if trains_bias else None
         for part in _parts(hidden.shape[0], settings.chunk):
             temperatures = _take(settings.temperatures, part)
-            log_p = log_softmax(_logits(hidden[part], weight, bias, temperatures), settings.support(part))
+            log_p = log_softmax(settings.logits(hidden[part], weight, bias, part), settings.support(part))
             d_logits = _d_logits(
                 log_p, settings.targets[part], _take(d_logprobs, part), _take(d_entropy, part)
             )
@@ -222,11 +276,6 @@ def _parts(size: int, chunk: int) -> list[slice]:
 
 def _take(values: Tensor | None, part: slice) -> Tensor | None:
     return None if values is None else values[part, None]
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatures: Tensor | None) -> Tensor:
-    logits = linear(hidden, weight, bias).float()
-    return logits if temperatures is None else logits.div_(temperatures)
 
 
 def log_softmax(logits: Tensor, support: tuple[Tensor, Tensor] | None = None) -> Tensor:

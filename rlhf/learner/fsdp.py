@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rlhf.batch import Batch
 from rlhf.config.schema import ModelConfig
+from rlhf.data.vision_model import find_vision, sees
 from rlhf.errors import ConfigError
 from rlhf.interfaces import LossFunction, SenderFactory, TensorSpec, UpdateMetrics, WeightSender
 from rlhf.learner.checkpoint import export_model, load_state, read_facts, save_state
@@ -36,6 +37,7 @@ from rlhf.learner.plan import LearnerPlan, RankPlace
 from rlhf.learner.routing import routers
 from rlhf.learner.shards import local
 from rlhf.learner.trained import TrainedModule
+from rlhf.learner.vision import ImageReader, part_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,9 @@ class FsdpLearner:
         self.dtype = getattr(torch, plan.model.dtype)
         if self.device.type == "cpu":
             torch.set_num_threads(plan.learner.threads)
-        self._mesh = _join(place)
+        self._mesh = join_ranks(place)
+        vision = None if plan.model.path is None else find_vision(plan.model.path)
+        self._reader = None if vision is None else ImageReader(vision)
         torch.manual_seed(plan.seed + place.rank)
         self.policy = TrainedModule(
             self._sharded(plan.model, self._as_policy),
@@ -64,11 +68,11 @@ class FsdpLearner:
         if plan.keep_routing:
             self.policy.module.require_routing()
         self._log("policy", self.policy)
-        self.critic: TrainedModule[PackedCritic] | None = None
+        self.critic: TrainedModule[PackedCritic, Batch] | None = None
         if plan.critic is not None:
             model = plan.model.model_copy(update={"lora": plan.critic.lora})
             self.critic = TrainedModule(
-                self._sharded(model, PackedCritic),
+                self._sharded(model, self._as_critic),
                 _critic_scores,
                 section="critic",
                 config=critic_settings(plan.learner, plan.critic),
@@ -88,21 +92,29 @@ class FsdpLearner:
         self.sender: WeightSender | None = None
 
     def _as_policy(self, network: PreTrainedModel) -> PackedPolicy:
-        return PackedPolicy(network, self.plan.learner.logprob_chunk)
+        return PackedPolicy(network, self.plan.learner.logprob_chunk, self._reader_for(network))
+
+    def _as_critic(self, network: PreTrainedModel) -> PackedCritic:
+        return PackedCritic(network, self._reader_for(network))
+
+    def _reader_for(self, network: PreTrainedModel) -> ImageReader | None:
+        return self._reader if sees(network.config.to_dict()) else None
 
     def _policy_scores(self, policy: PackedPolicy, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores = score_tokens(policy, batch, self.plan.entropy)
         return scores.logprobs, scores.entropy
 
-    def _log(self, name: str, trained: TrainedModule[Any]) -> None:
+    def _log(self, name: str, trained: TrainedModule[Any, Batch]) -> None:
         if self.place.rank == 0:
-            parameters = trained.parameters.values()
+            parts = part_sizes(trained.parameters)
+            each = (f"{part} {few / 1e6:.2f} of {all_ / 1e6:.2f} M" for part, (few, all_) in parts.items())
             logger.info(
-                "%s: %s, %.1f M parameters, %.1f M trained, %d ranks on %s",
+                "%s: %s, %.1f M parameters, %.1f M trained%s, %d ranks on %s",
                 name,
                 type(trained.module.decoder).__name__,
-                sum(p.numel() for p in parameters) / 1e6,
-                sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
+                sum(whole for _, whole in parts.values()) / 1e6,
+                sum(few for few, _ in parts.values()) / 1e6,
+                f" ({', '.join(each)})" if len(parts) > 1 else "",
                 self.place.world_size,
                 self.place.device,
             )
@@ -117,7 +129,7 @@ class FsdpLearner:
             router.eval()  # some choose at random in training
         several = self.place.world_size > 1
         full = {name: p.detach() for name, p in module.named_parameters()} if several and first else {}
-        shard(module, self._mesh, self.dtype)
+        shard(module, module.decoder.layers, self._mesh, self.dtype)
         if first:
             module.to(self.device)
         else:
@@ -174,9 +186,13 @@ class FsdpLearner:
             for name, kept in self._reference_parameters.items():
                 local(kept).copy_(local(self.policy.parameters[name]))
 
-    def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """[sequence][T-1]: log-probability, at temperature 1, of each token after the first."""
         batch = _probe_batch(sequences)
+        if self._reader is not None:
+            batch = self._reader.shown(batch, images)
         (scores,) = self.logprobs([batch])
         rows = torch.split(scores, batch.row_lengths().tolist())
         return [row[1:].tolist() for row in rows]
@@ -263,11 +279,11 @@ class FsdpLearner:
     def _rng_key(self) -> str:
         return f"rng.{self.place.rank}"
 
-    def _held_critic(self) -> TrainedModule[PackedCritic]:
+    def _held_critic(self) -> TrainedModule[PackedCritic, Batch]:
         assert self.critic is not None, "LearnerPlan.critic was None"
         return self.critic
 
-    def _trained(self) -> dict[str, TrainedModule[Any]]:
+    def _trained(self) -> dict[str, TrainedModule[Any, Batch]]:
         """By what their names begin with in a checkpoint."""
         return {"": self.policy} | ({} if self.critic is None else {"critic.": self.critic})
 
@@ -312,7 +328,8 @@ def _critic_scores(critic: PackedCritic, batch: Batch) -> tuple[Tensor, None]:
     return score_values(critic, batch).values, None
 
 
-def _join(place: RankPlace) -> DeviceMesh:
+def join_ranks(place: RankPlace) -> DeviceMesh:
+    """Meet the other ranks; a mesh of all of them."""
     backend = "cpu:gloo,cuda:nccl" if place.device.startswith("cuda") else "gloo"
     timeout = timedelta(seconds=place.timeout_s)
     if place.world_size == 1:

@@ -1,10 +1,11 @@
 """The policy network: loaded or made at random, checked, adapted by LoRA, sharded by FSDP2."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -26,13 +27,13 @@ from transformers.core_model_loading import (
 
 from rlhf.config.algorithm import LoraConfig
 from rlhf.config.schema import ModelConfig
+from rlhf.data.vision_model import TOWER, auto_model, part_of, sees
 from rlhf.errors import ModelError
 from rlhf.learner.attention import PACKED
 from rlhf.learner.cpu_layers import use_cpu_layers
-from rlhf.learner.critic import PackedCritic
-from rlhf.learner.forward import PackedPolicy
 from rlhf.learner.routing import routers
 from rlhf.learner.shards import local
+from rlhf.learner.vision import freeze
 
 _MIXERS = re.compile(r"mamba|deltanet|shortconv|recurrent|linearattention|rwkv|ssm", re.IGNORECASE)
 _NO_BACKENDS = (
@@ -64,7 +65,7 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
 
 
 def _refuse_config(config: PretrainedConfig) -> None:
-    found = config.to_dict()
+    found = config.get_text_config().to_dict()
     mixers = sorted(set(found.get("layer_types") or ()) - {"full_attention", "sliding_attention"})
     scaled = [name for name in _UNIT_SCALES if found.get(name) not in (None, 1, 1.0)]
     reason = ""
@@ -81,18 +82,21 @@ def _refuse_config(config: PretrainedConfig) -> None:
 def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedModel:
     """The model in float32 on the CPU (weights of the folder, or random by `seed`), or without storage."""
     config = read_config(model)
+    auto = auto_model(config.to_dict())
+    is_seeing = sees(config.to_dict())
     options = {
         "dtype": torch.float32,
-        "attn_implementation": PACKED,
+        # A tower looks at each image whole: its attention is not over packed rows.
+        "attn_implementation": {"text_config": PACKED, "vision_config": "sdpa"} if is_seeing else PACKED,
         "trust_remote_code": model.trust_remote_code,
     }
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.manual_seed(seed)
         try:
             if model.path is None or on_meta:
-                network = AutoModelForCausalLM.from_config(config, **options)
+                network = auto.from_config(config, **options)
             else:
-                network = AutoModelForCausalLM.from_pretrained(model.path, config=config, **options)
+                network = auto.from_pretrained(model.path, config=config, **options)
         except KeyError as error:
             # Models with attention classes of their own look theirs up by name.
             if error.args != (PACKED,):
@@ -100,7 +104,8 @@ def build_model(model: ModelConfig, seed: int, *, on_meta: bool) -> PreTrainedMo
             raise ModelError(_NO_BACKENDS.format(kind=f"model type {config.model_type!r}")) from error
         _refuse_modules(network)
         if model.lora is not None:
-            _add_lora(network, model.lora)
+            add_lora(network, model.lora, sees=is_seeing)
+        _freeze(network, model)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -139,9 +144,33 @@ def _refuse_modules(network: PreTrainedModel) -> None:
         )
 
 
-def _add_lora(network: PreTrainedModel, lora: LoraConfig) -> None:
+def _freeze(network: PreTrainedModel, model: ModelConfig) -> None:
+    parts = model.freeze.frozen
+    absent = parts - {part_of(name) for name, _ in network.named_parameters()}
+    if absent:
+        raise ModelError(
+            f"model.freeze names {', '.join(sorted(absent))}, which {type(network).__name__} does not have. "
+            "Remove it, or choose a model that sees images."
+        )
+    freeze(network, parts)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ModelError(
+            f"model.freeze names {', '.join(sorted(parts))}, which is all that would be trained of "
+            f"{type(network).__name__}. Free one of them, or change model.lora.targets."
+        )
+
+
+def add_lora(network: PreTrainedModel, lora: LoraConfig, *, sees: bool) -> None:
+    """Give the named modules adapters. Raises ModelError for modules that are not there or cannot have them."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    adapter = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
+    names_tower = not isinstance(lora.targets, str) and any(TOWER in target for target in lora.targets)
+    adapter = PeftConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        exclude_modules=rf".*\b{TOWER}\b.*" if sees and not names_tower else None,
+    )
     try:
         inject_adapter_in_model(adapter, network)
     except ValueError as error:
@@ -152,21 +181,31 @@ def _add_lora(network: PreTrainedModel, lora: LoraConfig) -> None:
             "model.lora.targets reaches the experts, which are one tensor per layer and get no adapters here. "
             "Name the other modules, for example [q_proj, k_proj, v_proj, o_proj]."
         )
-    if network.get_output_embeddings() in adapted or network.get_input_embeddings() in adapted:
+    # Of dual encoders transformers knows no input embeddings, and a convolution cuts pictures into patches.
+    embeddings = [
+        module for module in adapted if isinstance(module.get_base_layer(), nn.Embedding | nn.Conv2d)
+    ]
+    if embeddings or network.get_output_embeddings() in adapted:
         raise ModelError("model.lora.targets names the embeddings or the output head. Leave them out.")
+
+
+class HasModel(Protocol):
+    """A root module around a network of transformers."""
+
+    model: PreTrainedModel
 
 
 _EXACT = MixedPrecisionPolicy(param_dtype=torch.float32)
 """Of routers: a bfloat16 logit is too coarse to say which expert comes next."""
 
 
-def shard(module: PackedPolicy | PackedCritic, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Shard every decoder layer, then the root; gradients are summed over ranks, not averaged."""
+def shard(module: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Shard every block, then the root; gradients are summed over ranks, not averaged."""
     precision = MixedPrecisionPolicy()
     if dtype != torch.float32:
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     spread = mesh.size() > 1
-    for layer in module.decoder.layers:
+    for layer in blocks:
         if dtype != torch.float32:
             for router in routers(layer):
                 fully_shard(router, mesh=mesh, mp_policy=_EXACT, reshard_after_forward=spread)
@@ -219,7 +258,7 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
             layer.scaling = scaling
 
 
-def full_weights(policy: PackedPolicy, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def full_weights(policy: HasModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Every weight whole, named and shaped as in a checkpoint, LoRA merged, a tied head left out. A collective.
 
     Experts, which transformers fuses, are apart again. Buffers that a checkpoint holds keep their own dtype.
@@ -242,7 +281,7 @@ def full_weights(policy: PackedPolicy, dtype: torch.dtype) -> Iterator[tuple[str
         yield from _as_in_checkpoint(policy, name, buffer)
 
 
-def weight_specs(policy: PackedPolicy, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+def weight_specs(policy: HasModel, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
     """What `full_weights` yields, in its order, as tensors without storage: nothing is gathered."""
     with torch.device("meta"):
         tensors = [
@@ -254,13 +293,13 @@ def weight_specs(policy: PackedPolicy, dtype: torch.dtype) -> list[tuple[str, Te
     return [spec for name, tensor in tensors for spec in _as_in_checkpoint(policy, name, tensor)]
 
 
-def _saved_buffers(policy: PackedPolicy) -> list[tuple[str, Tensor]]:
+def _saved_buffers(policy: HasModel) -> list[tuple[str, Tensor]]:
     """Buffers that are weights: the selection bias of a router."""
     saved = policy.model.state_dict().keys()
     return [(name, buffer) for name, buffer in policy.model.named_buffers() if name in saved]
 
 
-def _as_in_checkpoint(policy: PackedPolicy, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _as_in_checkpoint(policy: HasModel, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     name = name.replace(".base_layer.", ".")
     yield from revert_weight_conversion(policy.model, {name: tensor}).items()
 
@@ -273,7 +312,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja",
-    "chat_template*", "generation_config.json",
+    "chat_template*", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
 
 

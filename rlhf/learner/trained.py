@@ -3,30 +3,43 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rlhf.batch import Batch
 from rlhf.config.schema import LearnerConfig
 from rlhf.errors import LearnerError
-from rlhf.interfaces import LossFunction, LossOutput, UpdateMetrics
+from rlhf.interfaces import LossOutput, UpdateMetrics
 from rlhf.learner.optimizer import build_optimizer, clip_gradients, learning_rate
 
+
+class MicroBatch(Protocol):
+    """What one forward and backward pass is of."""
+
+    @property
+    def is_empty(self) -> bool:
+        """It has nothing to learn from, and is there for the other ranks' sake."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on `device`."""
+
+
 M = TypeVar("M", bound=nn.Module)
+B = TypeVar("B", bound=MicroBatch)
+Loss = Callable[[Tensor, Tensor | None, B], LossOutput]
 _METRICS = {"learner": "update", "critic": "critic"}
 
 
-class TrainedModule(Generic[M]):
+class TrainedModule(Generic[M, B]):
     """Policy or critic, with an AdamW and a schedule of its own. Updates are collectives."""
 
     def __init__(
         self,
         module: M,
-        score: Callable[[M, Batch], tuple[Tensor, Tensor | None]],
+        score: Callable[[M, B], tuple[Tensor, Tensor | None]],
         *,
         section: Literal["learner", "critic"],
         config: LearnerConfig,
@@ -41,7 +54,7 @@ class TrainedModule(Generic[M]):
         self.parameters = {name.removeprefix("model."): p for name, p in module.named_parameters()}
         self._score = score
 
-    def update(self, minibatches: Sequence[Sequence[Batch]], loss: LossFunction) -> UpdateMetrics:
+    def update(self, minibatches: Sequence[Sequence[B]], loss: Loss[B]) -> UpdateMetrics:
         """One optimizer step per mini-batch; see FsdpLearner.update."""
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
@@ -60,7 +73,7 @@ class TrainedModule(Generic[M]):
         values[f"{_METRICS[self.section]}/lr"] = self.optimizer.param_groups[0]["lr"]
         return UpdateMetrics(values=values, forward_backward_s=forward_backward_s, optimizer_s=optimizer_s)
 
-    def accumulate(self, microbatches: Sequence[Batch], loss: LossFunction, sums: dict[str, Tensor]) -> None:
+    def accumulate(self, microbatches: Sequence[B], loss: Loss[B], sums: dict[str, Tensor]) -> None:
         """Add the gradient of the micro-batches, summed over ranks, and their metric sums."""
         assert isinstance(self.module, FSDPModule)
         for index, batch in enumerate(microbatches):
@@ -69,7 +82,7 @@ class TrainedModule(Generic[M]):
             self.module.set_requires_gradient_sync(is_last or self.device.type != "cpu")
             batch = batch.to(self.device)
             scores, entropy = self._score(self.module, batch)
-            if batch.num_tokens == 0:
+            if batch.is_empty:
                 scores.sum().backward()
                 continue
             output = loss(scores, entropy, batch)

@@ -153,4 +153,6 @@ def _sampling(recipe: Recipe, config: EvaluateConfig, materials: Materials) -> S
         top_p=recipe.sampling.top_p if config.top_p is None else config.top_p,
         top_k=recipe.sampling.top_k,
         stop_token_ids=materials.renderer.stop_token_ids,
+        banned=materials.banned,
+        image_codes=materials.image_codes,
     )

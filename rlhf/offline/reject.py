@@ -85,6 +85,8 @@ def _plan(materials: Materials, config: CollectConfig, prompts: SourcePrompts, r
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             stop_token_ids=materials.renderer.stop_token_ids,
+            banned=materials.banned,
+            image_codes=materials.image_codes,
         ),
         samples_per_prompt=config.samples_per_prompt,
         seed=recipe.seed,

@@ -1,5 +1,6 @@
 """`rlhf check` of any file: a recipe, an evaluation, or every stage of a pipeline with what it has by now."""
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,8 +52,21 @@ async def look_into(path: Path, overrides: Sequence[str], checking: Checking) ->
         file = checked_section(EvaluationFile, values, where=path)
         checking.report.recipe = file.name
         await _check_sets(file, checking)
+    elif "alignment" in values or ("data" in values and "task" not in values):
+        await asyncio.to_thread(_check_alignment, path, overrides, checking)
     else:
         await check_recipe(load_recipe(path, overrides), checking)
+
+
+def _check_alignment(path: Path, overrides: Sequence[str], checking: Checking) -> None:
+    """A recipe of retrieval alignment, or a bench of them. It needs torch, which no other check does."""
+    from rlhf.pipeline.alignment_check import check_alignment, check_bench
+    from rlhf.vision.command import load_alignment, load_bench
+
+    if "alignment" in read_with_overrides(path, overrides):
+        check_bench(load_bench(path, overrides), checking)
+    else:
+        check_alignment(load_alignment(path, overrides), checking)
 
 
 async def _check_stages(opened: Pipeline, checking: Checking) -> None:

@@ -11,13 +11,24 @@ import asyncio
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from rlhf.errors import RewardError
-from rlhf.types import TrajectoryGroup
+
+
+class Indexed(Protocol):
+    """A group: trajectories of one prompt, or lists of one query."""
+
+    @property
+    def index(self) -> int:
+        """Its place in admission order."""
+
+
+G = TypeVar("G", bound=Indexed)
 
 
 @dataclass(slots=True)
-class GroupBuffer:
+class GroupBuffer(Generic[G]):
     """Slots and the groups in them. One producer admits and finishes, one consumer takes and releases."""
 
     groups_per_step: int
@@ -26,7 +37,7 @@ class GroupBuffer:
     discarded: Counter[str] = field(default_factory=Counter)
     busy_s: float = 0.0
     """Seconds in which at least one admitted group was not finished: generation or scoring was going on."""
-    _live: dict[int, TrajectoryGroup | None] = field(default_factory=dict)
+    _live: dict[int, G | None] = field(default_factory=dict)
     _training: int = 0
     _error: BaseException | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,7 +72,7 @@ class GroupBuffer:
         self._live[index] = None
         self._note_busy()
 
-    def finish(self, group: TrajectoryGroup) -> None:
+    def finish(self, group: G) -> None:
         """Hand in a rolled-out and scored group."""
         self._live[group.index] = group
         self._remember(discarded=False)
@@ -96,7 +107,7 @@ class GroupBuffer:
         self._error = error
         self._changed.set()
 
-    async def take(self) -> list[TrajectoryGroup]:
+    async def take(self) -> list[G]:
         """Wait for the oldest `groups_per_step` groups to be finished and return them, oldest first."""
         while True:
             if self._error is not None:

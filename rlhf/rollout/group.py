@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol
 
 from rlhf.config.points import value_at
 from rlhf.interfaces import PromptLedger, Reward, RolloutFunction
-from rlhf.rollout.buffer import GroupBuffer
+from rlhf.rollout.buffer import G, GroupBuffer
 from rlhf.rollout.statistics import solved
 from rlhf.types import Prompt, Sampling, TrajectoryGroup
 
@@ -34,26 +35,28 @@ def rejection(group: TrajectoryGroup, *, drop_zero_variance: bool, least_rewards
     return None
 
 
-@dataclass(kw_only=True)
-class Producer:
-    """Rolls out and scores prompts while slots are free; every failure reaches the consumer through the buffer."""
+class GroupWork(Protocol[G]):
+    """How one admission becomes a finished group."""
 
-    buffer: GroupBuffer
+    async def make(self, index: int, prompt: Prompt, version: int) -> G:
+        """The group, rolled out and scored, admitted at weight version `version`."""
+
+    def rejection(self, group: G) -> str | None:
+        """Why it cannot or should not be trained, or None."""
+
+    def solved(self, group: G) -> list[bool]:
+        """Of each gradable attempt: was it right?"""
+
+
+@dataclass(kw_only=True)
+class Producer(Generic[G]):
+    """Has groups made while slots are free; every failure reaches the consumer through the buffer."""
+
+    buffer: GroupBuffer[G]
     prompts: PromptLedger
-    rollout: RolloutFunction
-    reward: Reward
-    sampling: Sampling
-    samples_per_prompt: int
-    seed: int
-    drop_zero_variance: bool
+    work: GroupWork[G]
     version: Callable[[], int]
     """The weight version that is live now."""
-    temperature_points: Sequence[tuple[int, float]] = ()
-    """(weight version, temperature) points, in place of the temperature in `sampling`."""
-    least_rewards: int = 2
-    """Samples of a group that must have a reward, as the algorithm has it."""
-    least_by_scenario: Mapping[str, int] = field(default_factory=dict)
-    """The same where a scenario has a number of its own."""
 
     async def run(self) -> None:
         """Admit groups until cancelled."""
@@ -77,18 +80,36 @@ class Producer:
 
     async def _one(self, index: int, prompt: Prompt, *, version: int) -> None:
         try:
-            group = await self._roll_out(index, prompt, version=version)
-            least = self.least_by_scenario.get(prompt.scenario, self.least_rewards)
-            reason = rejection(group, drop_zero_variance=self.drop_zero_variance, least_rewards=least)
+            group = await self.work.make(index, prompt, version)
+            reason = self.work.rejection(group)
             if reason is None:
                 self.buffer.finish(group)
             else:
-                self.prompts.discard(index, reason, solved(group))
+                self.prompts.discard(index, reason, self.work.solved(group))
                 self.buffer.discard(index, reason)
         except Exception as error:  # noqa: BLE001 -- the consumer raises it
             self.buffer.fail(error)
 
-    async def _roll_out(self, index: int, prompt: Prompt, *, version: int) -> TrajectoryGroup:
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Groups of trajectories: the prompt rolled out `samples_per_prompt` times, and scored."""
+
+    rollout: RolloutFunction
+    reward: Reward
+    sampling: Sampling
+    samples_per_prompt: int
+    seed: int
+    drop_zero_variance: bool
+    temperature_points: Sequence[tuple[int, float]] = ()
+    """(weight version, temperature) points, in place of the temperature in `sampling`."""
+    least_rewards: int = 2
+    """Samples of a group that must have a reward, as the algorithm has it."""
+    least_by_scenario: Mapping[str, int] = field(default_factory=dict)
+    """The same where a scenario has a number of its own."""
+
+    async def make(self, index: int, prompt: Prompt, version: int) -> TrajectoryGroup:
+        """The scored group of a prompt."""
         sampling = self.sampling
         if self.temperature_points:
             sampling = replace(sampling, temperature=value_at(self.temperature_points, version))
@@ -101,3 +122,12 @@ class Producer:
         rewards = await self.reward.score(group)
         scored = [replace(t, reward=r) for t, r in zip(trajectories, rewards, strict=True)]
         return replace(group, trajectories=tuple(scored))
+
+    def rejection(self, group: TrajectoryGroup) -> str | None:
+        """See `rejection`."""
+        least = self.least_by_scenario.get(group.prompt.scenario, self.least_rewards)
+        return rejection(group, drop_zero_variance=self.drop_zero_variance, least_rewards=least)
+
+    def solved(self, group: TrajectoryGroup) -> list[bool]:
+        """Of each gradable trajectory: was it right?"""
+        return solved(group)

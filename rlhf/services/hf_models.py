@@ -1,13 +1,12 @@
-"""What the small server answers with: a sequence classifier or a language model of transformers, one call at a time."""
+"""What the small server answers with: models of transformers, of which those that write answers one call at a time."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.services.settings import ServiceSettings
 
@@ -19,7 +18,9 @@ class BadRequest(ValueError):
     """A request that this model cannot answer; its text goes to who asked."""
 
 
-class _Model:
+class ServedModel:
+    """A network and its tokenizer."""
+
     def __init__(self, settings: ServiceSettings, kind: Any) -> None:
         torch.set_num_threads(settings.threads)
         trusted = settings.trust_remote_code
@@ -28,7 +29,7 @@ class _Model:
             self.tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
         network = kind.from_pretrained(settings.model, dtype=settings.dtype, trust_remote_code=trusted)
         self.network = network.to(settings.device).eval()
-        positions = getattr(network.config, "max_position_embeddings", None)
+        positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
         self.longest: int = settings.max_model_len or positions or 1 << 30
 
     def encode(self, body: Mapping[str, Any], *, asks: bool) -> list[int]:
@@ -57,28 +58,7 @@ class _Model:
         return ids
 
 
-class Classifier(_Model):
-    """A sequence classifier: the numbers of the last token."""
-
-    def __init__(self, settings: ServiceSettings) -> None:
-        super().__init__(settings, AutoModelForSequenceClassification)
-        # Sequences of one length go together, so nothing is padding, not even a token that pads elsewhere.
-        self.network.config.get_text_config().pad_token_id = -1
-
-    @torch.inference_mode()
-    def classify(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The logits of each sequence."""
-        found: dict[int, list[float]] = {}
-        by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for _, group in groupby(by_length, key=lambda i: len(sequences[i])):
-            places = list(group)
-            ids = torch.tensor([sequences[i] for i in places], device=self.network.device)
-            logits = self.network(input_ids=ids).logits.float().tolist()
-            found |= dict(zip(places, logits, strict=True))
-        return [found[i] for i in range(len(sequences))]
-
-
-class ChatModel(_Model):
+class ChatModel(ServedModel):
     """A language model: one answer at a time."""
 
     def __init__(self, settings: ServiceSettings) -> None:

@@ -15,26 +15,25 @@ import torch
 from aiohttp import web
 from transformers.utils.logging import disable_progress_bar
 
-from rlhf.services.hf_models import BadRequest, ChatModel, Classifier
+from rlhf.services.hf_models import BadRequest, ChatModel
+from rlhf.services.hf_scorers import Asked, Scoring, load_scorer
 from rlhf.services.settings import ServiceSettings
 
 _MOST_AT_ONCE = 64
-_REQUEST_BYTES = 1 << 24
+_REQUEST_BYTES = 1 << 26
 
 
 @dataclass(slots=True)
 class Batcher:
     """Classifies what waits in one call: the model is busy while the next requests come."""
 
-    model: Classifier
-    waiting: asyncio.Queue[tuple[Sequence[int], asyncio.Future[list[float]]]] = field(
-        default_factory=asyncio.Queue
-    )
+    model: Scoring
+    waiting: asyncio.Queue[tuple[Asked, asyncio.Future[list[float]]]] = field(default_factory=asyncio.Queue)
 
-    async def classify(self, ids: Sequence[int]) -> list[float]:
-        """The logits of one sequence."""
+    async def classify(self, asked: Asked) -> list[float]:
+        """The logits of one request."""
         future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self.waiting.put_nowait((ids, future))
+        self.waiting.put_nowait((asked, future))
         return await future
 
     async def work(self) -> None:
@@ -44,7 +43,7 @@ class Batcher:
             while not self.waiting.empty() and len(taken) < _MOST_AT_ONCE:
                 taken.append(self.waiting.get_nowait())
             try:
-                found = await asyncio.to_thread(self.model.classify, [ids for ids, _ in taken])
+                found = await asyncio.to_thread(self.model.classify, [asked for asked, _ in taken])
             except Exception as error:  # noqa: BLE001 -- whoever asked must hear of it
                 for _, future in taken:
                     if not future.done():
@@ -71,7 +70,7 @@ def make_app(settings: ServiceSettings) -> web.Application:
 
 
 def _serve_classifier(app: web.Application, settings: ServiceSettings) -> None:
-    model = Classifier(settings)
+    model = load_scorer(settings)
     batcher = Batcher(model)
 
     async def working(_: web.Application) -> AsyncIterator[None]:
@@ -84,7 +83,7 @@ def _serve_classifier(app: web.Application, settings: ServiceSettings) -> None:
     async def classify(request: web.Request) -> web.Response:
         body = await _body(request, settings.name)
         try:
-            logits = await batcher.classify(model.encode(body, asks=False))
+            logits = await batcher.classify(model.read(body))
         except BadRequest as error:
             return _refusal(str(error))
         values = _activated(logits) if body.get("use_activation") in (None, True) else logits

@@ -1,5 +1,6 @@
 """Direct preference optimization in a process group of its own, through TRL."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -10,7 +11,14 @@ from rlhf.episodes.render import Renderer
 from rlhf.stages.following import Child
 from rlhf.stages.model_folder import prepare_model_folder
 from rlhf.stages.preference_rows import PairRows, read_pairs
-from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
+from rlhf.stages.trainer_stage import (
+    Progress,
+    TrainerStage,
+    images_beside,
+    model_frozen,
+    model_lora,
+    run_stage,
+)
 
 
 def run_dpo(  # noqa: PLR0913  # one signature for every trained stage
@@ -27,19 +35,23 @@ def run_dpo(  # noqa: PLR0913  # one signature for every trained stage
 
     dpo.json holds the loss at the start, held-out accuracy before and after, and the finding on lengths.
     """
-    train, heldout, findings, warnings = read_stage_pairs(config, renderer=renderer, kind="dpo")
+    train, heldout, findings, warnings = read_stage_pairs(
+        config, renderer=renderer, kind="dpo", out=out_folder
+    )
     reference = config.reference
     if reference not in ("start", "none"):
         named = ModelConfig(path=reference)
         reference = prepare_model_folder(named, "", seed=seed, key="dpo.reference")
         renderer.check_reference(reference, key="dpo.reference")
-    extra = {"loss": config.loss, "beta": config.beta, "sft_coef": config.sft_coef, "reference": reference}
+    loss = config.loss if isinstance(config.loss, str) else dict(config.losses)
+    extra = {"loss": loss, "beta": config.beta, "sft_coef": config.sft_weight, "reference": reference}
     stage = TrainerStage(
         kind="dpo",
         config=config,
         renderer=renderer,
         seed=seed,
         lora=model_lora(model),
+        frozen=model_frozen(model),
         rows=train.rows,
         one_pass=numpy.arange(len(train.rows)),
         heldout=heldout.rows,
@@ -51,13 +63,14 @@ def run_dpo(  # noqa: PLR0913  # one signature for every trained stage
 
 
 def read_stage_pairs(
-    config: DpoConfig | RewardModelConfig, *, renderer: Renderer, kind: str
+    config: DpoConfig | RewardModelConfig, *, renderer: Renderer, kind: str, out: str | Path
 ) -> tuple[PairRows, PairRows, dict[str, float], tuple[str, ...]]:
     """(training pairs, held-out pairs, metrics, warnings) of a stage that learns from preferences."""
-    train = read_pairs(config.source, config, renderer=renderer, key=f"{kind}.source")
+    read = partial(read_pairs, config=config, renderer=renderer, images=images_beside(out))
+    train = read(config.source, key=f"{kind}.source")
     heldout = PairRows(rows=[], num_dropped=0)
     if config.heldout is not None:
-        heldout = read_pairs(config.heldout, config, renderer=renderer, key=f"{kind}.heldout")
+        heldout = read(config.heldout, key=f"{kind}.heldout")
     bias = train.length_bias(config.length_bias_margin)
     metrics = bias.metrics() | {
         "trainer/rows": float(len(train.rows)),

@@ -7,12 +7,12 @@ from typing import Any, TextIO
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from rlhf.data.preference_pairs import accuracy_metrics
 from rlhf.stages import training
 from rlhf.stages.pair_scores import ScoreBatch, Scores, answer_logprobs, gaps, heldout_metrics, score_pairs
+from rlhf.stages.seen_batches import seeing
 
 Score = Callable[[Dataset, ScoreBatch], Scores]
 START_TOLERANCE = 0.02
@@ -56,16 +56,18 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 def train(job: training.Job, channel: TextIO) -> None:
     """Train and save; `channel` receives the progress lines."""
     rows = training.all_rows(job)
+    losses = _losses(job)
     arguments = DPOConfig(
         **training.trainer_arguments(job),
-        loss_type=[job["loss"]],
+        loss_type=list(losses),
+        loss_weights=list(losses.values()),
         beta=job["beta"],
         label_smoothing=job["label_smoothing"],
         precompute_ref_log_probs=True,
         max_length=None,
     )
     trainer = PairTrainer(
-        AutoModelForCausalLM.from_pretrained(job["model"], **training.model_arguments(job)),
+        training.language_model(job["model"]).from_pretrained(job["model"], **training.model_arguments(job)),
         ref_model=_named_reference(job),
         args=arguments,
         train_dataset=rows,
@@ -73,6 +75,8 @@ def train(job: training.Job, channel: TextIO) -> None:
         peft_config=training.adapter(job, task="CAUSAL_LM"),
     )
     trainer.sft_coef = job["sft_coef"]
+    trainer.data_collator = seeing(trainer.data_collator, job["model"], repeats=2)
+    training.freeze(trainer.model, job)
     heldout = training.all_rows(job, "heldout") if job["has_heldout"] else None
     score = partial(
         score_pairs, trainer, batch_size=job["microbatch_size"], on_pass=partial(training.say, channel)
@@ -86,10 +90,14 @@ def train(job: training.Job, channel: TextIO) -> None:
     training.write_found(job, metrics, _start_warnings(job, metrics["trainer/loss_at_start"]))
 
 
+def _losses(job: training.Job) -> dict[str, float]:
+    return job["loss"] if isinstance(job["loss"], dict) else {job["loss"]: 1.0}
+
+
 def _named_reference(job: training.Job) -> Any:
     if job["reference"] in ("start", "none"):
         return None
-    return AutoModelForCausalLM.from_pretrained(
+    return training.language_model(job["reference"]).from_pretrained(
         job["reference"], dtype=torch.float32, trust_remote_code=job["trust_remote_code"]
     )
 
@@ -131,15 +139,17 @@ def _start_warnings(job: training.Job, loss: float) -> list[str]:
     if job["reference"] != "start" or job["sft_coef"]:
         return []
     smoothing = job["label_smoothing"] or 0.5
-    expected = {
+    at_start = {
         "sigmoid": math.log(2),
+        "bco_pair": 2 * math.log(2),
         "robust": math.log(2),
         "hinge": 1.0,
         "apo_zero": 1.0,
         "apo_down": 1.0,
         "ipo": 1 / (4 * job["beta"] ** 2),
         "exo_pair": math.log(0.5) - 0.5 * math.log(smoothing * (1 - smoothing)),
-    }[job["loss"]]
+    }
+    expected = sum(weight * at_start[name] for name, weight in _losses(job).items())
     if abs(loss - expected) <= START_TOLERANCE * max(1.0, expected):
         return []
     return [

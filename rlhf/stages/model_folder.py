@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.schema import ModelConfig
-from rlhf.data.characters import KINDS, write_character_tokenizer
+from rlhf.config.vision import ImageProcessorConfig
+from rlhf.data.characters import KINDS, VISION, write_character_tokenizer
+from rlhf.data.scoring_models import is_dual
+from rlhf.data.vision_model import auto_model, sees
 from rlhf.errors import ModelError
+from rlhf.stages.dual_folder import write_dual
+from rlhf.stages.vision_folder import write_vision
 
 SMALLEST_HEAD = 32
 """vLLM's CPU attention refuses a smaller head_dim."""
@@ -96,25 +101,38 @@ def _download(name: str, key: str) -> str:
 
 def _initialise(model: ModelConfig, folder: Path, *, seed: int) -> str:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     config = _read_config(AutoConfig, model)
+    text = config.get_text_config()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _write_tokenizer(model, folder, vocabulary_size=text.vocab_size)
+    if is_dual(config.to_dict()):
+        write_dual(config, tokenizer, folder, seed=seed)
+        return str(folder)
+    if sees(config.to_dict()):
+        write_vision(config, tokenizer, model.image_processor or ImageProcessorConfig(), folder)
+    elif model.image_processor is not None:
+        raise ModelError(
+            f"model.image_processor is given, but model.config has model_type {config.model_type!r}, which sees no "
+            "images. Remove it."
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(
+        network = auto_model(config.to_dict()).from_config(
             config, dtype=torch.float32, trust_remote_code=model.trust_remote_code
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _write_tokenizer(model, folder, vocabulary_size=config.vocab_size)
-    network.config.eos_token_id, network.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    network.config.bos_token_id = tokenizer.bos_token_id
-    network.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    ends = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    for part in (network.config, network.config.get_text_config()):
+        for name, token in ends.items():
+            setattr(part, name, token)
+    network.generation_config = GenerationConfig(**ends)
     network.save_pretrained(folder)
     return str(folder)
 
@@ -136,12 +154,19 @@ def _read_config(auto_config: Any, model: ModelConfig) -> Any:
             config = get_class_from_dynamic_module(remote, "")(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"model.config cannot be used: {error}") from error
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head < SMALLEST_HEAD:
         raise ModelError(
             f"model.config: head_dim is {head}, expected {SMALLEST_HEAD} or more "
             f"(vLLM's CPU attention refuses less). "
             f"Set model.config.head_dim: {SMALLEST_HEAD}, or use fewer heads."
+        )
+    sections = (getattr(text, "rope_parameters", None) or {}).get("mrope_section")
+    if sections is not None and sum(sections) != head // 2:
+        raise ModelError(
+            f"model.config: mrope_section is {list(sections)} and head_dim is {head}: expected sections that add up to "
+            f"{head // 2}, half of it."
         )
     return config
 
@@ -154,7 +179,12 @@ def _write_tokenizer(model: ModelConfig, folder: Path, *, vocabulary_size: int) 
             f"model.tokenizer is missing: with model.config give {', '.join(KINDS)}, a folder or a hub name."
         )
     if model.tokenizer in KINDS:
-        write_character_tokenizer(folder, tags=KINDS[model.tokenizer], vocabulary_size=vocabulary_size)
+        write_character_tokenizer(
+            folder,
+            tags=KINDS[model.tokenizer],
+            specials=VISION if sees(model.config or {}) else (),
+            vocabulary_size=vocabulary_size,
+        )
         return AutoTokenizer.from_pretrained(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=model.trust_remote_code)

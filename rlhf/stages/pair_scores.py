@@ -14,6 +14,8 @@ Scores = list[tuple[float, float]]
 ScoreBatch = Callable[[dict[str, Tensor]], Tensor]
 """A collated batch, chosen before rejected -> a score for each of its rows, float32."""
 
+_NOT_OF_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
+
 
 def score_pairs(
     trainer: Any, rows: Dataset, score: ScoreBatch, *, batch_size: int, on_pass: Callable[[], None]
@@ -49,13 +51,8 @@ def answer_logprobs(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Log-probability of every whole answer, summed in float32; `model` has TRL's fused head."""
     mask = batch["completion_mask"]
     labels = batch["input_ids"].masked_fill(mask == 0, -100)
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=labels,
-        fused_lm_head=True,
-        use_cache=False,
-    )
+    given = {name: values for name, values in batch.items() if name not in _NOT_OF_MODEL}
+    outputs = model(**given, labels=labels, fused_lm_head=True, use_cache=False)
     summed: Tensor = outputs.log_probs.float().sum(dim=1)
     return summed
 

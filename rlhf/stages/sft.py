@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlhf.config.schema import ModelConfig
 from rlhf.config.trainer import SftConfig
@@ -13,8 +14,16 @@ from rlhf.episodes.endpoint_wire import read_messages
 from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError, ModelError
 from rlhf.stages.following import Child
-from rlhf.stages.trained_rows import that_fit
-from rlhf.stages.trainer_stage import Progress, TrainerStage, model_lora, run_stage
+from rlhf.stages.preference_rows import answer_text
+from rlhf.stages.trained_rows import check_spells_no_image, evenly_shown, that_fit, with_images
+from rlhf.stages.trainer_stage import (
+    Progress,
+    TrainerStage,
+    images_beside,
+    model_frozen,
+    model_lora,
+    run_stage,
+)
 from rlhf.types import Prompt
 
 KEY = "sft"
@@ -41,18 +50,20 @@ def run_sft(  # noqa: PLR0913  # one signature for every trained stage
     Raises DataError for a row without a completion or longer than `config.max_length`, LearnerError when the
     training process dies, DeadlineError when it makes no progress for ten minutes.
     """
-    rows: list[Mapping[str, list[int]]] = []
+    rows: list[Mapping[str, Any]] = []
     sizes: list[int] = []
     num_dropped = 0
     for key, source in config.sources.items():
-        prompts = load_prompts(source, key=key, require_reference=False)
+        prompts = load_prompts(source, key=key, require_reference=False, images=images_beside(out_folder))
         found = tokenised_rows(prompts, renderer, key=key)
         lengths = [
             (f"{key}: row {prompt.id}", len(ids)) for prompt, (ids, _) in zip(prompts, found, strict=True)
         ]
         fits = that_fit(lengths, limit=config.max_length, on_long=config.on_long, key=KEY)
-        kept = [row for row, is_kept in zip(found, fits, strict=True) if is_kept]
-        rows += [_labelled(row) for row in kept]
+        images = [prompt.images for prompt in prompts]
+        labelled = with_images([_labelled(row) for row in found], images, renderer)
+        kept = [row for row, is_kept in zip(labelled, fits, strict=True) if is_kept]
+        rows += kept
         sizes.append(len(kept))
         num_dropped += len(found) - len(kept)
     one_pass = rows_of_a_pass(sizes, config.repeat or (1.0,) * len(sizes), seed=seed)
@@ -66,7 +77,8 @@ def run_sft(  # noqa: PLR0913  # one signature for every trained stage
         renderer=renderer,
         seed=seed,
         lora=model_lora(model),
-        rows=rows,
+        frozen=model_frozen(model),
+        rows=evenly_shown(rows),
         one_pass=one_pass,
         extra={"packing": config.packing},
         findings={"trainer/rows": len(one_pass), "trainer/dropped_rows": num_dropped},
@@ -77,15 +89,15 @@ def run_sft(  # noqa: PLR0913  # one signature for every trained stage
 def tokenised_rows(prompts: Sequence[Prompt], renderer: Renderer, *, key: str) -> list[Row]:
     """Every row as ids: what RL would show the engine, and what the engine should sample then.
 
-    A row has a `completion`, or `messages`: a whole conversation, whose assistant's turns are learned.
-    Raises DataError naming the first row without either.
+    A row has a `completion`, or `messages`: a whole conversation, whose assistant's turns are learned; one that shows
+    images has a single such turn, its last. Raises DataError naming the first row without either.
     """
     rows = []
-    has_conversations = any("messages" in prompt.columns for prompt in prompts)
+    has_conversations = any("messages" in prompt.columns and not prompt.images for prompt in prompts)
     chat = ChatRenderer(renderer) if has_conversations else None
     for prompt in prompts:
         where = f"{key}: row {prompt.id}"
-        if chat is not None and "messages" in prompt.columns:
+        if chat is not None and "messages" in prompt.columns and not prompt.images:
             row = _conversation(prompt, chat, where=where)
         else:
             row = _answer(prompt, renderer, where=where)
@@ -95,7 +107,7 @@ def tokenised_rows(prompts: Sequence[Prompt], renderer: Renderer, *, key: str) -
 
 def check_demonstration(prompt: Prompt, *, where: str) -> None:
     """DataError where a row has nothing to learn; needs no tokenizer."""
-    if "messages" not in prompt.columns:
+    if "messages" not in prompt.columns or prompt.images:
         _text(prompt, where=where)
         return
     try:
@@ -119,6 +131,8 @@ def _conversation(prompt: Prompt, chat: ChatRenderer, *, where: str) -> Row:
 
 
 def _text(prompt: Prompt, *, where: str) -> str:
+    if prompt.images and "messages" in prompt.columns:
+        return answer_text(prompt, "messages", where=where)
     text = prompt.columns.get("completion")
     if not isinstance(text, str) or not text:
         raise DataError(
@@ -132,4 +146,5 @@ def _answer(prompt: Prompt, renderer: Renderer, *, where: str) -> Row:
     text = _text(prompt, where=where)
     question = renderer.encode_prompt(prompt)
     answer = renderer.encode_completion(text, where=where)
+    check_spells_no_image(answer, renderer, where=where)
     return [*question, *answer], [False] * len(question) + [True] * len(answer)

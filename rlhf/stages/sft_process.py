@@ -3,10 +3,10 @@
 from typing import TextIO
 
 import torch
-from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.stages import training
+from rlhf.stages.seen_batches import seeing
 
 NOT_LEARNED = -100
 
@@ -43,13 +43,14 @@ def train(job: training.Job, channel: TextIO) -> None:
         max_length=None,
     )
     trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(job["model"], **training.model_arguments(job)),
+        training.language_model(job["model"]).from_pretrained(job["model"], **training.model_arguments(job)),
         args=arguments,
         train_dataset=training.ordered(job, training.all_rows(job)),
         processing_class=training.tokenizer(job),
-        data_collator=packed_batch if job["packing"] else padded_batch,
+        data_collator=seeing(packed_batch if job["packing"] else padded_batch, job["model"]),
         peft_config=training.adapter(job, task="CAUSAL_LM"),
     )
+    training.freeze(trainer.model, job)
     metrics = training.train_to_end(trainer, job, channel, accuracy="mean_token_accuracy")
     training.write_found(job, metrics, [])
 

@@ -7,12 +7,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.data.images import distinct
+from rlhf.episodes.render import Renderer
 from rlhf.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]
-"""Columns of ids (and numbers) by name, the same for every row."""
+"""Columns of ids, numbers and references of images by name, the same for every row."""
+IMAGES = "shown"
+"""The column with the images of a row. TRL takes a column `images` for rows that it has to render itself."""
+_ENDS = 1 << 16
 
 
 def that_fit(
@@ -38,6 +43,59 @@ def that_fit(
         raise DataError(f"{found} {advice}")
     logger.warning("%s They are left out (%s.on_long: drop).", found, key)
     return fits
+
+
+def with_images(
+    rows: Sequence[Mapping[str, Any]], images: Sequence[Sequence[str]], renderer: Renderer
+) -> list[Mapping[str, Any]]:
+    """The rows with their images beside them, where the model sees any and a row shows one."""
+    if renderer.vision is None or not any(images):
+        return list(rows)
+    return [{**row, IMAGES: list(shown)} for row, shown in zip(rows, images, strict=True)]
+
+
+def check_spells_no_image(ids: Sequence[int], renderer: Renderer, *, where: str) -> None:
+    """DataError for an answer whose text spells a token that stands for what was seen."""
+    if renderer.vision is not None and not set(renderer.vision.banned).isdisjoint(ids):
+        raise DataError(
+            f"{where}: its text spells an image token, which no model writes. Take it out of the answer."
+        )
+
+
+def evenly_shown(rows: Rows) -> Rows:
+    """The rows of several sources, all of them with a column of images where some have one."""
+    if len({IMAGES in row for row in rows}) < 2:
+        return rows
+    return [{IMAGES: [], **row} for row in rows]
+
+
+def check_all_show(rows: Rows, *, num_ranks: int, kind: str) -> None:
+    """DataError where ranks would not pass through the same parts of a model that sees images."""
+    shows = [bool(row.get(IMAGES)) for row in rows]
+    if num_ranks > 1 and any(shows) and not all(shows):
+        raise DataError(
+            f"{kind}: {shows.count(False)} of {len(rows)} rows show no image, and {kind}.num_ranks is {num_ranks}: a "
+            "rank with such rows alone would leave out the tower that the others wait for. Leave them out, or set "
+            "num_ranks: 1."
+        )
+
+
+def images_digest(*parts: Rows) -> str | None:
+    """A hash of the files that rows show, by their sizes and ends; None where they show none.
+
+    Images of `data:` are in the rows themselves.
+    """
+    shown = [row[IMAGES] for rows in parts for row in rows if row.get(IMAGES)]
+    if not shown:
+        return None
+    digest = sha256()
+    for reference in distinct(shown):
+        if not reference.startswith("data:"):
+            with Path(reference).open("rb") as file:
+                digest.update(f"{Path(reference).stat().st_size}".encode() + file.read(_ENDS))
+                file.seek(-min(_ENDS, file.tell()), 2)
+                digest.update(file.read())
+    return digest.hexdigest()
 
 
 def write_rows(rows: Rows, file: Path) -> None:

@@ -24,11 +24,18 @@ from rlhf.config.schema import ModelConfig
 from rlhf.config.trainer import DpoConfig, RewardModelConfig, SftConfig
 from rlhf.data.row_order import Indices, training_order
 from rlhf.episodes.render import Renderer
-from rlhf.errors import ConfigError, DependencyError, PlacementError
+from rlhf.errors import ConfigError, DependencyError, ModelError, PlacementError
 from rlhf.machine import usable_cores
 from rlhf.run_folder import replace_file
 from rlhf.stages.following import Child, follow, launch, trainer_environment
-from rlhf.stages.trained_rows import Rows, model_digest, rows_digest, write_rows
+from rlhf.stages.trained_rows import (
+    Rows,
+    check_all_show,
+    images_digest,
+    model_digest,
+    rows_digest,
+    write_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,8 @@ than reading tens of gigabytes from a network disk, or than the slowest step on 
 Kind = Literal["sft", "dpo", "reward_model"]
 TrainerConfig = SftConfig | DpoConfig | RewardModelConfig
 JOB = "job.json"
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What a model that sees images has beside its tokenizer."""
 COMPLETE = "complete"
 """The last file that is written into a checkpoint."""
 _NOT_LEARNED_FROM = {"threads", "source", "heldout", "repeat", "checkpoint_every"}
@@ -56,6 +65,8 @@ class TrainerStage:
     """Its model_folder holds the starting weights."""
     seed: int
     lora: LoraConfig | None = None
+    frozen: frozenset[str] = frozenset()
+    """Parts of a model that sees images which are not trained."""
     rows: Rows
     one_pass: Indices
     """Indices of the rows of one pass."""
@@ -99,6 +110,8 @@ def run_stage(
     training process dies, DeadlineError when it makes no progress for SILENCE_S seconds.
     """
     check_adapter(stage.kind, stage.config, stage.lora)
+    check_frozen(stage.frozen, stage.renderer)
+    check_all_show(stage.rows, num_ranks=stage.config.num_ranks, kind=stage.kind)
     out = Path(out_folder)
     summary = _summary(out, stage.kind)
     identity = _identity(stage)
@@ -131,6 +144,11 @@ def run_stage(
     replace_file(summary, json.dumps(ended, indent=1))
     shutil.rmtree(scratch)
     return str(out)
+
+
+def images_beside(out_folder: str | Path) -> Path:
+    """Where a stage keeps images that its rows hold as bytes: its own folder is emptied when it is begun anew."""
+    return Path(out_folder).absolute().parent / "images"
 
 
 def check_adapter(kind: str, config: TrainerConfig, lora: LoraConfig | None) -> None:
@@ -167,6 +185,20 @@ def check_adapter(kind: str, config: TrainerConfig, lora: LoraConfig | None) -> 
         )
 
 
+def check_frozen(frozen: frozenset[str], renderer: Renderer) -> None:
+    """Refuse parts that the model does not have."""
+    if frozen and renderer.vision is None:
+        raise ModelError(
+            f"model.freeze names {', '.join(sorted(frozen))}, which the model {renderer.model_folder!r} does not have. "
+            "Remove it, or choose a model that sees images."
+        )
+
+
+def model_frozen(model: ModelConfig | None) -> frozenset[str]:
+    """The parts that a stage was asked to leave as they are."""
+    return frozenset() if model is None else model.freeze.frozen
+
+
 def model_lora(model: ModelConfig | None) -> LoraConfig | None:
     """The adapters that a stage was asked for."""
     return None if model is None else model.lora
@@ -200,6 +232,9 @@ def _open_scratch(stage: TrainerStage, out: Path, identity: str) -> Path:
             path.unlink(missing_ok=True)
     scratch.mkdir()
     stage.renderer.tokenizer.save_pretrained(out)
+    for name in PROCESSOR_FILES:
+        if (Path(stage.renderer.model_folder) / name).is_file():
+            shutil.copy(Path(stage.renderer.model_folder) / name, out)
     write_rows(stage.rows, scratch / "rows.arrow")
     if stage.heldout:
         write_rows(stage.heldout, scratch / "heldout.arrow")
@@ -230,6 +265,7 @@ def _job(stage: TrainerStage, out: Path) -> dict[str, Any]:
         "num_steps": stage.num_steps,
         "microbatch_size": config.microbatch_size or config.batch_size // config.num_ranks,
         "lora": None if stage.lora is None else stage.lora.model_dump(mode="json"),
+        "frozen": sorted(stage.frozen),
         "model": stage.renderer.model_folder,
         "trust_remote_code": stage.renderer.trust_remote_code,
         "out": str(out),
@@ -272,6 +308,10 @@ def _identity(stage: TrainerStage) -> str:
     settings = stage.config.model_dump(mode="json", exclude=_NOT_LEARNED_FROM)
     lora = None if stage.lora is None else stage.lora.model_dump(mode="json")
     parts = [stage.kind, settings, lora, stage.seed, dict(stage.extra), stage.one_pass.tolist()]
+    if stage.frozen:
+        parts.append(sorted(stage.frozen))
+    if (images := images_digest(stage.rows, stage.heldout)) is not None:
+        parts.append(images)
     digests = [
         rows_digest(stage.rows),
         rows_digest(stage.heldout),

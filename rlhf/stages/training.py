@@ -8,10 +8,11 @@ stdin closes.
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -20,12 +21,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
+from rlhf.data.vision_model import TOWER, auto_model, part_of, sees
 from rlhf.errors import LearnerError
 from rlhf.run_folder import replace_file
 from rlhf.stages.trainer_stage import COMPLETE
 
 T = TypeVar("T")
 Job = dict[str, Any]
+_HEAD = re.compile(r"\bscore\b")
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -108,7 +111,25 @@ def model_arguments(job: Job) -> dict[str, Any]:
     return arguments
 
 
-def adapter(job: Job, *, task: str) -> Any:
+def language_model(folder: str) -> Any:
+    """The class of transformers that loads the model of a folder, its head included."""
+    return auto_model(read_config(folder))
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """The config.json of a model."""
+    config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def freeze(model: Any, job: Job) -> None:
+    """Take the parts that `model.freeze` names out of training; a new head is always trained."""
+    for name, parameter in model.named_parameters():
+        if part_of(name) in job["frozen"] and not _HEAD.search(name):
+            parameter.requires_grad_(False)
+
+
+def adapter(job: Job, *, task: str | None) -> Any:
     """Settings of peft for model.lora; None without. A reward model's head is trained in full."""
     if job["lora"] is None:
         return None
@@ -120,8 +141,15 @@ def adapter(job: Job, *, task: str) -> Any:
         r=job["lora"]["rank"],
         lora_alpha=job["lora"]["alpha"],
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=rf".*\b{TOWER}\b.*" if _leaves_tower(job, targets) else None,
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
+
+
+def _leaves_tower(job: Job, targets: str | Sequence[str]) -> bool:
+    """Whether a model that sees images gets adapters in its language model alone: its tower is not named."""
+    is_named = not isinstance(targets, str) and any(TOWER in target for target in targets)
+    return sees(read_config(job["model"])) and not is_named
 
 
 def tokenizer(job: Job) -> Any:
@@ -180,6 +208,8 @@ def train_to_end(trainer: Any, job: Job, channel: TextIO, *, accuracy: str) -> d
     trainer.model_accepts_loss_kwargs = True
     checkpoint = newest_checkpoint(Path(job["scratch"]))
     step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if checkpoint is not None:
+        _load_renamed(trainer, job, checkpoint)
     report = Report(job, channel, accuracy=accuracy, resumed_at=step)
     trainer.add_callback(report)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -191,6 +221,16 @@ def train_to_end(trainer: Any, job: Job, channel: TextIO, *, accuracy: str) -> d
         "trainer/loss_at_end": lines[-1]["loss"],
         "trainer/seconds": lines[-1]["seconds"],
     }
+
+
+def _load_renamed(trainer: Any, job: Job, checkpoint: Path) -> None:
+    """Load weights whose names differ in checkpoint and network, as those of models that see images do.
+
+    transformers' trainer compares names alone, and goes on without the weights that it does not find.
+    """
+    if job["lora"] is None and not trainer.is_fsdp_enabled and sees(read_config(job["model"])):
+        saved = type(trainer.model).from_pretrained(checkpoint, dtype=torch.float32)
+        trainer.model.load_state_dict(saved.state_dict())
 
 
 def newest_checkpoint(scratch: Path) -> Path | None:
@@ -227,7 +267,8 @@ def _merge(trainer: Any, job: Job, folder: Path) -> None:
         job["model"], dtype=torch.float32, trust_remote_code=job["trust_remote_code"], **labels
     )
     merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    merged.config.pad_token_id = trainer.model.config.pad_token_id
+    text = trainer.model.config.get_text_config()
+    merged.config.get_text_config().pad_token_id = text.pad_token_id
     merged.save_pretrained(job["out"])
 
 

@@ -29,6 +29,14 @@ _TIME_PARTS = (
     ("eval", "time/eval_s", "white"),
     ("checkpoint", "time/checkpoint_s", "bright_black"),
 )
+_RETRIEVAL = (
+    ("taste", "eval/taste", "{:.2f}"),
+    ("judges", "eval/judge_score", "{:.2f}"),
+    ("precision", "eval/precision", "{:.3f}"),
+    ("zero-shot", "eval/zero_shot", "{:.3f}"),
+    ("loss", "update/list_loss", "{:.3f}"),
+)
+_TRENDS = (("reward", "rollout/reward_mean"), ("accuracy", "eval/accuracy"), ("taste", "eval/taste"))
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -49,7 +57,7 @@ class LiveView:
         self._step, self._num_steps = 0, 0
         self._started: tuple[int, float] | None = None
         self._metrics: dict[str, float] = {}
-        self._history: dict[str, list[float]] = {"rollout/reward_mean": [], "eval/accuracy": []}
+        self._history: dict[str, list[float]] = {name: [] for _, name in _TRENDS}
         self._sample: str | None = None
         # Last: it renders at once.
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
@@ -144,6 +152,8 @@ def step_line(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
     _add(parts, metrics, "reward {:.3f}", "rollout/reward_mean")
     if is_number(metrics.get("eval/accuracy")):
         parts.append(f"acc {_accuracy(metrics)}")
+    for label, name, pattern in _RETRIEVAL:
+        _add(parts, metrics, f"{label} {pattern}", name)
     _add(parts, metrics, "tok/s {:.0f}", "rollout/tokens_per_s")
     if is_number(metrics.get("time/step_s")):
         shares: list[str] = []
@@ -225,6 +235,7 @@ def _phase(text: str, done: float | None, total: float | None) -> RenderableType
 def _numbers(metrics: Mapping[str, float]) -> RenderableType:
     shown = (
         ("reward", "rollout/reward_mean", "{:.3f}"),
+        *_RETRIEVAL,
         ("tokens/s", "rollout/tokens_per_s", "{:,.0f}"),
         ("length", "rollout/completion_tokens_mean", "{:.1f}"),
         ("entropy", "update/entropy", "{:.3f}"),
@@ -266,7 +277,7 @@ def _time_split(metrics: Mapping[str, float], *, width: int = 48) -> Text:
 
 def _sparklines(history: Mapping[str, list[float]]) -> Text:
     text = Text()
-    for label, name in (("reward", "rollout/reward_mean"), ("accuracy", "eval/accuracy")):
+    for label, name in _TRENDS:
         if history[name]:
             text.append(f"{label}  ", style="dim")
             text.append(sparkline(history[name]), style="cyan")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, get_args
 
+from rlhf.telemetry.alignment_metrics import ALIGNMENT
 from rlhf.types import Outcome
 
 Reduction = Literal["mean", "sum", "max", "last"]
@@ -23,6 +24,7 @@ class Metric:
 
 
 _DECLARED = (
+    *(Metric(*entry) for entry in ALIGNMENT),
     Metric("rollout/reward_mean", "mean", "", "Mean reward of the gradable trajectories trained on."),
     Metric("rollout/reward_std", "mean", "", "Standard deviation of those rewards."),
     Metric(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import DataError
+from rlhf.image_codes import DrawnImages, ImageCodes
 from rlhf.types import (
     Dropped,
     Prompt,
@@ -198,6 +199,9 @@ def _segment(raw: Mapping[str, Any]) -> Segment:
         fields["routing"] = np.array(fields["routing"], np.int16)
     if "kept" in fields:
         fields["kept"] = tuple(np.array(ids, np.int32) for ids in fields["kept"])
+    if drawn := raw.get("drawn"):
+        spans = tuple(map(tuple, drawn["spans"]))
+        fields["drawn"] = DrawnImages(rule=ImageCodes(**drawn["rule"]), spans=spans)
     return Segment(**fields)
 
 

@@ -6,10 +6,14 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlhf.errors import DependencyError
 from rlhf.telemetry.metrics import declared
+
+if TYPE_CHECKING:
+    from rlhf.config.alignment import AlignmentRecipe
+    from rlhf.config.schema import Recipe
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -118,6 +122,21 @@ class WandbSink:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def open_sinks(recipe: "Recipe | AlignmentRecipe", run_dir: Path, *, first_step: int) -> list[Sink]:
+    """`metrics.jsonl` and the trackers that `telemetry.sinks` names. DependencyError for one that is not installed."""
+    sinks: list[Sink] = [JsonlSink(run_dir, first_step=first_step)]
+    for kind in recipe.telemetry.sinks:
+        match kind:
+            case "tensorboard":
+                sinks.append(TensorBoardSink(run_dir, first_step=first_step))
+            case "wandb":
+                config = recipe.model_dump(mode="json")
+                sinks.append(
+                    WandbSink(run_dir, project=recipe.telemetry.project, name=recipe.name, config=config)
+                )
+    return sinks
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

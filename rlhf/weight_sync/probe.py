@@ -19,6 +19,8 @@ class Probe:
     """Nats."""
     every: int = 1
     """Verify every n-th sync; the first always."""
+    images: Sequence[Sequence[str]] = ()
+    """References that each sequence shows; nothing: none shows any."""
 
 
 def probe_sequences(

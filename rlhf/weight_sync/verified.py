@@ -21,7 +21,9 @@ class SendingLearner(Protocol):
     async def offload(self) -> None:
         """Leave the device to the engines (colocated placement)."""
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         """[sequence][T-1] log-probabilities at temperature 1."""
 
 
@@ -49,7 +51,9 @@ class ReceivingEngines(Protocol):
     async def weight_versions(self) -> list[int]:
         """The version each engine says it samples with."""
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[list[float]]]:
         """[engine][sequence][T-1] log-probabilities at temperature 1."""
 
 
@@ -83,7 +87,8 @@ class VerifiedSync:
         verify = self._num_published % self._probe.every == 0
         self._num_published += 1
         # Asked now: colocated, the learner has left the device when the engines can answer.
-        expected = await self._learner.probe(self._probe.sequences) if verify else []
+        asked = (self._probe.sequences, self._probe.images)
+        expected = await self._learner.probe(*asked) if verify else []
         probe_s = time.monotonic() - started
         try:
             await (self._stream if self._streamed else self._pass_on)(version)
@@ -101,7 +106,7 @@ class VerifiedSync:
         if verify:
             # After resuming: prompt log-probabilities need the scheduler and the KV cache.
             resumed = time.monotonic()
-            engines = await self._engines.probe(self._probe.sequences)
+            engines = await self._engines.probe(*asked)
             metrics |= check_probe(expected, engines, tolerance=self._probe.tolerance, version=version)
             metrics["sync/probe_s"] = probe_s + time.monotonic() - resumed
         return {**metrics, "sync/seconds": time.monotonic() - started}
