@@ -81,6 +81,14 @@ class Endpoint:
                 f"{self.url} sent no chat completion ({error!r}): {found!r:.{_SHOWN}}"
             ) from None
 
+    async def embed(self, messages: Sequence[Mapping[str, Any]]) -> list[float]:
+        """The embedding of a conversation, an image alone for example, as vLLM's pooling runner serves it."""
+        found = await self.post("/embeddings", {"messages": list(messages), "encoding_format": "float"})
+        try:
+            return [float(number) for number in found["data"][0]["embedding"]]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EndpointError(f"{self.url} sent no embedding ({error!r}): {found!r:.{_SHOWN}}") from None
+
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that `path` answers to `body` (with the model and the parameters)."""
         request = {"model": self.model, **body, **self.parameters}

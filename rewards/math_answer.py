@@ -164,19 +164,19 @@ def visible(completion: str) -> str | None:
 
 def _boxed(text: str) -> str | None:
     """Content of the last complete box."""
-    boxes = _boxes(text)
+    boxes = complete_boxes(text)
     return boxes[-1][1] if boxes else None
 
 
 def _boxed_list(text: str) -> str | None:
     """The boxes of the last one's line as a list, where there are several."""
-    boxes = _boxes(text)
+    boxes = complete_boxes(text)
     line = text.rfind("\n", 0, boxes[-1][0]) if boxes else 0
     contents = [content for start, content in boxes if start > line]
     return ", ".join(contents) if len(contents) > 1 else None
 
 
-def _boxes(text: str) -> list[tuple[int, str]]:
+def complete_boxes(text: str) -> list[tuple[int, str]]:
     """Place and content of every complete box that is in no other one."""
     closing = _closing_braces(text)
     boxes: list[tuple[int, str]] = []

@@ -1,14 +1,20 @@
 """Rewards by the score of a reward model that vLLM serves (`vllm serve MODEL --runner pooling`)."""
 
+import base64
 import math
-from collections.abc import Mapping, Sequence
+import mimetypes
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rewards.endpoint import Endpoint, EndpointError, as_endpoint
 from rewards.response_format import visible
 from rlhf.errors import ConfigError
 from rlhf.types import Prompt
+
+_SLOT = "<image>"
+"""Where an image of a prompt stands in its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +49,10 @@ class ServedScorer:
         return await self.score([*messages, {"role": "assistant", "content": answer}], prompt.images)
 
     async def score(self, messages: Sequence[Mapping[str, str]], images: Sequence[str] = ()) -> float:
-        """The score of a conversation that ends with the answer. `images` are addresses (http, https, data).
+        """The score of a conversation that ends with the answer. `images` are addresses (http, https, data) or files.
 
-        They go with the first message of the user. Errors are those of `rewards.endpoint`.
+        They go where the messages have `<image>`, else before the first message of the user. Files are sent as what
+        is in them. Errors are those of `rewards.endpoint`.
         """
         endpoint = as_endpoint(self.endpoint)
         if self.api == "score":
@@ -77,11 +84,41 @@ class ServedScorer:
 
 def _with_images(messages: Sequence[Mapping[str, str]], images: Sequence[str]) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = [dict(message) for message in messages]
-    bad = [image for image in images if not image.startswith(("http://", "https://", "data:"))]
-    if bad:
-        raise ConfigError(f"an image is {bad[0]!r:.80}, expected an address (http, https or data).")
-    if images:
-        asked = next(message for message in listed if message["role"] == "user")
-        shown = [{"type": "image_url", "image_url": {"url": image}} for image in images]
-        asked["content"] = [*shown, {"type": "text", "text": asked["content"]}]
+    if not images:
+        return listed
+    asked = [message for message in listed if message["role"] != "assistant"]
+    num_slots = sum(message["content"].count(_SLOT) for message in asked)
+    if not num_slots:
+        first = next(message for message in listed if message["role"] == "user")
+        first["content"] = _SLOT * len(images) + first["content"]
+    elif num_slots != len(images):
+        raise ConfigError(
+            f"the messages have {num_slots} image placeholders and there are {len(images)} images, expected as many of "
+            "one as of the other."
+        )
+    left = iter(images)
+    for message in asked:
+        if _SLOT in message["content"]:
+            message["content"] = _parts(message["content"], left)
     return listed
+
+
+def _parts(text: str, images: Iterator[str]) -> list[dict[str, Any]]:
+    """Text and images of a message in order."""
+    found: list[dict[str, Any]] = []
+    for index, piece in enumerate(text.split(_SLOT)):
+        if index:
+            found.append({"type": "image_url", "image_url": {"url": _address(next(images))}})
+        if piece:
+            found.append({"type": "text", "text": piece})
+    return found
+
+
+def _address(image: str) -> str:
+    if image.startswith(("http://", "https://", "data:")):
+        return image
+    file = Path(image)
+    if not file.is_file():
+        raise ConfigError(f"an image is {image!r:.80}, expected an address (http, https or data) or a file.")
+    kind = mimetypes.guess_type(file.name)[0] or "image/*"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
