@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf.batch import Batch
 from rlhf.interfaces import GenerateRequest, LossFunction, Placement, RolloutFunction, UpdateMetrics
+from rlhf.rollout.group import Sampled
 from rlhf.run import Run
 from rlhf.telemetry.sinks import ListSink
 from rlhf.types import Prompt, Sampling, Trajectory, TrajectoryGroup
@@ -143,6 +144,7 @@ class RecordedRun(Run):
 
     between: Between
     rollout: TimedRollout
+    work: Sampled
     metrics: ListSink
     seat: TimedPlacement
     timed: TimedLearner
@@ -167,7 +169,7 @@ class RecordedRun(Run):
             "probe": found.get("sync/probe_s", 0.0),
         }
         self._step = Step(
-            number=self.state.step, groups=groups, sampling=self.producer.sampling, batch=batch, parts=parts
+            number=self.state.step, groups=groups, sampling=self.work.sampling, batch=batch, parts=parts
         )
 
     async def checkpoint(self) -> None:
@@ -179,10 +181,14 @@ class RecordedRun(Run):
 
 def recorded(run: Run, between: Between, *, limits: Sequence[int] | None) -> RecordedRun:
     """The same run, timed from the inside; see RecordedRun."""
-    rollout = TimedRollout(run.producer.rollout, limits)
-    run.producer.rollout = rollout
+    work = run.producer.work
+    assert isinstance(work, Sampled)
+    rollout = TimedRollout(work.rollout, limits)
+    run.producer.work = work = replace(work, rollout=rollout)
     sink = ListSink()
     parts = {item.name: getattr(run, item.name) for item in fields(Run)}
     seat, learner = TimedPlacement(run.placement), TimedLearner(run.learner)
     parts |= {"placement": seat, "learner": learner, "sinks": [*run.sinks, sink]}
-    return RecordedRun(**parts, between=between, rollout=rollout, metrics=sink, seat=seat, timed=learner)
+    return RecordedRun(
+        **parts, between=between, rollout=rollout, work=work, metrics=sink, seat=seat, timed=learner
+    )

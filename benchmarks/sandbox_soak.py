@@ -20,7 +20,7 @@ from rlhf.sandbox.execution import Limits, Program
 from rlhf.sandbox.policy import Policy
 from rlhf.sandbox.session import Session
 
-LIMITS = Limits(cpu_s=0.2, wall_s=0.6, memory_mb=200, processes=10, file_mb=4, disk_mb=8, output_kb=64)
+LIMITS = Limits(cpu_s=0.5, wall_s=1.5, memory_mb=200, processes=10, file_mb=4, disk_mb=8, output_kb=64)
 STEP = "session"
 JOBS = (
     (Program(code="print(1)"), "exited"),

@@ -99,7 +99,9 @@ class LocalLearner:
     async def offload(self) -> None:
         pass
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
         return model_logprobs(self.model, sequences)
 
 
@@ -130,8 +132,10 @@ class OneEngine:
     async def weight_versions(self) -> list[int]:
         return [await self.engine.weight_version()]
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
-        return [await self.engine.probe(sequences)]
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[list[float]]]:
+        return [await self.engine.probe(sequences, images)]
 
 
 def weight_files() -> list[str]:

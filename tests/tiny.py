@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -12,6 +14,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from rlhf.config.schema import ModelConfig
+from rlhf.config.vision import ImageProcessorConfig
+from rlhf.stages.model_folder import prepare_model_folder
 
 CHARACTERS = "\n !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz"
 PAD, EOS = 0, 1
@@ -96,3 +102,37 @@ def save_tiny_classifier(folder: Path, seed: int = 0) -> Path:
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     return folder
+
+
+VISION: dict[str, Any] = {
+    "model_type": "qwen2_vl", "tie_word_embeddings": True,
+    "text_config": {
+        "vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "initializer_range": 0.1,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4},
+    },
+    "vision_config": {
+        "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3, "initializer_range": 0.1,
+    },
+}  # fmt: skip
+"""A Qwen2-VL config of 0.1 M parameters, head_dim 32; an image of 32 x 32 pixels is 4 tokens."""
+
+
+def save_tiny_vision(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write the tiny model that sees images, with processor and tokenizer, as a Hugging Face folder."""
+    model = ModelConfig(
+        config=VISION | changes, tokenizer="characters", dtype="float32",
+        image_processor=ImageProcessorConfig(min_pixels=256, max_pixels=4096),
+    )  # fmt: skip
+    return Path(prepare_model_folder(model, folder, seed=seed))
+
+
+def picture(folder: Path, seed: int, size: tuple[int, int] = (32, 32)) -> str:
+    """A PNG of random blocks; its path."""
+    draw = numpy.random.default_rng(seed)
+    blocks = draw.integers(0, 256, (4, 4, 3), dtype=numpy.uint8)
+    path = folder / f"{seed}-{size[0]}x{size[1]}.png"
+    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(path)
+    return str(path)

@@ -103,7 +103,7 @@ def test_plain_openai_script_is_trained_as_its_conversation_is_natively(
 def test_episodes_are_learned_asynchronously(tmp_path: Path) -> None:
     steps = played(
         tmp_path,
-        schedule={"num_steps": 24, "max_staleness": 3},
+        schedule={"num_steps": 36, "max_staleness": 3},
         learner={**LEARNER, "lr": 5e-3},
         engine={"kind": "hf"},
     )

@@ -14,6 +14,10 @@ _DAPO_PROMPT = [
     }
 ]
 _THOUGHT = "<think>\nSix sevens.\n</think>\n\nSo it is $\\boxed{42}$."
+_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAIAAAD9b0jDAAAAGUlEQVR4nO3BMQEAAADC"
+    "oPVPbQdvoAAAeA0JTAAB9ZfCmAAAAABJRU5ErkJggg=="
+)
 
 ROWS: dict[tuple[str, str | None], dict[str, Any]] = {
     ("openai/gsm8k:main", "rewards.math_answer:gsm8k_row"): {
@@ -108,6 +112,25 @@ ROWS: dict[tuple[str, str | None], dict[str, Any]] = {
         ],
         "score_chosen": 8.5,
         "score_rejected": 3.0,
+    },
+    ("hiyouga/geometry3k", None): {
+        "images": [_PICTURE],
+        "problem": "<image>Find x.",
+        "answer": "2 \\sqrt { 221 }",
+        "id": 2948,
+        "choices": ["2 \\sqrt { 221 }", "30", "35", "39"],
+        "ground_truth": "A",
+    },
+    ("HuggingFaceH4/rlaif-v_formatted", None): {
+        "images": [_PICTURE],
+        "prompt": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "text": None}, {"type": "text", "text": "What colour is it?"}],
+            }
+        ],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "It is black."}]}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "It is a cat."}]}],
     },
     ("HuggingFaceH4/ultrachat_200k", None): {
         "prompt": "Name a colour.",

@@ -12,6 +12,8 @@ from rlhf.check.report import Checking, Report
 from rlhf.config.loading import read_with_overrides
 from rlhf.pipeline.checking import look_into
 from tests.recipes.documented_rows import ROWS
+from tests.recipes.pictures import played, write_data
+from tests.unit.rewards.served_models import served
 
 ROOT = Path(__file__).parents[2]
 GSM8K = ROOT.parent / "shared/data/gsm8k"
@@ -22,14 +24,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """A copy of recipes/ that reads files, `extends:` laid under; and what was checked of it before."""
+    """A copy of recipes/ that reads files, `extends:` laid under; and what was checked of it before.
+
+    Recipes of alignment read pictures of ours, and ask a server of ours.
+    """
     folder = tmp_path_factory.mktemp("recipes")
-    for path in ON_GPUS:
-        copy = folder / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        values = one_worker(with_files(read_with_overrides(path), folder))
-        copy.write_text(yaml.safe_dump(values, sort_keys=False))
-    return folder, {}
+    write_data(folder / "data")
+    with served(played) as server:
+        for path in ON_GPUS:
+            copy = folder / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            values = with_files(read_with_overrides(path), folder)
+            values = values if aligns(values) else one_worker(values)
+            text = re.sub(r"http://127\.0\.0\.1:\d+", server.address, yaml.safe_dump(values, sort_keys=False))
+            copy.write_text(text)
+        yield folder, {}
 
 
 @pytest.mark.parametrize("path", ON_GPUS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -39,6 +48,15 @@ def test_file_for_gpus_passes_check(path, local, monkeypatch):
     checking = Checking(report=Report(), code_dir=ROOT, num_rows=NUM_ROWS, seen=seen)
     asyncio.run(look_into(folder / path.relative_to(ROOT), [], checking))
     assert [finding for finding in checking.report.findings if finding.is_fatal] == []
+    if aligns(read_with_overrides(path)):
+        shown = checking.report.facts
+        assert {"list", "rephraser", "eval.captions"} <= shown.keys()
+        assert "5 rows" in shown["list"]["lines"][0]
+
+
+def aligns(values):
+    """Whether a file is a recipe of retrieval alignment."""
+    return {"model", "data"} <= values.keys()
 
 
 def with_files(value, folder):
@@ -56,8 +74,11 @@ def with_files(value, folder):
 
 
 def one_worker(values):
-    """A copy with one reward worker, whatever it says: a few rows need no more."""
+    """A copy with one reward worker, whatever it says: a few rows need no more. Stages that only train have none."""
     copy = yaml.safe_load(re.sub(r"reward_workers: \d+", "reward_workers: 1", yaml.safe_dump(values)))
+    kinds = {stage["kind"] for stage in copy.get("stages", {}).values()}
+    if kinds and kinds <= {"sft", "distill", "dpo", "reward_model", "merge"}:
+        return copy
     above = copy.setdefault("shared", {}) if "stages" in copy else copy
     above.setdefault("task", {})["reward_workers"] = 1
     return copy

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli import main
+from rlhf.config.alignment import AlignmentRecipe
+from rlhf.config.alignment_bench import BenchRecipe
 from rlhf.config.evaluation import EvaluationFile
 from rlhf.config.loading import EXTENDS, differences, load_recipe, read_mapping, read_with_overrides
 from rlhf.config.pipeline import load_pipeline, section_of
@@ -16,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 EVERY = sorted((ROOT / "recipes").rglob("*.yaml"))
 PIPELINES = [path for path in EVERY if "stages" in read_with_overrides(path)]
 EVALUATIONS = [path for path in EVERY if "sets" in read_with_overrides(path)]
-RECIPES = [path for path in EVERY if path not in PIPELINES + EVALUATIONS]
+BENCHES = [path for path in EVERY if "alignment" in read_with_overrides(path)]
+ALIGNMENTS = [path for path in EVERY if {"model", "data"} <= read_with_overrides(path).keys()]
+RECIPES = [path for path in EVERY if path not in PIPELINES + EVALUATIONS + BENCHES + ALIGNMENTS]
 ABSENT = object()
 
 
@@ -30,9 +34,17 @@ def test_recipe_loads_and_its_plan_is_printed(path, capsys):
     assert f"name: {load_recipe(path).name}\n" in capsys.readouterr().out
 
 
-@each(RECIPES + EVALUATIONS)
+@each(RECIPES + EVALUATIONS + BENCHES + ALIGNMENTS)
 def test_recipe_is_short(path):
     assert len(path.read_text().splitlines()) <= 40
+
+
+@each(BENCHES + ALIGNMENTS)
+def test_alignment_loads_and_says_only_what_differs(path, capsys):
+    kind, section = ("bench", BenchRecipe) if path in BENCHES else ("train", AlignmentRecipe)
+    assert main(["vision", kind, str(path), "--dry-run"]) == 0
+    assert f"name: {path.stem}\n" in capsys.readouterr().out
+    assert not repeated(read_mapping(path), {}, section)
 
 
 @each(PIPELINES)

@@ -19,9 +19,18 @@ from rlhf.pipeline.runner import run_pipeline
 ROOT = Path(__file__).parents[2]
 PIPELINES = [
     ROOT / f"recipes/cpu/{name}.yaml"
-    for name in ("r1", "specialists", "reward_model", "best_of_n", "phi4_mini_reasoning", "sft_dpo")
+    for name in (
+        "r1",
+        "specialists",
+        "reward_model",
+        "best_of_n",
+        "phi4_mini_reasoning",
+        "sft_dpo",
+        "vlm_dpo",
+        "vision_reward_model",
+    )
 ]
-LONG = {"specialists", "reward_model", "mixed"}
+LONG = {"specialists", "reward_model", "mixed", "vision_reward_model"}
 """Of kinds of stages that others of these have."""
 RECIPES = [ROOT / f"recipes/cpu/{name}.yaml" for name in ("r1_zero", "dapo", "coder_v2", "mixed")]
 TOO_HARD = {"rewards.reasoning_tasks:verify"}

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from rlhf.config.environment import EnvironmentConfig
 from rlhf.config.schema import Recipe
 from rlhf.episodes.render import Renderer
-from rlhf.errors import ConfigError, ModelError
-from rlhf.materials import dialect_for, load_task
+from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.materials import dialect_for, load_task, refuse_images_in_environments
+from rlhf.types import Message, Prompt
 from tests.chat_tokenizers import FAMILIES, Family, family_of, save_tokenizer
 from tests.tool_calls import TOOLS, block, written
 
@@ -62,3 +65,19 @@ def test_prompts_of_all_scenarios_are_loaded_with_their_names(tmp_path):
     train, heldout = load_task(Recipe.model_validate(values))
     assert [prompt.id for prompt in train] == [f"{name}/rows.jsonl:{i}" for name in "ba" for i in range(3)]
     assert [prompt.scenario for prompt in heldout] == ["b", "b", "a", "a"]
+
+
+def test_images_in_an_environment_are_refused(tmp_path):
+    prompt = Prompt(
+        id="a", messages=(Message(role="user", content="<image>x"),), images=("a.png",), scenario=""
+    )
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "model": {"path": str(tmp_path)},
+            "task": {"train": {"file": "rows.jsonl"}, "environment": {"use": "m:E"}},
+        }
+    )
+    with pytest.raises(DataError, match="row a has 1 images, which environments do not show yet"):
+        refuse_images_in_environments(recipe, [prompt])
+    refuse_images_in_environments(recipe, [replace(prompt, images=())])

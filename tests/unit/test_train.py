@@ -16,7 +16,7 @@ from rlhf.data.prompts import PromptStream
 from rlhf.errors import EngineError, SyncError
 from rlhf.interfaces import UpdateMetrics
 from rlhf.rollout.buffer import GroupBuffer
-from rlhf.rollout.group import Producer
+from rlhf.rollout.group import Producer, Sampled
 from rlhf.run import Run, RunState, load_state
 from rlhf.run_folder import RunFolder
 from rlhf.telemetry.live import LiveView
@@ -157,13 +157,15 @@ def assemble(asked: Recipe, world: World) -> Run:
     producer = Producer(
         buffer=buffer,
         prompts=prompts,
-        rollout=world,
-        reward=world,
-        sampling=Sampling(max_tokens=8),
-        samples_per_prompt=2,
-        seed=0,
-        drop_zero_variance=asked.schedule.drop_zero_variance,
-        temperature_points=asked.sampling.temperature_points,
+        work=Sampled(
+            rollout=world,
+            reward=world,
+            sampling=Sampling(max_tokens=8),
+            samples_per_prompt=2,
+            seed=0,
+            drop_zero_variance=asked.schedule.drop_zero_variance,
+            temperature_points=asked.sampling.temperature_points,
+        ),
         version=lambda: state.step,
     )
     settle = prompts.trained

@@ -105,10 +105,14 @@ KEPT = (
     kept("kept: sets of the token before", "batch.kept_ids[trained]", "batch.kept_ids[trained - 1]"),
     kept(
         "kept: forgotten in the gradient",
-        "log_softmax(_logits(hidden[part], weight, bias, temperatures), settings.support(part))",
-        "log_softmax(_logits(hidden[part], weight, bias, temperatures))",
+        "log_softmax(settings.logits(hidden[part], weight, bias, part), settings.support(part))",
+        "log_softmax(settings.logits(hidden[part], weight, bias, part))",
     ),
-    kept("kept: outside is damped, not left out", "torch.finfo(logits.dtype).min / 2", "-5.0"),
+    kept(
+        "kept: outside is damped, not left out",
+        "masked_fill_(~inside[:, :size], torch.finfo(logits.dtype).min / 2)",
+        "masked_fill_(~inside[:, :size], -5.0)",
+    ),
     kept(
         "kept: inside and outside exchanged",
         "masked_fill_(~inside[:, :size]",

@@ -267,3 +267,19 @@ def test_cold_start_of_adapters_is_refused_with_the_stage_that_has_them(write, k
     said = message_of(path, ["model.lora.rank=8", f"sft.{key}"])
     assert f"sft.{key.partition('=')[0]} is" in said
     assert "a stage of kind sft" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "command"),
+    [
+        ("stages", "rlhf pipeline"),
+        ("alignment", "rlhf vision bench"),
+        ("sets", "rlhf eval"),
+        ("judges", "rlhf vision train"),
+    ],
+)
+def test_a_file_of_another_command_is_told_by_its_key(tmp_path, key, command):
+    path = tmp_path / "other.yaml"
+    path.write_text(f"name: other\n{key}: {{}}\nseeds: 3\n")
+    with pytest.raises(ConfigError, match=f"its key '{key}' makes it a file for `{command}`"):
+        load_recipe(path)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf.batch import Batch
 from rlhf.data.packing import pack, plan_microbatches, split_microbatches, split_minibatches
+from rlhf.data.vision_model import VisionModel
 from rlhf.errors import DataError, RewardError
 from rlhf.types import NOT_SAMPLED, RewardResult, Segment, Trajectory
 from tests.fakes import make_group, make_trajectory
@@ -293,3 +294,40 @@ def test_split_microbatches_counts_a_prompt_again_where_its_experts_differ():
     routing[batch.positions == 0] = batch.segment_ids[batch.positions == 0, None, None].short()
     shares = split_microbatches(replace(batch, routing=routing), ranks=1, budget_tokens=360)
     assert len(shares[0]) == math.ceil(256 / 3)
+
+
+def test_image_tokens_know_their_image_and_travel_with_their_rows():
+    vision = VisionModel(folder="", image_id=9, start_id=7, end_id=8, merge=2, banned=(9, 10))
+    segments = [
+        replace(make_trajectory(prompt_ids=ids).segments[0], images=images)
+        for ids, images in [
+            ((7, 9, 9, 8, 7, 9, 8), ("a", "b")),
+            ((1, 2), ()),
+            ((7, 9, 8, 7, 9, 9, 8), ("b", "a")),
+        ]
+    ]
+    group = make_group(rewards=(0.0, 1.0, 2.0))
+    group = replace(
+        group,
+        trajectories=tuple(
+            replace(t, segments=(s,)) for t, s in zip(group.trajectories, segments, strict=True)
+        ),
+    )
+    batch = pack([group], vision=vision)
+    assert batch.images == ("a", "b")
+    assert batch.banned == (9, 10)
+    assert batch.image_ids.tolist() == [
+        *(-1, 0, 0, -1, -1, 1, -1, -1, -1, -1), *(-1,) * 5, *(-1, 1, -1, -1, 0, 0, -1, -1, -1, -1),
+    ]  # fmt: skip
+    last = batch.select_rows(torch.tensor([2]))
+    assert last.image_ids.tolist() == [-1, 1, -1, -1, 0, 0, -1, -1, -1, -1]
+    assert batch.origins()[15:].tolist() == [0, *range(16, 25)]  # the same ids, another image
+
+
+def test_pack_refuses_another_number_of_images_than_of_runs():
+    vision = VisionModel(folder="", image_id=9, start_id=7, end_id=8, merge=2, banned=(9, 10))
+    trajectory = make_trajectory(prompt_ids=(7, 9, 8, 7, 9, 8))
+    shown = replace(trajectory, segments=(replace(trajectory.segments[0], images=("a",)),))
+    group = replace(make_group(rewards=(1.0,)), trajectories=(shown,))
+    with pytest.raises(DataError, match="shows 1 images in 2 runs of image tokens"):
+        pack([group], vision=vision)

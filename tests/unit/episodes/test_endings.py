@@ -251,7 +251,10 @@ def test_a_row_may_tighten_limits(play):
 
 def test_an_engine_that_takes_its_time_ends_an_episode_in_order(play, chat):
     (trajectory,) = play(
-        "Talks", samples=1, engine=SaysOk(chat, delay_s=0.4), limits={"max_turns": 30, "episode_s": 3}
+        "Talks",
+        samples=1,
+        engine=SaysOk(chat, delay_s=0.4),
+        limits={"max_turns": 50, "episode_s": 8, "setup_s": 60, "score_s": 60},
     )
     assert (trajectory.stop, trajectory.reward.value) == ("episode_timeout", 1.0)
 

@@ -14,7 +14,7 @@ from rlhf.episodes.ledger import check_record
 from rlhf.episodes.runner import EpisodeRunner
 from rlhf.episodes.zygote import LoadEnvironment
 from rlhf.rollout.buffer import GroupBuffer
-from rlhf.rollout.group import Producer
+from rlhf.rollout.group import Producer, Sampled
 from rlhf.rollout.scoring import RewardPool, WorkerSettings
 from rlhf.types import Sampling
 from tests.endpoints import TextEngine, make_dialect
@@ -52,14 +52,16 @@ async def trained_groups(folder, config, *, steps, num_prompts=4):
     producer = Producer(
         buffer=GroupBuffer(2, 0),
         prompts=PromptStream([make_prompt(i, failing=i) for i in range(num_prompts)], seed=0),
-        rollout=rollout,
-        reward=RewardPool([], max_ungradable=1.0, settings=settings),
-        sampling=Sampling(max_tokens=20, stop_token_ids=dialect.chat.stop_token_ids),
-        samples_per_prompt=4,
-        seed=0,
-        drop_zero_variance=False,
+        work=Sampled(
+            rollout=rollout,
+            reward=RewardPool([], max_ungradable=1.0, settings=settings),
+            sampling=Sampling(max_tokens=20, stop_token_ids=dialect.chat.stop_token_ids),
+            samples_per_prompt=4,
+            seed=0,
+            drop_zero_variance=False,
+            least_rewards=config.least_graded(4),
+        ),
         version=lambda: 0,
-        least_rewards=config.least_graded(4),
     )
     taken = []
     try:

@@ -120,7 +120,7 @@ def test_a_hang_and_an_end_are_answers_and_the_server_is_started_again():
 
 
 def test_a_call_given_up_while_the_server_starts_does_not_start_it_once_more():
-    with playing(MCP(COMMAND), tool_s=2.0) as (environment, ask):
+    with playing(MCP(COMMAND), tool_s=30.0) as (environment, ask):
         ask(("ends", {}))
         context = context_of(tool_s=0.01)
         early = environment.step(turn(call("remember", {"number": 1})), context).messages[0]

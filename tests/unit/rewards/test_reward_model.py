@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_completion_is_scored_as_the_answer_to_its_conversation() -> None:
 def test_images_go_with_the_first_message_of_the_user() -> None:
     with served(lambda _: {"data": [{"probs": [1.0]}]}) as server:
         asyncio.run(scorer(server).score(MESSAGES, ["data:image/png;base64,AA"]))
-        with pytest.raises(ConfigError, match=r"an image is 'cat\.png', expected an address"):
+        with pytest.raises(ConfigError, match=r"an image is 'cat\.png', expected an address .* or a file"):
             asyncio.run(scorer(server).score(MESSAGES, ["cat.png"]))
     asked = server.requests[0]["messages"][0]["content"]
     assert asked[0] == {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
@@ -96,3 +97,31 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ServedScorer(endpoint=endpoint, api="reward")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="takes no images"):
         asyncio.run(ServedScorer(endpoint=endpoint, api="score").score(MESSAGES, ["http://h/cat.png"]))
+
+
+def test_images_go_where_the_prompt_has_them_and_files_as_what_is_in_them(tmp_path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"picture")
+    prompt = Prompt(
+        id="p",
+        messages=(Message(role="system", content="<image>s"), Message(role="user", content="a<image>b")),
+        images=(str(file), "data:image/png;base64,AA"),
+    )
+    with served(lambda _: {"data": [{"probs": [1.0]}]}) as server:
+        asyncio.run(scorer(server)("an <image> of text", prompt))
+        with pytest.raises(
+            ConfigError, match="the messages have 2 image placeholders and there are 1 images"
+        ):
+            asyncio.run(scorer(server)("2", dataclasses.replace(prompt, images=(str(file),))))
+    system, user, answer = (message["content"] for message in server.requests[0]["messages"])
+    first = {"type": "image_url", "image_url": {"url": "data:image/png;base64,cGljdHVyZQ=="}}
+    assert system == [first, {"type": "text", "text": "s"}]
+    second = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    assert user == [{"type": "text", "text": "a"}, second, {"type": "text", "text": "b"}]
+    assert answer == "an <image> of text"
+
+
+def test_a_placeholder_without_images_is_text() -> None:
+    with served(lambda _: {"data": [{"probs": [1.0]}]}) as server:
+        asyncio.run(scorer(server).score([{"role": "user", "content": "<image>"}, MESSAGES[1]]))
+    assert server.requests[0]["messages"][0]["content"] == "<image>"

@@ -1,6 +1,6 @@
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from rlhf.config.points import value_at
 from rlhf.data.prompts import PromptStream
 from rlhf.errors import EngineError, RewardError
 from rlhf.rollout.buffer import GroupBuffer
-from rlhf.rollout.group import Producer, rejection, sample_seed
+from rlhf.rollout.group import Producer, Sampled, rejection, sample_seed
 from rlhf.types import RewardResult, Sampling
 from tests.fakes import make_group, make_prompt, make_trajectory, run_virtually
 
@@ -95,13 +95,15 @@ def producer(
     return Producer(
         buffer=GroupBuffer(groups_per_step, max_staleness),
         prompts=PromptStream([make_prompt(i) for i in range(NUM_PROMPTS)], seed=3),
-        rollout=world,
-        reward=world,
-        sampling=Sampling(max_tokens=8),
-        samples_per_prompt=samples,
-        least_rewards=min(samples, 2),
-        seed=5,
-        drop_zero_variance=drop,
+        work=Sampled(
+            rollout=world,
+            reward=world,
+            sampling=Sampling(max_tokens=8),
+            samples_per_prompt=samples,
+            least_rewards=min(samples, 2),
+            seed=5,
+            drop_zero_variance=drop,
+        ),
         version=lambda: world.version,
     )
 
@@ -166,7 +168,7 @@ def test_temperature_is_linear_between_points_and_constant_outside_them(points, 
 def test_trajectories_carry_the_temperature_of_the_version_that_admitted_them(max_staleness):
     world = World()
     made = producer(world, max_staleness=max_staleness)
-    made.temperature_points = [(0, 1.0), (8, 0.2)]
+    made.work = replace(made.work, temperature_points=[(0, 1.0), (8, 0.2)])
     taken = run_virtually(steps(made, world, 3))
     found = {g.prompt.id: {t.temperature for t in g.trajectories} for step in taken for g in step}
     assert found == {prompt_id: {world.temperatures[prompt_id]} for prompt_id in found}

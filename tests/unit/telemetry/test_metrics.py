@@ -27,6 +27,7 @@ PREFIXES = {
     "reject",
     "merge",
     "length",
+    "order",
 }
 
 

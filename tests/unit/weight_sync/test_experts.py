@@ -47,8 +47,10 @@ class RealLearner:
     async def offload(self) -> None:
         self.learner.offload()
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self.learner.probe(sequences)
+    async def probe(
+        self, sequences: Sequence[Sequence[int]], images: Sequence[Sequence[str]] = ()
+    ) -> list[list[float]]:
+        return self.learner.probe(sequences, images)
 
 
 @pytest.fixture(scope="module")
