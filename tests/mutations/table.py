@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 from tests.mutations.planted import (
     advantages,
+    alignment,
     bundles,
     corrections,
     estimates,
@@ -33,6 +34,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *estimates.BUGS,
     *preferences.BUGS,
     *rankings.BUGS,
+    *alignment.BUGS,
     *teachers.BUGS,
     *tokens.BUGS,
     *replay.BUGS,

@@ -19,7 +19,6 @@ SLOW_TO_IMPORT = (
     "transformers.models.qwen2.modeling_qwen2",
     "tokenizers",
     "pytest",
-    "pytest_asyncio",
     "hypothesis.strategies",
     "jaxtyping",
     "beartype",
