@@ -68,9 +68,9 @@ class BenchRecipe(Section):
     cascade: tuple[PositiveInt, ...] = (20, 40)
     """Images that a cascade scores before it answers."""
     retention: RetentionConfig = RetentionConfig()
-    validation_share: Fraction = 0.5
+    validation_share: Fraction = 0.75
     """Share of `retention` that a setting may use on validation: one at the line falls over it on the test split as
-    often as not."""
+    often as not. The smaller the sets there are, the lower."""
     gates: GatesConfig = GatesConfig()
     workers: PositiveInt | None = None
     """Runs at a time; default: the cores that the process may use."""

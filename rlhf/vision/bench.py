@@ -6,11 +6,12 @@ only then open the test split. Every run is a file in the run folder: what was d
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ from rlhf.run_folder import replace_file
 from rlhf.vision.bench_runs import Bench, Done, Job, embed_with, run_job
 from rlhf.vision.gallery import GalleryIndex
 from rlhf.vision.materials import load_captions, load_judges, load_plugin, load_queries, load_rephraser
-from rlhf.vision.measures import RETENTION
 from rlhf.vision.model_folder import prepare_dual_encoder
 from rlhf.vision.orders import fingerprint_of, write_orders
 from rlhf.vision.pretrain import pretrain
@@ -47,8 +47,10 @@ class Choice:
     loss: dict[str, object]
     lr: float
     queries_per_step: int
-    keeps: bool
-    """Whether it held retention there."""
+    used: float = math.nan
+    """Largest share of what `retention` allows that it lost there."""
+    keeps: bool = False
+    """Whether that is within `validation_share`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +174,7 @@ def tune(config: BenchRecipe, prepared: Prepared, progress: Progress) -> dict[st
     for (row, place), job in jobs.items():
         choice = grid_of(config.alignment, row, config.rows[row])[place]
         result = done[job.key]
-        found[row].append((with_verdict(choice, keeps(config, base, result)), result))
+        found[row].append((with_verdict(choice, config, base, result), result))
     return found
 
 
@@ -192,7 +194,6 @@ def grid_of(recipe: AlignmentRecipe, row: str, grid: GridConfig) -> list[Choice]
             },
             lr=lr,
             queries_per_step=size,
-            keeps=False,
         )
         for beta, kl_coef, lr, replay_coef in itertools.product(
             grid.beta, grid.kl_coef, grid.lr, grid.replay_coef
@@ -200,9 +201,10 @@ def grid_of(recipe: AlignmentRecipe, row: str, grid: GridConfig) -> list[Choice]
     ]
 
 
-def with_verdict(choice: Choice, verdict: bool) -> Choice:
-    """The same, and whether it held retention."""
-    return Choice(loss=choice.loss, lr=choice.lr, queries_per_step=choice.queries_per_step, keeps=verdict)
+def with_verdict(choice: Choice, config: BenchRecipe, base: Done, result: Done) -> Choice:
+    """The same, and how it held retention."""
+    share = used(config, base, result)
+    return replace(choice, used=share, keeps=share <= config.validation_share)
 
 
 def choose(tuned: Mapping[str, Sequence[tuple[Choice, Done]]]) -> dict[str, Choice]:
@@ -213,17 +215,17 @@ def choose(tuned: Mapping[str, Sequence[tuple[Choice, Done]]]) -> dict[str, Choi
         if kept:
             chosen[row] = max(kept, key=lambda entry: mean_of(entry[1], "taste"))[0]
         else:
-            chosen[row] = max(tried, key=lambda entry: mean_of(entry[1], "zero_shot"))[0]
+            chosen[row] = min(tried, key=lambda entry: entry[0].used)[0]
     return chosen
 
 
-def keeps(config: BenchRecipe, base: Done, result: Done) -> bool:
-    """Whether every ability falls, on validation, by no more than its share of what `retention` allows."""
-    allowed = config.retention.model_dump()
-    return all(
-        mean_of(base, name) - mean_of(result, name) <= config.validation_share * allowed[name] + _EXACT
-        for name in RETENTION
-    )
+def used(config: BenchRecipe, base: Done, result: Done) -> float:
+    """Of the abilities that fell, how far the worst did, as a share of what `retention` allows it; 0 where none did."""
+    shares: list[float] = []
+    for name, allowed in config.retention.model_dump().items():
+        fell = max(0.0, mean_of(base, name) - mean_of(result, name) - _EXACT)
+        shares.append(fell / max(allowed, _EXACT))
+    return max(shares)
 
 
 def mean_of(done: Done, name: str) -> float:
@@ -256,12 +258,7 @@ def final_jobs(config: BenchRecipe, prepared: Prepared, chosen: Mapping[str, Cho
     for control in config.controls:
         choice, teachers = own, control if control in TEACHERS else "both"
         if control == "no_replay":
-            choice = Choice(
-                loss={**own.loss, "replay_coef": 0.0},
-                lr=own.lr,
-                queries_per_step=own.queries_per_step,
-                keeps=False,
-            )
+            choice = replace(own, loss={**own.loss, "replay_coef": 0.0})
         jobs[control] = [_job(control, choice, prepared.lists[teachers, s], seed=s, on="test") for s in seeds]
     return jobs
 
@@ -318,6 +315,7 @@ def freeze(
             "lr": c.lr,
             "queries_per_step": c.queries_per_step,
             "keeps_on_validation": c.keeps,
+            "used_on_validation": c.used,
         }
         for row, c in chosen.items()
     }

@@ -16,7 +16,6 @@ from rlhf.vision.bench import (
     choose,
     final_jobs,
     freeze,
-    keeps,
     mean_of,
     prepare,
     pretrained,
@@ -54,7 +53,7 @@ def run_bench(config: BenchRecipe, folder: Path, progress: Progress) -> tuple[li
     base = pretrained(prepared, on="test")
     rows = _rows(config, prepared, chosen, results, base)
     verdicts = gates({row.name: row for row in rows}, config)
-    frontier = _frontier(config, prepared, tuned)
+    frontier = _frontier(prepared, tuned)
     said = ranked_against_pairs({row.name: row for row in rows})
     replace_file(
         folder / "bench.json",
@@ -75,9 +74,7 @@ def run_bench(config: BenchRecipe, folder: Path, progress: Progress) -> tuple[li
     return rows, verdicts
 
 
-def _frontier(
-    config: BenchRecipe, prepared: Prepared, tuned: Mapping[str, list[tuple[Choice, Done]]]
-) -> list[dict[str, object]]:
+def _frontier(prepared: Prepared, tuned: Mapping[str, list[tuple[Choice, Done]]]) -> list[dict[str, object]]:
     """Every setting that was tried, on validation: taste against what was kept."""
     base = pretrained(prepared, on="validation")
     points: list[dict[str, object]] = [
@@ -89,9 +86,7 @@ def _frontier(
     for row, tried in tuned.items():
         for choice, result in tried:
             found = {name: mean_of(result, name) for name in ("taste", "precision", "zero_shot", "recall_10")}
-            points.append(
-                {"row": row, **found, "lr": choice.lr, **choice.loss, "keeps": keeps(config, base, result)}
-            )
+            points.append({"row": row, **found, "lr": choice.lr, **choice.loss, "keeps": choice.keeps})
     return points
 
 

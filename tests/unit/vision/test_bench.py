@@ -13,7 +13,7 @@ from rlhf.config.alignment_bench import GridConfig
 from rlhf.config.schema import ModelConfig
 from rlhf.data.dual_encoder import read_retrieval_config, texts_of
 from rlhf.errors import ConfigError
-from rlhf.vision.bench import Choice, base_model, bench_of, choose, grid_of, keeps, prepare
+from rlhf.vision.bench import Choice, base_model, bench_of, choose, grid_of, prepare, used, with_verdict
 from rlhf.vision.bench_report import run_bench
 from rlhf.vision.bench_runs import Done, Job
 from rlhf.vision.bench_table import COLUMNS, Gate, Row
@@ -32,9 +32,9 @@ def done(taste: float, *, precision: float = 0.5, zero_shot: float = 0.8, recall
     )
 
 
-def tried(lr: float, taste: float, *, holds: bool, zero_shot: float = 0.8) -> tuple[Choice, Done]:
-    choice = Choice(loss={"name": "dpo", "replay_coef": 1.0}, lr=lr, queries_per_step=4, keeps=holds)
-    return choice, done(taste, zero_shot=zero_shot)
+def tried(lr: float, taste: float, *, holds: bool, share: float = 0.5) -> tuple[Choice, Done]:
+    loss = {"name": "dpo", "replay_coef": 1.0}
+    return Choice(loss=loss, lr=lr, queries_per_step=4, used=share, keeps=holds), done(taste)
 
 
 def test_choice_is_the_best_taste_among_those_that_hold_retention():
@@ -45,8 +45,8 @@ def test_choice_is_the_best_taste_among_those_that_hold_retention():
 
 
 def test_choice_is_what_loses_least_where_nothing_holds_retention():
-    lost = [(1, 5.0, 0.5), (2, 4.0, 0.75), (3, 9.0, 0.25)]
-    found = choose({"dpo": [tried(lr, taste, holds=False, zero_shot=z) for lr, taste, z in lost]})
+    lost = [(1, 5.0, 2.5), (2, 4.0, 1.25), (3, 9.0, 4.0)]
+    found = choose({"dpo": [tried(lr, taste, holds=False, share=share) for lr, taste, share in lost]})
     assert (found["dpo"].lr, found["dpo"].keeps) == (2, False)
 
 
@@ -69,9 +69,31 @@ def test_each_row_has_its_own_choice():
 def test_retention_holds_while_every_ability_stays_in_its_allowance(lost, verdict):
     limits = {"precision": 0.03125, "zero_shot": 0.05, "recall_10": 0.05}
     config = bench(retention=limits, validation_share=1.0)
-    assert keeps(config, done(5.0), done(7.0, **lost)) is verdict
-    half = bench(retention={name: 2 * limit for name, limit in limits.items()})
-    assert keeps(half, done(5.0), done(7.0, **lost)) is verdict
+    choice = tried(1, 7.0, holds=False)[0]
+    assert with_verdict(choice, config, done(5.0), done(7.0, **lost)).keeps is verdict
+    half = bench(retention={name: 2 * limit for name, limit in limits.items()}, validation_share=0.5)
+    assert with_verdict(choice, half, done(5.0), done(7.0, **lost)).keeps is verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "share"),
+    [
+        ({}, 0),
+        ({"precision": 0.75, "zero_shot": 0.9, "recall_10": 1.0}, 0),
+        ({"precision": 0.375}, 0.5),
+        ({"precision": 0.375, "zero_shot": 0.55}, 2),
+        ({"zero_shot": 0.9, "recall_10": 0.875}, 0.25),
+    ],
+)
+def test_share_used_is_that_of_the_ability_that_lost_most_of_its_allowance(found, share):
+    config = bench(retention={"precision": 0.25, "zero_shot": 0.125, "recall_10": 0.1})
+    assert used(config, done(5.0), done(7.0, **found)) == pytest.approx(share, abs=1e-4)
+
+
+def test_an_allowance_of_nothing_is_used_by_any_loss():
+    config = bench(retention={"precision": 0, "zero_shot": 0, "recall_10": 0})
+    assert used(config, done(5.0), done(7.0)) == 0
+    assert used(config, done(5.0), done(7.0, precision=0.375)) > 1
 
 
 @pytest.mark.parametrize(
