@@ -6,13 +6,13 @@ CSV the columns `query`, `a`, `b` (paths with | between them) and two for each a
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.vision_readers import json_lines, text_of
 from rlhf.errors import DataError
 from rlhf.retrieval import PartialOrder, RetrievalQuery, Verdict
 
@@ -73,15 +73,11 @@ class Agreement:
 def read_choices(path: str | Path) -> list[GroupChoice]:
     """The rows of a .jsonl or .csv file. DataError naming the line that is not as above, or an id that stands twice."""
     file = Path(path)
-    read = {".jsonl": _json_rows, ".csv": _csv_rows}.get(file.suffix)
+    read = {".jsonl": json_lines, ".csv": _csv_rows}.get(file.suffix)
     if read is None:
         raise DataError(f"{file}: choices are read from .jsonl or .csv.")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
     choices: dict[str, GroupChoice] = {}
-    for line, row in read(text, file):
+    for line, row in read(text_of(file), file):
         try:
             choice = _choice(row, default_id=str(line))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -234,21 +230,6 @@ def _votes(aspect: str, given: Mapping[str, Any]) -> tuple[int, int]:
     if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) == 0:
         raise ValueError(f"votes on {aspect!r} are {counts}")
     return counts
-
-
-def _json_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    for line, written in enumerate(text.splitlines(), start=1):
-        if not written.strip():
-            continue
-        try:
-            row = json.loads(written)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {line} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, line {line} is a {type(row).__name__}; {_FORM}.")
-        rows.append((line, row))
-    return rows
 
 
 def _csv_rows(text: str, file: Path) -> list[tuple[int, Mapping[str, Any]]]:

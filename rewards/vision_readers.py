@@ -97,7 +97,7 @@ def folder_captions(folder: str, *, every: bool = True) -> list[tuple[str, str]]
     if tables:
         pairs = [_pair(row, where) for where, row in _rows(Path(folder, tables[0]))]
     else:
-        pairs = [(name, _text(file).strip()) for name, file in beside.items()]
+        pairs = [(name, text_of(file).strip()) for name, file in beside.items()]
     for name, caption in pairs:
         if name not in ids or not caption:
             what = f"the caption of {name!r} is empty" if name in ids else f"there is no picture {name!r}"
@@ -173,19 +173,24 @@ def _places_as_made(folder: str, by_contents: bool, made: str) -> dict[str, int]
 
 
 def _lines(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    lines = enumerate(_text(file).splitlines(), start=1)
+    lines = enumerate(text_of(file).splitlines(), start=1)
     return [(f"{file}, line {number}", {"query": line}) for number, line in lines if line.strip()]
 
 
 def _rows(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """(where, row) of a .jsonl or .csv file."""
-    text = _text(file)
+    text = text_of(file)
     if file.suffix == ".csv":
         reader = csv.DictReader(text.splitlines(keepends=True))
         return [(f"{file}, line {reader.line_num}", row) for row in reader]
     if file.suffix != ".jsonl":
         raise DataError(f"{file}: expected a .jsonl or a .csv file.")
-    rows: list[tuple[str, Mapping[str, Any]]] = []
+    return [(f"{file}, line {line}", row) for line, row in json_lines(text, file)]
+
+
+def json_lines(text: str, file: Path) -> list[tuple[int, Mapping[str, Any]]]:
+    """(line, object) of every line that is not empty. DataError names the line that holds none."""
+    rows: list[tuple[int, Mapping[str, Any]]] = []
     for line, written in enumerate(text.splitlines(), start=1):
         if not written.strip():
             continue
@@ -195,7 +200,7 @@ def _rows(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
             raise DataError(f"{file}, line {line} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {line} is a {type(row).__name__}, expected an object.")
-        rows.append((f"{file}, line {line}", row))
+        rows.append((line, row))
     return rows
 
 
@@ -210,7 +215,8 @@ def _pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
     return images[0], texts[0].strip()
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """Its text. DataError where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,10 +1,9 @@
 """One rank of retrieval alignment. Every public method is a collective: all ranks call it together, in one order."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from rlhf.data.dual_encoder import (
     texts_of,
 )
 from rlhf.data.pixels import Pixels
-from rlhf.interfaces import LossOutput, SenderFactory, TensorSpec, UpdateMetrics, WeightSender
+from rlhf.interfaces import LossOutput, UpdateMetrics
 from rlhf.learner.checkpoint import export_model, load_state, read_facts, save_state
 from rlhf.learner.fsdp import join_ranks
 from rlhf.learner.model import (
@@ -32,9 +31,9 @@ from rlhf.learner.model import (
     scatter_from_first,
     shard,
     tokenizer_files,
-    weight_specs,
 )
 from rlhf.learner.plan import RankPlace
+from rlhf.learner.rank import LearnerRank
 from rlhf.learner.retrieval import build_retrieval_model
 from rlhf.learner.trained import TrainedModule
 from rlhf.order_batch import OrderBatch, PairBatch
@@ -58,8 +57,10 @@ class AlignerPlan:
     replay_label_smoothing: float = 0.0
 
 
-class Aligner:
+class Aligner(LearnerRank):
     """A rank of FSDP2 training of a dual encoder; checkpoints, weights for engines."""
+
+    not_sent = CONSTANTS
 
     def __init__(self, plan: AlignerPlan, place: RankPlace, *, pixels: Pixels | None = None) -> None:
         """`pixels` are those of another learner in this process, which has prepared the same images."""
@@ -83,7 +84,6 @@ class Aligner:
             config=plan.learner,
             total_steps=plan.total_steps,
         )
-        self.sender: WeightSender | None = None
 
     def _sharded(self) -> RetrievalPolicy:
         first = self.place.rank == 0
@@ -195,30 +195,6 @@ class Aligner:
         """exp(logit_scale)."""
         return float(self.policy.module.scale)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors in the compute dtype under Hugging Face names, LoRA merged, without the scalars."""
-        return ((n, t) for n, t in full_weights(self.policy.module, self.dtype) if n not in CONSTANTS)
-
-    def open_sender(self, make: SenderFactory) -> None:
-        """Make this rank's half of the weight transfer; it is kept for the run."""
-        specs = [
-            TensorSpec(name=name, dtype=str(t.dtype).removeprefix("torch."), shape=tuple(t.shape))
-            for name, t in weight_specs(self.policy.module, self.dtype)
-            if name not in CONSTANTS
-        ]
-        self.sender = make(self.place.rank, specs)
-
-    def send(self, version: int) -> Mapping[str, Any] | None:
-        """Hand the weights to the sender; rank 0 returns what the engines need to receive them."""
-        assert self.sender is not None, "open_sender comes first"
-        with torch.no_grad():
-            return self.sender.send(self.weights(), version)
-
-    def release_weights(self) -> None:
-        """Free what `send` made."""
-        if self.sender is not None:
-            self.sender.release()
-
     def save(self, folder: str) -> None:
         """Model, optimizer and schedule into `folder`, readable at any number of ranks. Training draws nothing."""
         facts = {
@@ -243,19 +219,6 @@ class Aligner:
             source = Path(str(self.plan.model.path))
             for file in [*tokenizer_files(str(source)), source / "preprocessor_config.json"]:
                 shutil.copy(file, folder)
-
-    def offload(self) -> None:
-        """Leave the device to an engine."""
-        self._move("cpu")
-
-    def reload(self) -> None:
-        """Take the device back."""
-        self._move(self.place.device)
-
-    def close(self) -> None:
-        """Leave the process group."""
-        self.release_weights()
-        dist.destroy_process_group()
 
     def _move(self, device: str) -> None:
         if self.device.type != "cpu":

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -19,21 +19,20 @@ from rlhf.batch import Batch
 from rlhf.config.schema import ModelConfig
 from rlhf.data.vision_model import find_vision, sees
 from rlhf.errors import ConfigError
-from rlhf.interfaces import LossFunction, SenderFactory, TensorSpec, UpdateMetrics, WeightSender
+from rlhf.interfaces import LossFunction, UpdateMetrics
 from rlhf.learner.checkpoint import export_model, load_state, read_facts, save_state
 from rlhf.learner.critic import PackedCritic, critic_settings, score_values
 from rlhf.learner.forward import PackedPolicy, score_tokens
 from rlhf.learner.model import (
     adapters_off,
     build_model,
-    full_weights,
     inference,
     scatter_from_first,
     shard,
     tokenizer_files,
-    weight_specs,
 )
 from rlhf.learner.plan import LearnerPlan, RankPlace
+from rlhf.learner.rank import LearnerRank
 from rlhf.learner.routing import routers
 from rlhf.learner.shards import local
 from rlhf.learner.trained import TrainedModule
@@ -44,7 +43,7 @@ logger = logging.getLogger(__name__)
 N = TypeVar("N", PackedPolicy, PackedCritic)
 
 
-class FsdpLearner:
+class FsdpLearner(LearnerRank):
     """A rank of FSDP2 training: policy, critic, reference, teachers; checkpoints, weights for engines."""
 
     def __init__(self, plan: LearnerPlan, place: RankPlace) -> None:
@@ -89,7 +88,6 @@ class FsdpLearner:
             name: self._sharded(model, self._as_policy).requires_grad_(False)
             for name, model in plan.teachers.items()
         }
-        self.sender: WeightSender | None = None
 
     def _as_policy(self, network: PreTrainedModel) -> PackedPolicy:
         return PackedPolicy(network, self.plan.learner.logprob_chunk, self._reader_for(network))
@@ -197,32 +195,6 @@ class FsdpLearner:
         rows = torch.split(scores, batch.row_lengths().tolist())
         return [row[1:].tolist() for row in rows]
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors in the compute dtype under Hugging Face names, one at a time, LoRA merged.
-
-        They may share memory with the learner: copy them before the next update.
-        """
-        return full_weights(self.policy.module, self.dtype)
-
-    def open_sender(self, make: SenderFactory) -> None:
-        """Make this rank's half of the weight transfer; it is kept for the run."""
-        specs = [
-            TensorSpec(name=name, dtype=str(t.dtype).removeprefix("torch."), shape=tuple(t.shape))
-            for name, t in weight_specs(self.policy.module, self.dtype)
-        ]
-        self.sender = make(self.place.rank, specs)
-
-    def send(self, version: int) -> Mapping[str, Any] | None:
-        """Hand the weights to the sender; rank 0 returns what the engines need to receive them."""
-        assert self.sender is not None, "open_sender comes first"
-        with torch.no_grad():
-            return self.sender.send(self.weights(), version)
-
-    def release_weights(self) -> None:
-        """Free what `send` made."""
-        if self.sender is not None:
-            self.sender.release()
-
     def save(self, folder: str) -> None:
         """Models, optimizers, schedules and random state into `folder`, readable at any number of ranks."""
         facts: dict[str, object] = {f"{prefix}step": t.step for prefix, t in self._trained().items()}
@@ -251,19 +223,6 @@ class FsdpLearner:
                 shutil.copy(file, folder)
             if self.plan.model.chat_template is not None:
                 shutil.copy(self.plan.model.chat_template, Path(folder) / "chat_template.jinja")
-
-    def offload(self) -> None:
-        """Move weights and optimizer state to host memory, so that an engine can have the GPU."""
-        self._move("cpu")
-
-    def reload(self) -> None:
-        """Take the GPU back."""
-        self._move(self.place.device)
-
-    def close(self) -> None:
-        """Leave the process group."""
-        self.release_weights()
-        dist.destroy_process_group()
 
     def _move(self, device: str) -> None:
         if self.device.type == "cpu":
