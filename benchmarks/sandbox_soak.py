@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from rlhf.sandbox.client import Sandbox
-from rlhf.sandbox.execution import Limits, Program
+from rlhf.sandbox.execution import Execution, Limits, Program
 from rlhf.sandbox.policy import Policy
 from rlhf.sandbox.session import Session
 
@@ -58,6 +58,7 @@ class State:
     unexpected: int
     """Verdicts other than the job's own, as on a machine too busy for its limits; `broken` ones among them."""
     broken: int
+    """Without those that got no core."""
 
 
 def soak(sandbox: Sandbox, *, jobs: int, parts: int = 10, at_once: int = 4) -> Iterator[State]:
@@ -77,12 +78,17 @@ def soak(sandbox: Sandbox, *, jobs: int, parts: int = 10, at_once: int = 4) -> I
 def _run(sandbox: Sandbox, number: int) -> tuple[str, str]:
     job, expected = JOBS[number % len(JOBS)]
     if isinstance(job, Program):
-        return sandbox.run(job, limits=LIMITS).status, expected
+        return _ending(sandbox.run(job, limits=LIMITS)), expected
     kind = "python" if number % (2 * len(JOBS)) < len(JOBS) else "shell"
     with Session(sandbox, kind, limits=LIMITS) as session:
         session.write({"file": b"x"})
         session.exec("x = 1" if kind == "python" else "X=1; sleep 100 >/dev/null 2>&1 &")
-        return session.exec("x" if kind == "python" else "cat file").status, expected
+        return _ending(session.exec("x" if kind == "python" else "cat file")), expected
+
+
+def _ending(execution: Execution) -> str:
+    is_starved = execution.status == "broken" and "for a core" in execution.detail
+    return "starved" if is_starved else execution.status
 
 
 def _files() -> list[Path]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from rewards.code_tests import CodeTests
-from rlhf.errors import SandboxError
+from rlhf.errors import RewardError, SandboxError
 from rlhf.sandbox.client import Sandbox
 from rlhf.types import Message, Prompt
 
@@ -56,10 +56,17 @@ def fenced(code: str, label: str = "python") -> str:
 
 
 def grade(sandbox, code, tests, **kwargs):
-    """The result of a program in one block."""
+    """The result of a program in one block. Asked again, as a run asks, where the machine gave it no core."""
     reward = CodeTests(sandbox=sandbox, **kwargs)
     label = kwargs.get("languages", ["python"])[0]
-    return reward(completion=fenced(code, label), tests=tests, prompt=prompt())
+    for _ in range(3):
+        try:
+            return reward(completion=fenced(code, label), tests=tests, prompt=prompt())
+        except RewardError as error:
+            if "for a core" not in str(error):
+                raise
+            starved = error
+    raise starved
 
 
 @pytest.fixture(scope="session")
