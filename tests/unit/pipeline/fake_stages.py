@@ -5,6 +5,7 @@ As a script, `pipeline FILE` runs it, every stage in a child, `stage FILE`; `end
 
 import hashlib
 import json
+import signal
 import sys
 import time
 from functools import partial
@@ -126,6 +127,8 @@ def run_here(path: Path, *overrides: str, **choice: Any) -> Pipeline:
 
 def main(command: str, path: Path) -> None:
     global PAUSE_S  # noqa: PLW0603
+    # As `rlhf.cli` does: a shell starts background jobs, and so their tests, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if command in ("stage", "endless-stage"):
         end_with_stdin()
         PAUSE_S = PAUSE_S if command == "stage" else 600.0
